@@ -1,0 +1,39 @@
+"""The axis key, the array types written with it, and what `attend` returns.
+
+    *b batch (any rank)      t query positions      s key positions
+    h query heads            n key/value heads      g = h // n, queries per key/value head
+    d query/key features     e value features
+
+Arrays without a shape annotation carry their axes in their name: `logits_ts`.
+"""
+
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Index: TypeAlias = int | Array
+"""A position: a Python int where it is known while tracing, else a traced integer scalar."""
+
+
+class Attended(NamedTuple):
+    """What `attend` returns. Both fields are differentiable.
+
+    out: the mixed values, in q's dtype; 0 for a query that may see no key.
+    lse: log-sum-exp of the logits of every query, in nats, in the accumulator's dtype (float64
+      for float64 inputs, else float32); -inf for a query that may see no key.
+    """
+
+    out: Float[Array, "*b t h e"]
+    lse: Float[Array, "*b t h"]
+
+
+def accumulator(dtype: Any) -> Any:
+    """The dtype of logits, softmax and sums for inputs of `dtype`: at least float32."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def dot(a: Array, b: Array) -> Array:
+    """`a @ b` in the operands' own precision on every platform (no TF32 for float32)."""
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)

@@ -1,0 +1,101 @@
+"""All validation, once, at the door."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxattn._axes import accumulator
+from jaxattn.masks import Mask, Sizes, check_mask
+
+
+class Problem(NamedTuple):
+    """One checked call of `attend`, its mask resolved and its scale an array."""
+
+    q: Float[Array, "*b t h d"]
+    k: Float[Array, "*b s n d"]
+    v: Float[Array, "*b s n e"]
+    scale: Float[Array, ""]
+    mask: Mask
+
+    @property
+    def sizes(self) -> Sizes:
+        return Sizes(self.q.shape[:-3], self.q.shape[-2], self.q.shape[-3], self.k.shape[-3])
+
+    @property
+    def kv_heads(self) -> int:
+        return self.k.shape[-2]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no query to answer, or no key to answer with."""
+        sizes = self.sizes
+        return 0 in (*sizes.batch, sizes.t, sizes.s, sizes.h, self.q.shape[-1], self.v.shape[-1])
+
+
+def check(q: Any, k: Any, v: Any, mask: Any, scale: Any) -> Problem:
+    """The problem that these arguments pose.
+
+    Raises:
+      TypeError: not floating point arrays of one dtype, or not a mask.
+      ValueError: axes that disagree, or a mask that does not fit or is ambiguous.
+    """
+    q, k, v = _arrays(q, k, v)
+    shapes = f"q {q.shape}, k {k.shape}, v {v.shape}"
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.ndim < 3:
+            raise ValueError(
+                f"{name} has axes [*b, position, head, feature], at least 3, got shape {x.shape}; "
+                f"for a single head add its axis: {name}[:, None, :]"
+            )
+    _agree("batch axes", shapes, q=q.shape[:-3], k=k.shape[:-3], v=v.shape[:-3])
+    _agree("features of q and k (d)", shapes, q=q.shape[-1], k=k.shape[-1])
+    _agree("positions of k and v (s)", shapes, k=k.shape[-3], v=v.shape[-3])
+    _agree("heads of k and v (n)", shapes, k=k.shape[-2], v=v.shape[-2])
+    h, n = q.shape[-2], k.shape[-2]
+    if n == 0 or h % n:
+        raise ValueError(
+            f"query heads must be a multiple of key/value heads, got h={h} from q {q.shape} and "
+            f"n={n} from k {k.shape}; repeat k and v, or change h"
+        )
+    sizes = Sizes(q.shape[:-3], h, q.shape[-3], k.shape[-3])
+    return Problem(q, k, v, _scale(scale, q), check_mask(mask).resolve(sizes))
+
+
+def _arrays(*arrays: Any) -> tuple[Any, ...]:
+    arrays = tuple(jnp.asarray(x) for x in arrays)
+    for name, x in zip("qkv", arrays, strict=True):
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise TypeError(
+                f"q, k and v must be real floating point, got {name} of dtype {x.dtype}; "
+                f"cast it: {name}.astype(jnp.float32)"
+            )
+    dtypes = [str(x.dtype) for x in arrays]
+    if len(set(dtypes)) > 1:
+        raise TypeError(
+            f"q, k and v must share one dtype, got {', '.join(dtypes)}; cast them to the dtype that "
+            f"the result should have"
+        )
+    return arrays
+
+
+def _agree(what: str, shapes: str, **sizes: Any) -> None:
+    if len(set(sizes.values())) > 1:
+        named = ", ".join(f"{size} in {name}" for name, size in sizes.items())
+        raise ValueError(
+            f"{what} must be the same, got {named} ({shapes}); axes are q [*b t h d], k [*b s n d], "
+            f"v [*b s n e]: reshape, transpose or broadcast to them"
+        )
+
+
+def _scale(scale: Any, q: Any) -> Array:
+    if scale is None:
+        scale = 1 / math.sqrt(max(q.shape[-1], 1))
+    scale = jnp.asarray(scale, accumulator(q.dtype))
+    if scale.ndim:
+        raise ValueError(
+            f"scale is one number for all heads, got shape {scale.shape}; to scale heads apart, "
+            f"multiply q by [h, 1] first"
+        )
+    return scale

@@ -1,0 +1,44 @@
+"""The choice of a backend."""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from jaxattn._problem import Problem
+from jaxattn.backends.blockwise import Blockwise
+from jaxattn.backends.reference import Reference
+
+
+@dataclass(frozen=True)
+class Auto:
+    """The fastest backend that can do what is asked, here."""
+
+    def __repr__(self) -> str:
+        return "AUTO"
+
+
+AUTO = Auto()
+Backend: TypeAlias = Reference | Blockwise | Auto
+
+
+class Unsupported(ValueError):
+    """A backend was asked by name for what it cannot do."""
+
+
+def choose(backend: object, problem: Problem) -> Reference | Blockwise:
+    """The backend to run. One that was asked for by name is never replaced.
+
+    Raises:
+      Unsupported: the backend asked for cannot do this; the message gives its reason.
+      TypeError: `backend` is not a backend.
+    """
+    if isinstance(backend, Auto):
+        return Blockwise()
+    if not isinstance(backend, Reference | Blockwise):
+        raise TypeError(
+            f"a backend is a value: Reference(), Blockwise(q_block=..., k_block=...) or AUTO; "
+            f"got {backend!r}"
+        )
+    reason = backend.refuses(problem)
+    if reason is not None:
+        raise Unsupported(f"{backend!r} cannot do this: {reason}; AUTO chooses one that can")
+    return backend

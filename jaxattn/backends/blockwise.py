@@ -1,0 +1,47 @@
+"""Exact attention in linear memory, in plain JAX, on every platform and with every derivative."""
+
+from dataclasses import dataclass
+
+import jax
+from jaxtyping import Array
+
+from jaxattn._problem import Problem
+from jaxattn.kernels.fold import fold
+from jaxattn.kernels.plan import make_plan
+from jaxattn.kernels.walk import Walk
+
+
+@dataclass(frozen=True)
+class Blockwise:
+    """A fold over tiles of q_block queries by k_block keys; None lets the plan choose.
+
+    The result does not depend on the blocks beyond rounding.
+    """
+
+    q_block: int | None = None
+    k_block: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, block in (("q_block", self.q_block), ("k_block", self.k_block)):
+            if block is not None and (not isinstance(block, int) or block < 1):
+                raise ValueError(
+                    f"a block is a whole number of positions, at least 1, or None for the plan's "
+                    f"choice; got {name}={block!r}"
+                )
+
+    def refuses(self, problem: Problem) -> str | None:
+        """Why this backend cannot do a problem; None where it can."""
+        del problem
+        return None
+
+    def run(self, problem: Problem) -> tuple[Array, Array]:
+        """(out, lse) of a problem that is not empty."""
+        sizes, platform = problem.sizes, jax.default_backend()
+        plan = make_plan(
+            problem.mask, sizes, problem.kv_heads, platform, self.q_block, self.k_block
+        )
+        flat = lambda x: x.reshape(-1, *x.shape[-3:])
+        q, k, v = (flat(x) for x in (problem.q, problem.k, problem.v))
+        walk = Walk(plan, sizes, problem.kv_heads)
+        out, lse = fold(walk, q, k, v, problem.scale, problem.mask)
+        return out.reshape(*sizes.batch, *out.shape[1:]), lse.reshape(*sizes.batch, *lse.shape[1:])

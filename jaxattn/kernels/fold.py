@@ -1,0 +1,206 @@
+"""Attention as a fold over tiles, and the one tangent rule from which every derivative comes.
+
+`fold` maps one head's tile functions over heads, blocks of queries and tiles of keys. Its tangent
+rule is a scan over the same tiles in which each tile is checkpointed with nothing saved. JAX
+transposes it, differentiates it again and maps it, so that reverse mode, forward mode, their
+compositions and vmap are exact and take memory linear in t and s.
+
+With p = exp(logits - lse) and dl the tangent of the logits, the rule is
+
+    dlse = Σ_s p·dl        dout = Σ_s p·dl·v + Σ_s p·dv - dlse·out
+
+Source: forward, Rabe and Staats 2021 and Dao et al. 2022; the rule is the derivative of eq. 1 of
+Vaswani et al. 2017.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array, Float
+
+from jaxattn._axes import Index, accumulator
+from jaxattn.kernels import tile
+from jaxattn.kernels.plan import Plan
+from jaxattn.kernels.walk import Keys, Run, Walk, over_heads, read_keys, read_rows, to_rows
+from jaxattn.masks import Mask, Span
+
+NOTHING = jax.checkpoint_policies.nothing_saveable
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def fold(
+    walk: Walk,
+    q: Float[Array, "b t h d"],
+    k: Float[Array, "b s n d"],
+    v: Float[Array, "b s n e"],
+    scale: Float[Array, ""],
+    mask: Mask,
+) -> tuple[Float[Array, "b t h e"], Float[Array, "b t h"]]:
+    """(out in q's dtype, lse in the accumulator's) of every query. No axis may be empty."""
+    acc = accumulator(q.dtype)
+    plan = walk.plan
+
+    def each_run(index: Index, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        run = walk.run(index)
+        keys = Keys.of(k, v, run, acc, keep=plan.q_blocks > 1)
+
+        def each_block(i: Index, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+            rows = walk.rows(i)
+            q_rows = read_rows(q, run, rows).astype(acc)
+            out, lse = _forward_block(walk, run, rows, q_rows, keys, scale, mask)
+            at = (run.batch, rows.start, run.q_head)
+            return (
+                jax.lax.dynamic_update_slice(carry[0], to_rows(out).astype(q.dtype), (*at, 0)),
+                jax.lax.dynamic_update_slice(carry[1], to_rows(lse), at),
+            )
+
+        return _repeat(plan.q_blocks, each_block, carry)
+
+    empty = jnp.zeros((*q.shape[:3], v.shape[3]), q.dtype), jnp.zeros(q.shape[:3], acc)
+    return _repeat(walk.runs, each_run, empty)
+
+
+@partial(fold.defjvp, symbolic_zeros=True)
+def _fold_jvp(walk: Walk, primals: Any, tangents: Any) -> Any:
+    out, lse = fold(walk, *primals)
+    d = tile.Tangents(*(None if isinstance(x, SymbolicZero) else x for x in tangents[:4]))
+    mixed, dlse = _tangent(walk, *primals, lse, d)
+    dout = mixed - dlse[..., None] * out
+    return (out, lse), (dout.astype(out.dtype), dlse)
+
+
+def _forward_block(
+    walk: Walk, run: Run, rows: Span, q: Array, keys: Keys, scale: Array, mask: Mask
+) -> tuple[Array, Array]:
+    """One block of queries against every key it needs. q [batches kv group r d]."""
+    plan, features = walk.plan, keys.features
+    first, stop = walk.needs(mask, run, rows)
+
+    def visit(span: Span, start: Index, state: tile.State | None) -> tile.State:
+        def one(x: Any, kv: Any, batch: Index, head: Index) -> tile.State:
+            q, state = x
+            allowed = walk.allows(mask, batch, head, rows, span, start)
+            return tile.absorb(state, q, *kv, scale, allowed)
+
+        return over_heads(run, one, (q, state), keys.read(span))
+
+    def blank() -> tile.State:
+        none = tile.nothing_seen(rows.size, features, q.dtype)
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, (*q.shape[:3], *x.shape)), none)
+
+    # The last tile goes first: it may be narrower, and it starts the state.
+    whole = _at_least_zero(stop - first - 1) // plan.k_block
+    last = first + whole * plan.k_block
+    state = _by_width(plan, stop - last, blank, lambda w: visit(walk.keys(last, w), last, None))
+    if plan.k_tiles > 1:
+
+        def more(j: Index, state: tile.State) -> tile.State:
+            start = first + j * plan.k_block
+            return visit(Span(start, plan.k_block), start, state)
+
+        state = jax.lax.fori_loop(0, whole, more, state)
+    return over_heads(run, lambda state, *_: tile.finish(state), state, ())
+
+
+def _tangent(
+    walk: Walk, q: Array, k: Array, v: Array, scale: Array, mask: Mask, lse: Array, d: tile.Tangents
+) -> tuple[Float[Array, "b t h e"], Float[Array, "b t h"]]:
+    """(Σ p·dl·v + Σ p·dv, Σ p·dl) of every query: a scan over the tiles of the forward fold."""
+    plan, acc = walk.plan, accumulator(q.dtype)
+    checkpoint = partial(jax.checkpoint, policy=NOTHING, prevent_cse=False)
+    # Reading a part of a ref transposes to adding to that part in place.
+    dq, dk, dv = (None if x is None else jax.new_ref(x) for x in d[:3])
+
+    def each_run(index: Index) -> Any:
+        run = walk.run(index)
+
+        def each_block(i: Index) -> Any:
+            rows = walk.rows(i)
+            first, stop = walk.needs(mask, run, rows)
+            dq_rows = None if dq is None else read_rows(dq, run, rows)
+
+            def each_tile(j: Index) -> tuple[Array, Array]:
+                start = first + j * plan.k_block
+                columns = walk.keys(start, plan.k_block)
+                dk_cols, dv_cols = (None if x is None else read_keys(x, run, columns) for x in (dk, dv))
+                return one_tile(run, rows, start, columns, stop, (dq_rows, dk_cols, dv_cols, d.scale))
+
+            return _sum_over(plan.k_tiles, each_tile)
+
+        return _stack(plan.q_blocks, each_block)
+
+    def one_tile(
+        run: Run, rows: Span, start: Index, columns: Span, stop: Index, d: Any
+    ) -> tuple[Array, Array]:
+        @checkpoint
+        def compute(d: Any) -> tuple[Array, Array]:
+            dq, dk, dv, dscale = jax.tree.map(lambda x: x.astype(acc), d)
+            q_rows, lse_rows = read_rows(q, run, rows).astype(acc), read_rows(lse, run, rows)
+            k_cols, v_cols = (read_keys(x, run, columns).astype(acc) for x in (k, v))
+
+            def narrow(width: int) -> tuple[Array, Array]:
+                span = walk.keys(start, width)
+
+                @checkpoint
+                def compute(q: Any, lse: Any, k: Any, v: Any, dq: Any, dk: Any, dv: Any, dscale: Any):
+                    cut = lambda x: jax.lax.dynamic_slice_in_dim(
+                        x, span.start - columns.start, width, axis=2
+                    )
+
+                    def one(x: Any, kv: Any, batch: Index, head: Index) -> tuple[Array, Array]:
+                        (q, lse, dq), (k, v, dk, dv) = x, kv
+                        allowed = walk.allows(mask, batch, head, rows, span, start)
+                        d = tile.Tangents(dq, dk, dv, dscale)
+                        return tile.tangent(q, k, v, scale, lse, allowed, d)
+
+                    return over_heads(run, one, (q, lse, dq), jax.tree.map(cut, (k, v, dk, dv)))
+
+                return compute(q_rows, lse_rows, k_cols, v_cols, dq, dk, dv, dscale)
+
+            def nothing() -> tuple[Array, Array]:
+                return jnp.zeros((*lse_rows.shape, v.shape[3]), acc), jnp.zeros_like(lse_rows)
+
+            return _by_width(plan, stop - start, nothing, narrow)
+
+        return compute(d)
+
+    mixed, dlse = _stack(walk.runs, each_run)
+    return walk.join(mixed), walk.join(dlse)
+
+
+def _by_width(plan: Plan, needed: Index, nothing: Callable[[], Any], visit: Callable[[int], Any]) -> Any:
+    """`visit` at the least width that holds the next `needed` keys; `nothing` where that is none."""
+    widths = plan.widths
+    if isinstance(needed, int):
+        fits = [width for width in widths if width >= needed]
+        return visit(fits[0] if fits else widths[-1]) if needed > 0 else nothing()
+    index = jnp.clip((needed + widths[0] - 1) // widths[0], 0, len(widths))
+    return jax.lax.switch(index, [nothing, *(partial(visit, width) for width in widths)])
+
+
+def _at_least_zero(x: Index) -> Index:
+    return max(x, 0) if isinstance(x, int) else jnp.maximum(x, 0)
+
+
+def _repeat(n: int, step: Callable[[Index, Any], Any], carry: Any) -> Any:
+    return step(0, carry) if n == 1 else jax.lax.fori_loop(0, n, step, carry)
+
+
+def _stack(n: int, step: Callable[[Index], Any]) -> Any:
+    """step(0), ..., step(n - 1) on a new leading axis."""
+    if n == 1:
+        return jax.tree.map(lambda x: x[None], step(0))
+    return jax.lax.scan(lambda _, i: (None, step(i)), None, jnp.arange(n))[1]
+
+
+def _sum_over(n: int, step: Callable[[Index], Any]) -> Any:
+    """step(0) + ... + step(n - 1)."""
+    if n == 1:
+        return step(0)
+    add = lambda total, i: (jax.tree.map(jnp.add, total, step(i)), None)
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(step, 0))
+    return jax.lax.scan(add, zero, jnp.arange(n))[0]

@@ -1,0 +1,103 @@
+"""How the score matrix is cut: the size of a tile, and how many heads are taken at a time.
+
+The numbers were found by timing; the README's performance section shows what they give.
+"""
+
+import math
+from dataclasses import dataclass
+
+from jaxattn.masks import Mask, Sizes, Span
+
+K_STEPS = 4  # a row of tiles ends in one of this many widths, so that a mask's edge wastes little
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What suits a platform. Scores are counted over all heads taken at a time.
+
+    tile: scores in a tile. small: a head with fewer scores than this is one tile, or four strips of
+    queries where the mask leaves keys out. whole: scores of small heads taken at a time.
+    """
+
+    tile: int
+    q_block: int
+    small: int
+    whole: int
+
+
+CPU = Budget(tile=2**20, q_block=512, small=2**19, whole=2**21)
+ACCELERATOR = Budget(tile=2**25, q_block=512, small=2**16, whole=2**26)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """batch, heads: batch elements and query heads taken at a time (vmapped).
+
+    q_block, k_block: the sides of a tile. q_blocks: how many blocks cover the queries.
+    k_tiles: the most tiles that a block of queries can need.
+    """
+
+    batch: int
+    heads: int
+    q_block: int
+    k_block: int
+    q_blocks: int
+    k_tiles: int
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The widths that the last tile of a row can take, ascending; the last is k_block."""
+        step = ceil_div(self.k_block, K_STEPS)
+        return tuple(sorted({min(step * i, self.k_block) for i in range(1, K_STEPS + 1)}))
+
+    def rows(self, block: int) -> Span:
+        return Span(block * self.q_block, self.q_block)
+
+
+def ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def even_block(length: int, most: int, multiple: int) -> int:
+    """The block that cuts `length` into equal parts of at most `most`, rounded up to `multiple`."""
+    block = ceil_div(length, ceil_div(length, most))
+    return min(ceil_div(block, multiple) * multiple, length)
+
+
+def run_of_heads(h: int, group: int, most: int) -> int:
+    """The most heads, up to `most`, that divide h and share their keys evenly."""
+    fits = (i for i in range(1, h + 1) if h % i == 0 and (i % group == 0 or group % i == 0))
+    return max((i for i in fits if i <= most), default=1)
+
+
+def make_plan(
+    mask: Mask,
+    sizes: Sizes,
+    kv_heads: int,
+    platform: str,
+    q_block: int | None = None,
+    k_block: int | None = None,
+) -> Plan:
+    """The plan for a mask and sizes on a platform; q_block and k_block override it."""
+    budget = CPU if platform == "cpu" else ACCELERATOR
+    t, s, h = sizes.t, sizes.s, sizes.h
+    small = t * s <= budget.small
+    if q_block is None:
+        strips = not small or (t >= 256 and mask.limits(Span(0, ceil_div(t, 4)), s) != (0, s))
+        most = ceil_div(t, 4) if small and strips else budget.q_block if strips else t
+        q_block = even_block(t, most, 8)
+    q_block = min(q_block, t)
+    q_blocks = ceil_div(t, q_block)
+
+    spans = [mask.limits(Span(min(i * q_block, t - q_block), q_block), s) for i in range(q_blocks)]
+    span = max(1, *(stop - first for first, stop in spans))
+    if k_block is None:
+        k_block = even_block(span, max(budget.tile // q_block, 16), 16)
+    k_block = min(k_block, s)
+
+    at_once = budget.whole // (t * s) if small else budget.tile // (q_block * k_block)
+    heads = run_of_heads(h, h // kv_heads, at_once)
+    one_tile = q_blocks == 1 and k_block == s
+    batch = min(max(at_once // h, 1), math.prod(sizes.batch)) if one_tile and heads == h else 1
+    return Plan(batch, heads, q_block, k_block, q_blocks, ceil_div(span, k_block))
+

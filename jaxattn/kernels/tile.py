@@ -1,0 +1,138 @@
+"""One tile of one head's score matrix: what it adds to the forward fold and to its tangent.
+
+q [r d] and k [c d] are the rows and columns of the tile, in the accumulator's dtype; `allowed` says
+which of its pairs the mask lets through (None for all) and may broadcast.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jaxattn._axes import dot
+
+
+class State(NamedTuple):
+    """The softmax of the keys seen so far (Milakov and Gimelshein 2018, algorithm 3).
+
+    peak: the largest logit. total: Σ exp(logit - peak). mixed: Σ exp(logit - peak) · v.
+    """
+
+    peak: Float[Array, " r"]
+    total: Float[Array, " r"]
+    mixed: Float[Array, "r e"]
+
+
+class Values(NamedTuple):
+    """Values made safe to multiply by the zero weight of a pair that is not allowed.
+
+    clean: the values, 0 where they are NaN or Inf. bad: where they are. any_bad: whether any is.
+    """
+
+    clean: Float[Array, "c e"]
+    bad: Bool[Array, "c e"]
+    any_bad: Bool[Array, ""]
+
+
+class Tangents(NamedTuple):
+    """Tangents of what a tile depends on; None where a tangent is zero."""
+
+    q: Float[Array, "r d"] | None
+    k: Float[Array, "c d"] | None
+    v: Float[Array, "c e"] | None
+    scale: Float[Array, ""] | None
+
+
+def finite(x: Array) -> Array:
+    """x with 0 in place of NaN and Inf."""
+    return jnp.where(jnp.isfinite(x), x, 0)
+
+
+def screen(v: Float[Array, "*kv c e"]) -> Values:
+    bad = ~jnp.isfinite(v)
+    return Values(jnp.where(bad, 0, v), bad, bad.any(axis=(-2, -1)))
+
+
+def nothing_seen(rows: int, features: int, dtype: jnp.dtype) -> State:
+    return State(
+        jnp.full(rows, -jnp.inf, dtype), jnp.zeros(rows, dtype), jnp.zeros((rows, features), dtype)
+    )
+
+
+def absorb(
+    state: State | None,
+    q: Float[Array, "r d"],
+    k: Float[Array, "c d"],
+    v: Values,
+    scale: Float[Array, ""],
+    allowed: Bool[Array, "#r #c"] | None,
+) -> State:
+    """`state` after the keys of this tile as well; None stands for no keys seen before."""
+    logits_rc = dot(q * scale, k.T)
+    if allowed is not None:
+        logits_rc = jnp.where(allowed, logits_rc, -jnp.inf)
+    peak = logits_rc.max(axis=1)
+    if state is not None:
+        peak = jnp.maximum(peak, state.peak)
+    shift = jnp.where(peak == -jnp.inf, 0, peak)
+    p_rc = jnp.exp(logits_rc - shift[:, None])
+    total, mixed = p_rc.sum(axis=1), mix(p_rc, v)
+    if state is not None:
+        shrink = jnp.exp(state.peak - shift)
+        total, mixed = state.total * shrink + total, state.mixed * shrink[:, None] + mixed
+    return State(peak, total, mixed)
+
+
+def mix(p: Float[Array, "r c"], v: Values) -> Float[Array, "r e"]:
+    """p @ v, where a NaN or Inf of v reaches only the rows that give it weight, as NaN."""
+
+    def poison(carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        mixed, left = carry
+        hit = dot(p, (v.bad & left).astype(p.dtype)) > 0
+        return jnp.where(hit, jnp.nan, mixed), jnp.zeros_like(left)
+
+    # A loop of at most one turn, not a cond: under vmap a cond would run both of its branches.
+    return jax.lax.while_loop(lambda carry: carry[1], poison, (dot(p, v.clean), v.any_bad))[0]
+
+
+def finish(state: State) -> tuple[Float[Array, "r e"], Float[Array, " r"]]:
+    """The softmax's mixed values and log-sum-exp: (0, -inf) where no key was seen."""
+    total = jnp.where(state.total == 0, 1, state.total)
+    return state.mixed / total[:, None], state.peak + jnp.log(total)
+
+
+def tangent(
+    q: Float[Array, "r d"],
+    k: Float[Array, "c d"],
+    v: Float[Array, "c e"],
+    scale: Float[Array, ""],
+    lse: Float[Array, " r"],
+    allowed: Bool[Array, "#r #c"] | None,
+    d: Tangents,
+) -> tuple[Float[Array, "r e"], Float[Array, " r"]]:
+    """This tile's part of (Σ p·dl·v + Σ p·dv, Σ p·dl), with p = exp(logits - lse).
+
+    Written with the keys as rows: then the transpose, which is the backward pass, has plain
+    products for dk and dv. Rows and columns that hold NaN or Inf count as 0: a query that may see
+    one has a NaN in lse or out already, and no other query may learn of it.
+    """
+    q, k, v = finite(q), finite(k), finite(v)
+    scaled_q = q * scale
+    logits_cr = dot(k, scaled_q.T)
+    if allowed is not None:
+        logits_cr = jnp.where(allowed.T, logits_cr, -jnp.inf)
+    p_cr = jnp.exp(logits_cr - jnp.where(lse == -jnp.inf, 0, lse)[None, :])
+
+    mixed, dlse = jnp.zeros((q.shape[0], v.shape[1]), q.dtype), jnp.zeros_like(lse)
+    dq = None if d.q is None else d.q * scale
+    if d.scale is not None:
+        dq = q * d.scale if dq is None else dq + q * d.scale
+    if dq is not None or d.k is not None:
+        parts = [] if dq is None else [dot(k, dq.T)]
+        parts += [] if d.k is None else [dot(d.k, scaled_q.T)]
+        pdl_cr = p_cr * sum(parts[1:], parts[0])
+        mixed, dlse = dot(pdl_cr.T, v), pdl_cr.sum(axis=0)
+    if d.v is not None:
+        mixed = mixed + dot(p_cr.T, d.v)
+    return mixed, dlse

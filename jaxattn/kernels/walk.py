@@ -1,0 +1,189 @@
+"""The walk over runs of heads, blocks of queries and tiles of keys: which parts, in which order.
+
+Every block has its full size: the last one is moved back to end with its axis, so that lengths need
+not be multiples of anything. A query met twice is computed twice and kept once; a key met twice is
+left out of the second tile.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jaxattn._axes import Index
+from jaxattn.kernels import tile
+from jaxattn.kernels.plan import Plan, ceil_div
+from jaxattn.masks import Mask, Sizes, Span
+
+
+class Run(NamedTuple):
+    """Heads taken at a time: `batches` batch elements, `kv` of their key heads, `group` queries each."""
+
+    batch: Index
+    q_head: Index
+    kv_head: Index
+    batches: int
+    kv: int
+    group: int
+
+
+class Walk(NamedTuple):
+    """What is fixed while compiling. n: key/value heads."""
+
+    plan: Plan
+    sizes: Sizes
+    n: int
+
+    @property
+    def batches(self) -> int:
+        return math.prod(self.sizes.batch)
+
+    @property
+    def runs_per_batch(self) -> int:
+        return self.sizes.h // self.plan.heads
+
+    @property
+    def runs(self) -> int:
+        return ceil_div(self.batches, self.plan.batch) * self.runs_per_batch
+
+    def run(self, index: Index) -> Run:
+        """The index-th run of heads."""
+        plan, group = self.plan, self.sizes.h // self.n
+        batch = _moved_back(index // self.runs_per_batch * plan.batch, plan.batch, self.batches)
+        q_head = index % self.runs_per_batch * plan.heads
+        kv, share = max(plan.heads // group, 1), min(plan.heads, group)
+        return Run(batch, q_head, q_head // group, plan.batch, kv, share)
+
+    def rows(self, index: Index) -> Span:
+        """The index-th block of queries."""
+        size = self.plan.q_block
+        return Span(_moved_back(index * size, size, self.sizes.t), size)
+
+    def keys(self, start: Index, width: int) -> Span:
+        """`width` keys from `start` on, or the last ones."""
+        return Span(_moved_back(start, width, self.sizes.s), width)
+
+    def needs(self, mask: Mask, run: Run, rows: Span) -> tuple[Index, Index]:
+        """The range of keys that these rows can need."""
+        if run.batches > 1:  # they are one tile, whatever each of them needs
+            return 0, self.sizes.s
+        return mask.head(self.batch_index(run.batch), run.q_head).needs(rows, self.sizes.s)
+
+    def allows(
+        self, mask: Mask, batch: Index, head: Index, rows: Span, keys: Span, first: Index
+    ) -> Bool[Array, "#r #c"] | None:
+        """Which pairs of a tile count: allowed by the mask, and not of a key before `first`."""
+        allowed = mask.head(self.batch_index(batch), head).allows(rows, keys)
+        if keys.start is first or (isinstance(first, int) and first == keys.start):
+            return allowed
+        fresh = (keys.positions() >= first)[None, :]
+        return fresh if allowed is None else allowed & fresh
+
+    def batch_index(self, flat: Index) -> tuple[Index, ...]:
+        index = []
+        for size in reversed(self.sizes.batch):
+            index.append(flat % size)
+            flat = flat // size
+        return tuple(reversed(index))
+
+    def join(self, x: Float[Array, "runs blocks batches kv group r *e"]) -> Float[Array, "b t h *e"]:
+        """The stacked blocks of a walk as one array."""
+        blocks, batches, r = x.shape[1], x.shape[2], x.shape[5]
+        rest = x.shape[6:]
+        x = x.reshape(-1, self.runs_per_batch, blocks, batches, self.plan.heads, r, *rest)
+        x = jnp.moveaxis(x, (0, 3, 2, 5, 1, 4), range(6))
+        x = _join_blocks(x.reshape(*x.shape[:4], self.sizes.h, *rest), self.batches)
+        return jax.vmap(lambda one: _join_blocks(one, self.sizes.t))(x)
+
+
+class Keys(NamedTuple):
+    """The keys and values of a run of heads in the accumulator's dtype, as arrays or as parts to read.
+
+    `kept`: k and v are already the run's own, [batches kv s d] and screened [batches kv s e].
+    """
+
+    k: Array
+    v: Any
+    run: Run
+    dtype: Any
+    kept: bool
+
+    @staticmethod
+    def of(k: Array, v: Array, run: Run, dtype: Any, keep: bool) -> "Keys":
+        """`keep` copies the run's keys and values once, where they will be read many times."""
+        keys = Keys(k, v, run, dtype, kept=False)
+        return Keys(*keys.read(Span(0, k.shape[1])), run, dtype, kept=True) if keep else keys
+
+    @property
+    def features(self) -> int:
+        return (self.v.clean if self.kept else self.v).shape[-1]
+
+    def read(self, span: Span) -> tuple[Float[Array, "batches kv c d"], tile.Values]:
+        if self.kept:
+            cut = lambda x: jax.lax.dynamic_slice_in_dim(x, span.start, span.size, axis=2)
+            clean, bad, any_bad = self.v
+            return cut(self.k), tile.Values(cut(clean), cut(bad), any_bad)
+        k, v = (read_keys(x, self.run, span).astype(self.dtype) for x in (self.k, self.v))
+        return k, tile.screen(v)
+
+
+def read_rows(x: Any, run: Run, rows: Span) -> Float[Array, "batches kv group r *d"]:
+    """The rows of a run of heads from an array or ref [b t h *d]."""
+    part = _read(x, (run.batch, rows.start, run.q_head), (run.batches, rows.size, run.kv * run.group))
+    part = part.reshape(*part.shape[:2], run.kv, run.group, *part.shape[3:])
+    return jnp.moveaxis(part, 1, 3)
+
+
+def to_rows(x: Float[Array, "batches kv group r *e"]) -> Float[Array, "batches r h *e"]:
+    """The inverse of `read_rows`."""
+    x = jnp.moveaxis(x, 3, 1)
+    return x.reshape(*x.shape[:2], -1, *x.shape[4:])
+
+
+def read_keys(x: Any, run: Run, keys: Span) -> Float[Array, "batches kv c d"]:
+    """The keys of a run of heads from an array or ref [b s n d]."""
+    part = _read(x, (run.batch, keys.start, run.kv_head), (run.batches, keys.size, run.kv))
+    return jnp.moveaxis(part, 1, 2)
+
+
+def over_heads(run: Run, f: Callable[..., Any], x: Any, kv: Any) -> Any:
+    """f(x, kv, batch, head) for every query head of a run.
+
+    x: arrays with leading axes [batches kv group]; kv: arrays with leading axes [batches kv].
+    """
+    if run.batches == run.kv == run.group == 1:
+        x, kv = jax.tree.map(lambda a: a[0, 0, 0], x), jax.tree.map(lambda a: a[0, 0], kv)
+        return jax.tree.map(lambda a: a[None, None, None], f(x, kv, run.batch, run.q_head))
+    batch = run.batch + jnp.arange(run.batches)
+    head = run.q_head + jnp.arange(run.kv * run.group).reshape(run.kv, run.group)
+    each_query = jax.vmap(f, (0, None, None, 0))
+    each_key = jax.vmap(each_query, (0, 0, None, 0))
+    return jax.vmap(each_key, (0, 0, 0, None))(x, kv, batch, head)
+
+
+def _read(x: Any, starts: tuple[Index, ...], sizes: tuple[int, ...]) -> Array:
+    if isinstance(x, jax.ref.Ref):
+        return x[tuple(jax.ds(*at) for at in zip(starts, sizes, strict=True))]
+    rest = x.shape[len(sizes) :]
+    return jax.lax.dynamic_slice(x, (*starts, *(0,) * len(rest)), (*sizes, *rest))
+
+
+def _moved_back(start: Index, size: int, stop: int) -> Index:
+    """`start`, or the last place from which `size` positions fit before `stop`."""
+    if isinstance(start, int) or size == stop:
+        return min(start, stop - size) if isinstance(start, int) else 0
+    return jnp.minimum(start, stop - size)
+
+
+def _join_blocks(x: Array, total: int) -> Array:
+    """[blocks size ...] as [total ...], where the last block was moved back to end at `total`."""
+    blocks, size = x.shape[:2]
+    again = blocks * size - total
+    flat = x.reshape(blocks * size, *x.shape[2:])
+    if not again:
+        return flat
+    kept = (blocks - 1) * size
+    return jnp.concatenate([flat[:kept], flat[kept + again :]])
