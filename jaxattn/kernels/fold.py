@@ -81,12 +81,15 @@ def _forward_block(
     first, stop = walk.needs(mask, run, rows)
 
     def visit(span: Span, start: Index, state: tile.State | None) -> tile.State:
+        k, v = keys.read(span)
+        any_bad = v.bad.any()  # over all heads, so that the test is not mapped over them
+
         def one(x: Any, kv: Any, batch: Index, head: Index) -> tile.State:
             q, state = x
             allowed = walk.allows(mask, batch, head, rows, span, start)
-            return tile.absorb(state, q, *kv, scale, allowed)
+            return tile.absorb(state, q, *kv, any_bad, scale, allowed)
 
-        return over_heads(run, one, (q, state), keys.read(span))
+        return over_heads(run, one, (q, state), (k, v))
 
     def blank() -> tile.State:
         none = tile.nothing_seen(rows.size, features, q.dtype)

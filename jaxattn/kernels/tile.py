@@ -27,12 +27,11 @@ class State(NamedTuple):
 class Values(NamedTuple):
     """Values made safe to multiply by the zero weight of a pair that is not allowed.
 
-    clean: the values, 0 where they are NaN or Inf. bad: where they are. any_bad: whether any is.
+    clean: the values, 0 where they are NaN or Inf. bad: where they are.
     """
 
     clean: Float[Array, "c e"]
     bad: Bool[Array, "c e"]
-    any_bad: Bool[Array, ""]
 
 
 class Tangents(NamedTuple):
@@ -51,7 +50,7 @@ def finite(x: Array) -> Array:
 
 def screen(v: Float[Array, "*kv c e"]) -> Values:
     bad = ~jnp.isfinite(v)
-    return Values(jnp.where(bad, 0, v), bad, bad.any(axis=(-2, -1)))
+    return Values(jnp.where(bad, 0, v), bad)
 
 
 def nothing_seen(rows: int, features: int, dtype: jnp.dtype) -> State:
@@ -65,10 +64,14 @@ def absorb(
     q: Float[Array, "r d"],
     k: Float[Array, "c d"],
     v: Values,
+    any_bad: Bool[Array, ""],
     scale: Float[Array, ""],
     allowed: Bool[Array, "#r #c"] | None,
 ) -> State:
-    """`state` after the keys of this tile as well; None stands for no keys seen before."""
+    """`state` after the keys of this tile as well; None stands for no keys seen before.
+
+    any_bad: whether any of the values is NaN or Inf.
+    """
     logits_rc = dot(q * scale, k.T)
     if allowed is not None:
         logits_rc = jnp.where(allowed, logits_rc, -jnp.inf)
@@ -77,14 +80,14 @@ def absorb(
         peak = jnp.maximum(peak, state.peak)
     shift = jnp.where(peak == -jnp.inf, 0, peak)
     p_rc = jnp.exp(logits_rc - shift[:, None])
-    total, mixed = p_rc.sum(axis=1), mix(p_rc, v)
+    total, mixed = p_rc.sum(axis=1), mix(p_rc, v, any_bad)
     if state is not None:
         shrink = jnp.exp(state.peak - shift)
         total, mixed = state.total * shrink + total, state.mixed * shrink[:, None] + mixed
     return State(peak, total, mixed)
 
 
-def mix(p: Float[Array, "r c"], v: Values) -> Float[Array, "r e"]:
+def mix(p: Float[Array, "r c"], v: Values, any_bad: Bool[Array, ""]) -> Float[Array, "r e"]:
     """p @ v, where a NaN or Inf of v reaches only the rows that give it weight, as NaN."""
 
     def poison(carry: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -93,7 +96,7 @@ def mix(p: Float[Array, "r c"], v: Values) -> Float[Array, "r e"]:
         return jnp.where(hit, jnp.nan, mixed), jnp.zeros_like(left)
 
     # A loop of at most one turn, not a cond: under vmap a cond would run both of its branches.
-    return jax.lax.while_loop(lambda carry: carry[1], poison, (dot(p, v.clean), v.any_bad))[0]
+    return jax.lax.while_loop(lambda carry: carry[1], poison, (dot(p, v.clean), any_bad))[0]
 
 
 def finish(state: State) -> tuple[Float[Array, "r e"], Float[Array, " r"]]:

@@ -124,8 +124,7 @@ class Keys(NamedTuple):
     def read(self, span: Span) -> tuple[Float[Array, "batches kv c d"], tile.Values]:
         if self.kept:
             cut = lambda x: jax.lax.dynamic_slice_in_dim(x, span.start, span.size, axis=2)
-            clean, bad, any_bad = self.v
-            return cut(self.k), tile.Values(cut(clean), cut(bad), any_bad)
+            return cut(self.k), tile.Values(*map(cut, self.v))
         k, v = (read_keys(x, self.run, span).astype(self.dtype) for x in (self.k, self.v))
         return k, tile.screen(v)
 
