@@ -82,11 +82,12 @@ def _forward_block(
 
     def visit(span: Span, start: Index, state: tile.State | None) -> tile.State:
         k, v = keys.read(span)
+        fresh = None if start is span.start else span.positions() >= start
         any_bad = v.bad.any()  # over all heads, so that the test is not mapped over them
 
         def one(x: Any, kv: Any, batch: Index, head: Index) -> tile.State:
             q, state = x
-            allowed = walk.allows(mask, batch, head, rows, span, start)
+            allowed = walk.allows(mask, batch, head, rows, span, fresh)
             return tile.absorb(state, q, *kv, any_bad, scale, allowed)
 
         return over_heads(run, one, (q, state), (k, v))
@@ -113,66 +114,84 @@ def _tangent(
     walk: Walk, q: Array, k: Array, v: Array, scale: Array, mask: Mask, lse: Array, d: tile.Tangents
 ) -> tuple[Float[Array, "b t h e"], Float[Array, "b t h"]]:
     """(Σ p·dl·v + Σ p·dv, Σ p·dl) of every query: a scan over the tiles of the forward fold."""
-    plan, acc = walk.plan, accumulator(q.dtype)
-    checkpoint = partial(jax.checkpoint, policy=NOTHING, prevent_cse=False)
-    # Reading a part of a ref transposes to adding to that part in place.
+    plan = walk.plan
+    # Reading a part of a ref transposes to adding to that part in place. A checkpointed function
+    # may not touch a ref, so the parts are read outside: one read to a block keeps what a second
+    # derivative saves linear.
     dq, dk, dv = (None if x is None else jax.new_ref(x) for x in d[:3])
 
-    def each_run(index: Index) -> Any:
-        run = walk.run(index)
+    def each_block(index: Index) -> tuple[Array, Array]:
+        run, rows = walk.run(index // plan.q_blocks), walk.rows(index % plan.q_blocks)
+        first, stop = walk.needs(mask, run, rows)
+        keys = walk.keys(first, min(plan.k_tiles * plan.k_block, walk.sizes.s))
+        part = tile.Tangents(
+            None if dq is None else read_rows(dq, run, rows),
+            *(None if x is None else read_keys(x, run, keys) for x in (dk, dv)),
+            d.scale,
+        )
+        block = partial(_tangent_block, walk, run, rows, keys, first, stop)
+        block = jax.checkpoint(block, policy=NOTHING, prevent_cse=False)
+        return block(q, k, v, scale, mask, lse, part)
 
-        def each_block(i: Index) -> Any:
-            rows = walk.rows(i)
-            first, stop = walk.needs(mask, run, rows)
-            dq_rows = None if dq is None else read_rows(dq, run, rows)
-
-            def each_tile(j: Index) -> tuple[Array, Array]:
-                start = first + j * plan.k_block
-                columns = walk.keys(start, plan.k_block)
-                dk_cols, dv_cols = (None if x is None else read_keys(x, run, columns) for x in (dk, dv))
-                return one_tile(run, rows, start, columns, stop, (dq_rows, dk_cols, dv_cols, d.scale))
-
-            return _sum_over(plan.k_tiles, each_tile)
-
-        return _stack(plan.q_blocks, each_block)
-
-    def one_tile(
-        run: Run, rows: Span, start: Index, columns: Span, stop: Index, d: Any
-    ) -> tuple[Array, Array]:
-        @checkpoint
-        def compute(d: Any) -> tuple[Array, Array]:
-            dq, dk, dv, dscale = jax.tree.map(lambda x: x.astype(acc), d)
-            q_rows, lse_rows = read_rows(q, run, rows).astype(acc), read_rows(lse, run, rows)
-            k_cols, v_cols = (read_keys(x, run, columns).astype(acc) for x in (k, v))
-
-            def narrow(width: int) -> tuple[Array, Array]:
-                span = walk.keys(start, width)
-
-                @checkpoint
-                def compute(q: Any, lse: Any, k: Any, v: Any, dq: Any, dk: Any, dv: Any, dscale: Any):
-                    cut = lambda x: jax.lax.dynamic_slice_in_dim(
-                        x, span.start - columns.start, width, axis=2
-                    )
-
-                    def one(x: Any, kv: Any, batch: Index, head: Index) -> tuple[Array, Array]:
-                        (q, lse, dq), (k, v, dk, dv) = x, kv
-                        allowed = walk.allows(mask, batch, head, rows, span, start)
-                        d = tile.Tangents(dq, dk, dv, dscale)
-                        return tile.tangent(q, k, v, scale, lse, allowed, d)
-
-                    return over_heads(run, one, (q, lse, dq), jax.tree.map(cut, (k, v, dk, dv)))
-
-                return compute(q_rows, lse_rows, k_cols, v_cols, dq, dk, dv, dscale)
-
-            def nothing() -> tuple[Array, Array]:
-                return jnp.zeros((*lse_rows.shape, v.shape[3]), acc), jnp.zeros_like(lse_rows)
-
-            return _by_width(plan, stop - start, nothing, narrow)
-
-        return compute(d)
-
-    mixed, dlse = _stack(walk.runs, each_run)
+    mixed, dlse = _stack(walk.runs * plan.q_blocks, each_block)
     return walk.join(mixed), walk.join(dlse)
+
+
+def _tangent_block(
+    walk: Walk,
+    run: Run,
+    rows: Span,
+    keys: Span,
+    first: Index,
+    stop: Index,
+    q: Array,
+    k: Array,
+    v: Array,
+    scale: Array,
+    mask: Mask,
+    lse: Array,
+    d: tile.Tangents,
+) -> tuple[Array, Array]:
+    """The tangent of one block of queries. d.k and d.v hold the tangents of `keys` only."""
+    plan = walk.plan
+    d = jax.tree.map(lambda x: x.astype(accumulator(q.dtype)), d)
+    q_rows, lse_rows = read_rows(q, run, rows).astype(lse.dtype), read_rows(lse, run, rows)
+    k_cols, v_cols = (read_keys(x, run, keys).astype(lse.dtype) for x in (k, v))
+
+    size, whole = plan.k_block, keys.size // plan.k_block
+
+    def tiles(x: Array) -> Array:
+        """[batches kv c d] as [k_tiles batches kv k_block d]; the last tile ends with x."""
+        parts = [x[:, :, i * size : (i + 1) * size] for i in range(whole)]
+        return jnp.stack(parts if whole == plan.k_tiles else [*parts, x[:, :, -size:]])
+
+    def each_tile(j: Index, kv: Any) -> tuple[Array, Array]:
+        first_new = keys.start + j * size
+        start = first_new
+        if whole < plan.k_tiles:
+            start = keys.start + jnp.minimum(j * size, keys.size - size)
+
+        def narrow(width: int) -> tuple[Array, Array]:
+            span = Span(start, width)
+            fresh = None if whole == plan.k_tiles else span.positions() >= first_new
+
+            def one(x: Any, kv: Any, batch: Index, head: Index) -> tuple[Array, Array]:
+                (q, lse, dq), (k, v, dk, dv) = x, kv
+                allowed = walk.allows(mask, batch, head, rows, span, fresh)
+                return tile.tangent(q, k, v, scale, lse, allowed, tile.Tangents(dq, dk, dv, d.scale))
+
+            @partial(jax.checkpoint, policy=NOTHING, prevent_cse=False)
+            def compute(x: Any, kv: Any) -> tuple[Array, Array]:
+                return over_heads(run, one, x, jax.tree.map(lambda x: x[:, :, :width], kv))
+
+            return compute((q_rows, lse_rows, d.q), kv)
+
+        def nothing() -> tuple[Array, Array]:
+            return jnp.zeros((*lse_rows.shape, v.shape[3]), lse.dtype), jnp.zeros_like(lse_rows)
+
+        return _by_width(plan, stop - start, nothing, narrow)
+
+    return _sum_over(each_tile, jax.tree.map(tiles, (k_cols, v_cols, d.k, d.v)))
 
 
 def _by_width(plan: Plan, needed: Index, nothing: Callable[[], Any], visit: Callable[[int], Any]) -> Any:
@@ -200,10 +219,12 @@ def _stack(n: int, step: Callable[[Index], Any]) -> Any:
     return jax.lax.scan(lambda _, i: (None, step(i)), None, jnp.arange(n))[1]
 
 
-def _sum_over(n: int, step: Callable[[Index], Any]) -> Any:
-    """step(0) + ... + step(n - 1)."""
+def _sum_over(step: Callable[[Index, Any], Any], xs: Any) -> Any:
+    """Σ step(i, xs[i]) over the leading axis."""
+    n = len(jax.tree.leaves(xs)[0])
     if n == 1:
-        return step(0)
-    add = lambda total, i: (jax.tree.map(jnp.add, total, step(i)), None)
-    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(step, 0))
-    return jax.lax.scan(add, zero, jnp.arange(n))[0]
+        return step(0, jax.tree.map(lambda x: x[0], xs))
+    add = lambda total, x: (jax.tree.map(jnp.add, total, step(*x)), None)
+    shapes = jax.eval_shape(lambda: step(0, jax.tree.map(lambda x: x[0], xs)))
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return jax.lax.scan(add, zero, (jnp.arange(n), xs))[0]

@@ -73,14 +73,19 @@ class Walk(NamedTuple):
         return mask.head(self.batch_index(run.batch), run.q_head).needs(rows, self.sizes.s)
 
     def allows(
-        self, mask: Mask, batch: Index, head: Index, rows: Span, keys: Span, first: Index
+        self,
+        mask: Mask,
+        batch: Index,
+        head: Index,
+        rows: Span,
+        keys: Span,
+        counts: Bool[Array, " c"] | None,
     ) -> Bool[Array, "#r #c"] | None:
-        """Which pairs of a tile count: allowed by the mask, and not of a key before `first`."""
+        """Which pairs of a tile count: allowed by the mask, and of a key that `counts`."""
         allowed = mask.head(self.batch_index(batch), head).allows(rows, keys)
-        if keys.start is first or (isinstance(first, int) and first == keys.start):
+        if counts is None:
             return allowed
-        fresh = (keys.positions() >= first)[None, :]
-        return fresh if allowed is None else allowed & fresh
+        return counts[None, :] if allowed is None else allowed & counts[None, :]
 
     def batch_index(self, flat: Index) -> tuple[Index, ...]:
         index = []
@@ -89,11 +94,11 @@ class Walk(NamedTuple):
             flat = flat // size
         return tuple(reversed(index))
 
-    def join(self, x: Float[Array, "runs blocks batches kv group r *e"]) -> Float[Array, "b t h *e"]:
-        """The stacked blocks of a walk as one array."""
-        blocks, batches, r = x.shape[1], x.shape[2], x.shape[5]
-        rest = x.shape[6:]
-        x = x.reshape(-1, self.runs_per_batch, blocks, batches, self.plan.heads, r, *rest)
+    def join(self, x: Float[Array, "blocks batches kv group r *e"]) -> Float[Array, "b t h *e"]:
+        """The blocks of every run, stacked in the order of the walk, as one array."""
+        batches, rest = x.shape[1], x.shape[5:]
+        blocks = self.plan.q_blocks, batches, self.plan.heads, self.plan.q_block
+        x = x.reshape(-1, self.runs_per_batch, *blocks, *rest)
         x = jnp.moveaxis(x, (0, 3, 2, 5, 1, 4), range(6))
         x = _join_blocks(x.reshape(*x.shape[:4], self.sizes.h, *rest), self.batches)
         return jax.vmap(lambda one: _join_blocks(one, self.sizes.t))(x)
