@@ -1,0 +1,1 @@
+"""Benchmarks of `jaxattn` and its peers: `python -m benchmarks`."""

@@ -1,0 +1,140 @@
+"""What jaxattn set out to reach, and whether a results file shows that it did.
+
+Only limits are written here; every measured number comes from the results.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+from benchmarks.masks import Window
+from benchmarks.results import Results
+from benchmarks.workloads import CAUSAL, CAUSAL_GRADIENT, FORWARD, GRADIENT, Workload, over
+
+OURS = "jaxattn"
+MIB = 2**20
+
+Measured: TypeAlias = tuple[str, float | None]
+"""A workload and its number: None where it was not measured, infinity where ours failed."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A limit that the largest of some measured numbers must stay at or below."""
+
+    what: str
+    limit: float
+    form: str
+    """How to print the limit and the number, such as "{:.1f} MiB"."""
+    measure: Callable[[Results], list[Measured]]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A target beside the worst number measured for it."""
+
+    what: str
+    limit: str
+    measured: str | None
+    """None where nothing was measured."""
+    worst: str | None
+    """The workload with that number."""
+    met: bool | None
+    """None where that cannot be told, because some of its workloads were not measured."""
+
+
+def judge(target: Target, results: Results) -> Verdict:
+    """Compares what the results show with the limit."""
+    limit = target.form.format(target.limit)
+    measured = target.measure(results)
+    numbers = [(number, work) for work, number in measured if number is not None]
+    if not numbers:
+        return Verdict(target.what, limit, None, None, None)
+    number, worst = max(numbers)
+    met = number <= target.limit
+    if met and len(numbers) < len(measured):
+        met = None
+    shown = "no right answer" if math.isinf(number) else target.form.format(number)
+    return Verdict(target.what, limit, shown, worst, met)
+
+
+def _names(lengths: Iterable[int], work: Workload) -> list[str]:
+    return [w.name for w in over(lengths, work)]
+
+
+def _ours(results: Results, work: str, number: float | None) -> Measured:
+    """The number if our contender was timed; infinity if it was tried and gave no right answer."""
+    status = results.record(work, OURS).get("status")
+    if status in ("wrong", "failed", "does not fit"):
+        return work, math.inf
+    return work, number
+
+
+def _ratios(works: Sequence[str], other: str) -> Callable[[Results], list[Measured]]:
+    return lambda results: [_ours(results, w, results.ratio(w, OURS, other)) for w in works]
+
+
+def _mebibytes(works: Sequence[str]) -> Callable[[Results], list[Measured]]:
+    def measure(results: Results) -> list[Measured]:
+        found = [(w, results.temp_bytes(w, OURS)) for w in works]
+        return [_ours(results, w, None if x is None else x / MIB) for w, x in found]
+
+    return measure
+
+
+def _growth(works: Sequence[tuple[str, str]]) -> Callable[[Results], list[Measured]]:
+    def measure(results: Results) -> list[Measured]:
+        found = [(b, results.temp_bytes(a, OURS), results.temp_bytes(b, OURS)) for a, b in works]
+        return [
+            _ours(results, w, large / small if small and large else None)
+            for w, small, large in found
+        ]
+
+    return measure
+
+
+def _compile(results: Results) -> list[Measured]:
+    return [
+        _ours(results, w["name"], results.compile_seconds(w["name"], OURS)) for w in results.works
+    ]
+
+
+def _faster(what: str, limit: float, works: Sequence[str], other: str) -> Target:
+    return Target(f"{what}, time over {other}'s", limit, "{:.3f}", _ratios(works, other))
+
+
+_TINY = _names((9, 16, 32, 64, 128), FORWARD)
+_LONG, _LONG_CAUSAL = _names((2048, 4096), FORWARD), _names((2048, 4096), CAUSAL)
+_STEP, _STEP_CAUSAL = _names((2048,), GRADIENT), _names((2048,), CAUSAL_GRADIENT)
+_WINDOW = _names((8192,), replace(FORWARD, mask=Window(left=511)))
+_BOTH_8K = _names((8192,), FORWARD) + _names((8192,), CAUSAL)
+_BOTH_16K = _names((16384,), FORWARD) + _names((16384,), CAUSAL)
+
+TARGETS = (
+    _faster("Forward, full, T = 9 to 128", 1.05, _TINY, "jax.nn"),
+    _faster("Forward, full, T = 512", 0.7, _names((512,), FORWARD), "jax.nn"),
+    _faster("Forward, full, T = 2048 and 4096", 1 / 3, _LONG, "jax.nn"),
+    _faster("Forward, causal, T = 2048 and 4096", 1 / 4, _LONG_CAUSAL, "jax.nn"),
+    _faster("Forward, full, T = 2048 and 4096", 1.3, _LONG, "torch SDPA"),
+    _faster("Forward, causal, T = 2048 and 4096", 1.3, _LONG_CAUSAL, "torch SDPA"),
+    _faster("Gradient, full, T = 2048", 1 / 2.5, _STEP, "jax.nn"),
+    _faster("Gradient, causal, T = 2048", 1 / 4, _STEP_CAUSAL, "jax.nn"),
+    _faster("Gradient, full, T = 2048", 1.5, _STEP, "torch SDPA"),
+    _faster("Gradient, causal, T = 2048", 1.5, _STEP_CAUSAL, "torch SDPA"),
+    _faster("Forward, window of 512, T = 8192", 1 / 15, _WINDOW, "jax.nn"),
+    Target("Forward, T = 8192, temporary memory", 40, "{:.1f} MiB", _mebibytes(_BOTH_8K)),
+    Target("Forward, T = 16384, temporary memory", 64, "{:.1f} MiB", _mebibytes(_BOTH_16K)),
+    Target(
+        "Forward, temporary memory at T = 16384 over 8192 (linear: at most 2, and 5 % to spare)",
+        2.1,
+        "{:.2f}",
+        _growth(list(zip(_BOTH_8K, _BOTH_16K, strict=True))),
+    ),
+    Target("Compile time of any workload", 3, "{:.2f} s", _compile),
+)
+"""float32, batch 1, 12 heads, 64 features; times are compared round by round."""
+
+
+def verdicts(results: Results, targets: Sequence[Target] = TARGETS) -> list[Verdict]:
+    return [judge(target, results) for target in targets]

@@ -1,0 +1,154 @@
+"""Interleaved wall-clock timing.
+
+A machine's speed drifts, so contenders take turns: each round times every contender once, in an
+order that rotates, and a ratio is taken within a round. A sample is one call, or as many as fill
+a millisecond or two. Before a short sample there is a pause and an untimed call, so that the
+caches are this contender's and the previous contender's threads have stopped spinning.
+"""
+
+import gc
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import median, quantiles
+from typing import Any, Protocol
+
+SHORT = 0.02
+"""Seconds; shorter samples are preceded by a pause and an untimed call."""
+
+PAUSE = 0.002
+"""Seconds of that pause."""
+
+
+class Runnable(Protocol):
+    """What can be timed: `run` starts the work, `wait` blocks until it is done."""
+
+    @property
+    def run(self) -> Callable[[], Any]: ...
+    @property
+    def wait(self) -> Callable[[Any], object]: ...
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long to measure one workload."""
+
+    seconds: float = 3.0
+    """Spent on rounds, once the fewest rounds are done."""
+    fewest: int = 5
+    most: int = 60
+    sample_seconds: float = 0.002
+    """A sample repeats calls until it lasts about this long."""
+    pipelined: bool = False
+    """Start all calls of a sample and wait once: for a device that runs behind the host."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Seconds per call, one for every round."""
+
+    seconds: tuple[float, ...]
+    calls: int
+    """Calls to a sample."""
+
+
+def orders(count: int, rounds: int) -> Iterator[tuple[int, ...]]:
+    """Who goes when: rotations, every other one reversed.
+
+    In every 2 * count rounds each contender has each place twice, and of any two each goes
+    first equally often.
+    """
+    for r in range(rounds):
+        turn = (r // 2) % max(count, 1)
+        forward = tuple((turn + i) % count for i in range(count))
+        yield forward if r % 2 == 0 else forward[::-1]
+
+
+def measure(
+    runners: Mapping[str, Runnable],
+    budget: Budget,
+    on_round: Callable[[int, int], None] = lambda done, of: None,
+) -> dict[str, Samples]:
+    """Times warmed-up contenders against each other; every one has a sample in every round."""
+    if not runners:
+        return {}
+    names = list(runners)
+    with _no_collection():
+        once = {name: _estimate(runner, budget) for name, runner in runners.items()}
+        calls = {name: max(1, math.ceil(budget.sample_seconds / x)) for name, x in once.items()}
+        lasts = {name: x * calls[name] for name, x in once.items()}
+        a_round = sum(x + (once[name] + PAUSE) * (x < SHORT) for name, x in lasts.items())
+        rounds = min(budget.most, max(budget.fewest, int(budget.seconds / a_round)))
+        turns = list(orders(len(names), rounds))
+        seconds: dict[str, list[float]] = {name: [] for name in names}
+        if min(once.values()) >= SHORT:  # then the estimates were a round, in the first order
+            seconds = {name: [x] for name, x in once.items()}
+            turns = turns[1:]
+        for done, order in enumerate(turns, start=rounds - len(turns) + 1):
+            for i in order:
+                name = names[i]
+                if lasts[name] < SHORT:
+                    _settle(runners[name])
+                seconds[name].append(_timed(runners[name], calls[name], budget.pipelined))
+            on_round(done, rounds)
+    return {name: Samples(tuple(seconds[name]), calls[name]) for name in names}
+
+
+def _estimate(runner: Runnable, budget: Budget) -> float:
+    """Seconds per call."""
+    once = _timed(runner, 1, budget.pipelined)
+    if once < SHORT:
+        _settle(runner)
+        once = min(_timed(runner, 4, budget.pipelined) for _ in range(3))
+    return once
+
+
+def _settle(runner: Runnable) -> None:
+    time.sleep(PAUSE)
+    runner.wait(runner.run())
+
+
+def _timed(runner: Runnable, calls: int, pipelined: bool) -> float:
+    """Seconds per call."""
+    run, wait = runner.run, runner.wait
+    got = None
+    begin = time.perf_counter()
+    if pipelined:
+        for _ in range(calls):
+            got = run()
+        wait(got)
+    else:
+        for _ in range(calls):
+            wait(run())
+    return (time.perf_counter() - begin) / calls
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    was_on = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def interquartile(seconds: Sequence[float]) -> float:
+    """The middle half's width."""
+    if len(seconds) < 2:
+        return 0.0
+    low, _, high = quantiles(seconds, n=4, method="inclusive")
+    return high - low
+
+
+def paired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """The median over rounds of ours / theirs, both measured in that round."""
+    if len(ours) != len(theirs):
+        raise ValueError(
+            f"a paired ratio needs the same rounds of both, got {len(ours)} and {len(theirs)}"
+        )
+    return median(a / b for a, b in zip(ours, theirs, strict=True))

@@ -1,0 +1,396 @@
+"""The benchmarks tell the truth: FLOPs, the gate, the order of turns, ratios and verdicts."""
+
+import itertools
+import json
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("flax", reason="the benchmarks measure Flax")
+pytest.importorskip("matplotlib", reason="the benchmarks draw plots")
+pytest.importorskip("tqdm", reason="the benchmarks show a progress bar")
+
+from benchmarks import __main__ as command
+from benchmarks import machine, plots, report, run
+from benchmarks.contenders import JAX_NN, Built, Contender, JaxContender
+from benchmarks.gate import Gate
+from benchmarks.masks import Causal, Full, Window, allowed_ts
+from benchmarks.reference import attention_rows, expected
+from benchmarks.results import Results, load, save
+from benchmarks.targets import verdicts
+from benchmarks.timing import Budget, measure, orders, paired_ratio
+from benchmarks.workloads import (
+    CAUSAL,
+    DEFAULT,
+    FORWARD,
+    FULL,
+    GPU,
+    SETS,
+    Dtype,
+    Inputs,
+    Kind,
+    Workload,
+    over,
+)
+
+QUICK = Budget(seconds=0.0, fewest=5, most=5)
+SMALL = Workload(queries=13, keys=13, batch=2, heads=6, kv_heads=3, features=5, value_features=7)
+
+
+@pytest.mark.parametrize("mask", [Full(), Causal(), Window(left=4), Window(left=40)], ids=str)
+@pytest.mark.parametrize("kind", Kind)
+def test_flops_match_a_count_of_pairs(mask, kind):
+    work = replace(SMALL, mask=mask, kind=kind)
+    pairs = 0
+    for i, j in itertools.product(range(13), range(13)):
+        left = {Full: 13, Causal: 13, Window: getattr(mask, "left", 13)}[type(mask)]
+        pairs += isinstance(mask, Full) or i - left <= j <= i
+    forward = 2 * pairs * (5 + 7) * 2 * 6
+    assert work.pairs == pairs * 2 * 6
+    assert work.flops == (forward if kind is Kind.FORWARD else 3.5 * forward)
+    assert allowed_ts(mask, 13, 13).sum() == pairs
+
+
+def test_bytes_count_every_array_once():
+    q, k, v, out = 2 * 13 * 6 * 5, 2 * 13 * 3 * 5, 2 * 13 * 3 * 7, 2 * 13 * 6 * 7
+    assert SMALL.bytes == 4 * (q + k + v + out)
+    gradient = replace(SMALL, kind=Kind.GRADIENT, dtype=Dtype.BFLOAT16)
+    assert gradient.bytes == 2 * (2 * (q + k + v) + 2 * out)
+
+
+@pytest.mark.parametrize("works", SETS.values(), ids=SETS.keys())
+def test_names_in_a_set_are_unique(works):
+    assert max(Counter(w.name for w in works).values()) == 1
+
+
+def test_inputs_are_exact_in_their_dtype():
+    inputs = replace(SMALL, dtype=Dtype.BFLOAT16).inputs(seed=3)
+    assert (inputs.q.astype(Dtype.BFLOAT16.numpy).astype(np.float32) == inputs.q).all()
+    assert inputs.q.std() > 0.5
+
+
+def test_unequal_lengths_with_a_causal_mask_are_refused():
+    with pytest.raises(ValueError, match="as many queries as keys"):
+        Workload(queries=3, keys=5, mask=Causal())
+
+
+def test_reference_gradient_matches_finite_differences():
+    random = np.random.default_rng(0)
+    q, k, v, c = (random.standard_normal((7, d)) for d in (5, 5, 3, 3))
+    first, stop = Window(left=2).spans(7, 7)
+
+    def loss(q, k, v):
+        return (attention_rows(q, k, v, c, first, stop, gradient=False).out_te * c).sum()
+
+    got = attention_rows(q, k, v, c, first, stop, gradient=True)
+    arrays = [q, k, v]
+    for which, gradient in enumerate((got.dq_td, got.dk_sd, got.dv_se)):
+        step = random.standard_normal(arrays[which].shape)
+        above, below = list(arrays), list(arrays)
+        above[which], below[which] = arrays[which] + 1e-5 * step, arrays[which] - 1e-5 * step
+        slope = (loss(*above) - loss(*below)) / 2e-5
+        np.testing.assert_allclose((gradient * step).sum(), slope, rtol=1e-7)
+
+
+def test_sampled_reference_agrees_with_the_whole_one():
+    work = replace(SMALL, kind=Kind.GRADIENT, mask=Causal())
+    inputs = work.inputs()
+    whole = [np.full(work.shapes[x], np.nan) for x in ("cotangent", "q", "k", "v")]
+    for piece in expected(work, inputs):
+        whole[piece.output][piece.index] = piece.want
+    assert not any(np.isnan(x).any() for x in whole)
+    sampled = expected(work, inputs, most_pairs=100)
+    assert {p.output for p in sampled} == {0, 1, 2, 3}
+    assert sum(p.want.size for p in sampled) < sum(x.size for x in whole)
+    for piece in sampled:
+        np.testing.assert_allclose(piece.want, whole[piece.output][piece.index], rtol=1e-12)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
+def test_turns_are_balanced(count):
+    rounds = list(orders(count, 2 * count))
+    assert all(sorted(order) == list(range(count)) for order in rounds)
+    for place in range(count):
+        assert set(Counter(order[place] for order in rounds).values()) == {2}
+    for a, b in itertools.combinations(range(count), 2):
+        assert sum(order.index(a) < order.index(b) for order in rounds) == count
+
+
+@pytest.mark.parametrize("lasts", [0.0, 0.03], ids=["short", "long"])
+def test_contenders_take_turns_and_share_rounds(lasts):
+    ran = []
+
+    def contender(name: str) -> Built:
+        def one() -> None:
+            ran.append(name)
+            time.sleep(lasts)
+
+        return Built(one, lambda got: None, lambda got: [], lambda: None, 0)
+
+    names = ("a", "b", "c")
+    budget = Budget(0.0, fewest=6, most=6, sample_seconds=1e-9)
+    timed = measure({x: contender(x) for x in names}, budget)
+    assert {len(x.seconds) for x in timed.values()} == {6}
+    if lasts:
+        assert ran == [names[i] for order in orders(3, 6) for i in order]
+        assert all(lasts <= x for samples in timed.values() for x in samples.seconds)
+    else:  # before each sample an untimed call
+        assert ran[-36:] == [names[i] for order in orders(3, 6) for i in order for _ in "12"]
+
+
+def test_paired_ratio_ignores_a_drift_that_both_share():
+    drift = [1.0, 2.0, 4.0, 8.0, 16.0]
+    assert paired_ratio([3 * x for x in drift], drift) == 3
+    with pytest.raises(ValueError, match="same rounds"):
+        paired_ratio([1.0], drift)
+
+
+def _off(factor: float) -> JaxContender:
+    """`jax.nn` times a factor."""
+    return JaxContender(
+        f"jax.nn x {factor}", lambda q, k, v, mask: JAX_NN.attention(q, k, v, mask) * factor
+    )
+
+
+class _Broken:
+    name = "broken"
+
+    def supports(self, work: Workload, /) -> str | None:
+        return None
+
+    def build(self, work: Workload, inputs: Inputs) -> Built:
+        raise NotImplementedError("this shape\nand more")
+
+
+class _Refusing(_Broken):
+    name = "refusing"
+
+    def supports(self, work: Workload, /) -> str | None:
+        return "no such mask"
+
+
+class _Greedy(_Broken):
+    name = "greedy"
+
+    def build(self, work: Workload, inputs: Inputs) -> Built:
+        return replace(JAX_NN.build(work, inputs), needs_bytes=2**60)
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_a_wrong_contender_gets_no_time(kind):
+    work = replace(SMALL, kind=kind, mask=Window(left=3), features=8, value_features=8)
+    others: list[Contender] = [
+        _off(1 + 3e-6),
+        _off(float("nan")),
+        _Broken(),
+        _Refusing(),
+        _Greedy(),
+    ]
+    records = run.measure_workload(work, [JAX_NN, *others], QUICK)["contenders"]
+    statuses = {name: record["status"] for name, record in records.items()}
+    assert list(statuses.values()) == [
+        "timed",
+        "wrong",
+        "wrong",
+        "failed",
+        "unsupported",
+        "does not fit",
+    ]
+    assert len(records["jax.nn"]["samples_s"]) == 5
+    assert all("samples_s" not in records[x.name] for x in others)
+    assert "out is off" in records["jax.nn x 1.000003"]["reason"]
+    assert records["broken"]["reason"] == "NotImplementedError: this shape"
+    assert records["greedy"]["temp_bytes"] is not None
+
+
+def test_an_error_outside_the_float64_sample_is_found_by_the_others():
+    work = replace(SMALL, kind=Kind.GRADIENT, mask=Causal())
+    inputs = work.inputs()
+    gate = Gate(work, inputs, most_pairs=100)
+    right = [np.zeros(work.shapes[x], np.float32) for x in ("cotangent", "q", "k", "v")]
+    for piece in expected(work, inputs):
+        right[piece.output][piece.index] = piece.want
+    assert not any(e.too_large for e in gate.errors(right))
+    wrong = [*right[:3], right[3] * 1.1]
+    samples = {"a": right, "b": right, "c": wrong}
+    found = gate.dissenters({name: gate.sample(x) for name, x in samples.items()})
+    assert set(found) == {"c"}
+    assert found["c"].output == "dv"
+
+
+def _synthetic(
+    seconds: Callable[[Workload, str], float], temp: Callable[[Workload, str], int]
+) -> dict[str, Any]:
+    """Results of the default set, as if these had been measured."""
+    names = ("jaxattn", "jax.nn", "torch SDPA")
+    drift = (1.0, 1.5, 0.75, 2.0, 1.25)
+
+    def record(work: Workload, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = {
+            "status": "timed",
+            "reason": None,
+            "samples_s": [seconds(work, name) * x for x in drift],
+        }
+        if name != "torch SDPA":
+            found |= {"temp_bytes": temp(work, name), "compile_s": 0.5}
+        if work.queries == 16384 and name == "jax.nn":
+            del found["samples_s"]
+            found |= {"status": "does not fit", "reason": "needs 24 GiB"}
+        return found
+
+    return {
+        "format": 1,
+        "name": "made-up",
+        "command": "python -m benchmarks",
+        "date": "2020-01-01T00:00:00Z",
+        "machine": machine.facts(),
+        "versions": {"python": "3.11.0", "torch": None},
+        "contenders": list(names),
+        "peaks": {"float32": {"size": 1000, "samples_s": {"XLA": [0.01], "torch": [0.008, 0.008]}}},
+        "workloads": [
+            {**work.facts(), "contenders": {name: record(work, name) for name in names}}
+            for work in DEFAULT
+        ],
+    }
+
+
+def _fast(work: Workload, name: str) -> float:
+    slower = {"jaxattn": 1, "jax.nn": 20 if work.queries >= 512 else 1.2, "torch SDPA": 0.9}
+    return work.flops / 100e9 * slower[name]
+
+
+def _lean(work: Workload, name: str) -> int:
+    return work.queries * 2048 if name == "jaxattn" else work.queries**2 * 96
+
+
+def test_ratios_shares_and_verdicts_follow_from_the_samples():
+    results = Results(_synthetic(_fast, _lean))
+    long = over((2048,), FORWARD)[0].name
+    assert results.seconds(long, "jaxattn") == pytest.approx(2048**2 * 12 * 256 / 100e9 * 1.25)
+    assert results.ratio(long, "jax.nn", "jaxattn") == pytest.approx(20)
+    assert results.peak("float32") == pytest.approx(250)
+    assert results.share(long, "jaxattn") == pytest.approx(100 / 1.25 / 250)
+    assert results.ratio("no such workload", "jaxattn", "jax.nn") is None
+    assert [v.met for v in verdicts(results)] == [True] * len(verdicts(results))
+
+
+def test_verdicts_say_what_is_not_met_and_what_is_not_known():
+    data = _synthetic(lambda work, name: 1.0, lambda work, name: work.queries**2)
+    data["workloads"][0]["contenders"]["jaxattn"]["compile_s"] = 3.5
+    slow = next(w for w in data["workloads"] if w["name"] == "gradient-full-t2048")
+    slow["contenders"]["jaxattn"] = {"status": "wrong", "reason": "dq"}
+    data["workloads"] = [w for w in data["workloads"] if w["name"] != "forward-full-t64"]
+    by_name = {(v.what, v.limit): v for v in verdicts(Results(data))}
+    compile_time = by_name["Compile time of any workload", "3.00 s"]
+    assert (compile_time.met, compile_time.worst) == (False, "gradient-full-t2048")
+    assert by_name["Forward, full, T = 9 to 128, time over jax.nn's", "1.050"].met is None
+    ratio = by_name["Forward, full, T = 512, time over jax.nn's", "0.700"]
+    assert (ratio.met, ratio.measured, ratio.worst) == (False, "1.000", "forward-full-t512")
+    wrong = by_name["Gradient, full, T = 2048, time over torch SDPA's", "1.500"]
+    assert (wrong.met, wrong.measured) == (False, "no right answer")
+    assert by_name["Forward, T = 16384, temporary memory", "64.0 MiB"].measured == "256.0 MiB"
+
+
+def test_report_shows_the_numbers_of_the_file(tmp_path):
+    data = _synthetic(_fast, _lean)
+    save(data, tmp_path / "made-up.json")
+    assert load(tmp_path / "made-up.json") == data
+    results = Results(data)
+    text = report.markdown(results, tuple(plots.plots(results)))
+    long = "`forward-full-t2048` | 161 |"
+    assert long in text
+    assert "3,221 (20.0) | 145 (0.90) | 5 |" in text
+    assert "80 (32%)" in text
+    assert "`forward-full-t16384`, jax.nn: does not fit: needs 24 GiB" in text
+    assert "not met" not in text
+    assert "made-up-memory.png" in text
+    assert all(line.count("|") == 6 for line in text.splitlines() if line.startswith("| Forward"))
+    assert "| forward, causal | 4096 |" in report.headline(results)
+
+
+def test_report_of_another_device_has_no_targets():
+    data = _synthetic(_fast, _lean)
+    gpu = [w.facts() | {"contenders": {}} for w in GPU]
+    data["workloads"] = gpu
+    text = report.markdown(Results(data))
+    assert "## Targets" not in text
+    assert "## Summary" not in text
+    assert "gradient-causal-t8192-b4-h16-d128-bf16" in text
+
+
+@pytest.mark.parametrize("kind", ["png", "svg"])
+def test_plots_are_the_same_bytes_every_time(kind):
+    results = Results(_synthetic(_fast, _lean))
+    drawn = plots.plots(results)
+    assert set(drawn) == set(report.PLOTS)
+    share = drawn["share"]
+    assert [panel.title for panel in share.panels] == [
+        "forward, full",
+        "forward, causal",
+        "gradient, full",
+        "gradient, causal",
+    ]
+    assert plots.render(share, kind) == plots.render(share, kind)
+
+
+def test_plotted_memory_marks_what_was_not_run():
+    memory = plots.plots(Results(_synthetic(_fast, _lean)))["memory"]
+    curve = {c.contender: c for c in memory.panels[0].curves}["jax.nn"]
+    assert curve.ran[-2:] == (True, False)
+    assert curve.values[-1] == 24576
+
+
+def test_labels_are_pushed_apart_and_no_further():
+    assert plots._apart([0, 10, 100], gap=15) == [-2.5, 12.5, 100]
+    assert plots._apart([0, 20, 40], gap=15) == [0, 20, 40]
+    assert plots._apart([5, 5, 5], gap=10) == [-5, 5, 15]
+    assert plots._apart([5, 5, 50], gap=10, floor=3) == [3, 13, 50]
+
+
+def test_command_measures_and_reports(tmp_path, capsys):
+    arguments = ["--set", "smoke", "--only", "forward-full-t9", "--out", str(tmp_path)]
+    arguments += ["--name", "tiny", "--seconds", "0.05", "--matrix", "64"]
+    assert command.main(arguments) == 0
+    assert {x.name for x in tmp_path.iterdir()} == {"tiny.json", "tiny.md"}
+    results = Results(load(tmp_path / "tiny.json"))
+    ours = results.record("forward-full-t9", "jaxattn")
+    assert ours["status"] == "timed"
+    assert ours["compile_s"] > 0
+    assert ours["errors"]["out"]["rms"] < 1e-6
+    assert len(ours["samples_s"]) >= 5
+    written = (tmp_path / "tiny.md").read_bytes()
+    (tmp_path / "tiny.md").unlink()
+    assert command.main(["--report", str(tmp_path / "tiny.json")]) == 0
+    assert (tmp_path / "tiny.md").read_bytes() == written
+
+
+def test_interrupting_keeps_what_was_measured(tmp_path, monkeypatch):
+    real = run.measure_workload
+
+    def interrupted(work, *rest):
+        if work.name != "forward-full-t9":
+            raise KeyboardInterrupt
+        return real(work, *rest)
+
+    monkeypatch.setattr(run, "measure_workload", interrupted)
+    monkeypatch.setattr(command, "contenders", lambda: [JAX_NN])
+    arguments = ["--set", "smoke", "--out", str(tmp_path), "--name", "cut", "--matrix", "64"]
+    assert command.main([*arguments, "--seconds", "0.05"]) == 130
+    kept = json.loads((tmp_path / "cut.json").read_text())
+    assert [w["name"] for w in kept["workloads"]] == ["forward-full-t9"]
+    assert (tmp_path / "cut.md").exists()
+
+
+def test_command_names_the_workloads_when_none_is_chosen():
+    with pytest.raises(SystemExit, match="gradient-full-t9"):
+        command.main(["--set", "smoke", "--only", "no such"])
+
+
+def test_full_holds_the_default_set():
+    assert set(DEFAULT) <= set(FULL)
+    assert over((9,), CAUSAL)[0] in DEFAULT
