@@ -37,3 +37,11 @@ def accumulator(dtype: Any) -> Any:
 def dot(a: Array, b: Array) -> Array:
     """`a @ b` in the operands' own precision on every platform (no TF32 for float32)."""
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
+def smaller(a: Index, b: Index) -> Index:
+    return min(a, b) if isinstance(a, int) and isinstance(b, int) else jnp.minimum(a, b)
+
+
+def larger(a: Index, b: Index) -> Index:
+    return max(a, b) if isinstance(a, int) and isinstance(b, int) else jnp.maximum(a, b)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxattn._axes import accumulator
-from jaxattn.masks import Mask, Sizes, check_mask
+from jaxattn._mask import Mask, Sizes, check_mask
 
 
 class Problem(NamedTuple):
@@ -74,8 +74,8 @@ def _arrays(*arrays: Any) -> tuple[Any, ...]:
     dtypes = [str(x.dtype) for x in arrays]
     if len(set(dtypes)) > 1:
         raise TypeError(
-            f"q, k and v must share one dtype, got {', '.join(dtypes)}; cast them to the dtype that "
-            f"the result should have"
+            f"q, k and v must share one dtype, got {', '.join(dtypes)}; cast them to the dtype "
+            f"that the result should have"
         )
     return arrays
 
@@ -84,8 +84,8 @@ def _agree(what: str, shapes: str, **sizes: Any) -> None:
     if len(set(sizes.values())) > 1:
         named = ", ".join(f"{size} in {name}" for name, size in sizes.items())
         raise ValueError(
-            f"{what} must be the same, got {named} ({shapes}); axes are q [*b t h d], k [*b s n d], "
-            f"v [*b s n e]: reshape, transpose or broadcast to them"
+            f"{what} must be the same, got {named} ({shapes}); the axes are q [*b t h d], "
+            f"k [*b s n d], v [*b s n e]: reshape, transpose or broadcast to them"
         )
 
 

@@ -203,7 +203,7 @@ def test_centred_covers_every_finite_value():
 
 
 def test_numbers():
-    assert [draw.number(x, 1) for x in (-0.01, -2.25, 3.0)] == ["0.0", "−2.2", "3.0"]  # noqa: RUF001
+    assert [draw.number(x, 1) for x in (-0.01, -2.25, 3.0)] == ["0.0", "−2.2", "3.0"]
 
 
 def test_values_contrast_with_their_cells(ax):
@@ -226,7 +226,7 @@ def test_draw_scale_prints_its_range(ax):
     image = draw.draw_features(ax, np.array([[-2.0, 1.0]]), None, draw.centred(np.array([2.0])))
     bar = draw.draw_scale(figure.add_axes((0.9, 0.1, 0.02, 0.8)), image)
     labels = [label.get_text() for label in bar.ax.get_yticklabels()]
-    assert labels == ["−2", "0", "2"]  # noqa: RUF001
+    assert labels == ["−2", "0", "2"]
 
 
 def test_drawing_writes_and_reads_no_file(ax, monkeypatch):

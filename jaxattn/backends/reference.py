@@ -8,8 +8,8 @@ from jaxtyping import Array, Bool, Float
 
 from jaxattn import steps
 from jaxattn._axes import accumulator
+from jaxattn._mask import Mask, Span
 from jaxattn._problem import Problem
-from jaxattn.masks import Mask, Span
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,11 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
-from jaxattn._axes import Index, accumulator
+from jaxattn._axes import Index, accumulator, larger
+from jaxattn._mask import Mask, Span
 from jaxattn.kernels import tile
 from jaxattn.kernels.plan import Plan
 from jaxattn.kernels.walk import Keys, Run, Walk, over_heads, read_keys, read_rows, to_rows
-from jaxattn.masks import Mask, Span
 
 NOTHING = jax.checkpoint_policies.nothing_saveable
 
@@ -67,8 +67,9 @@ def fold(
 @partial(fold.defjvp, symbolic_zeros=True)
 def _fold_jvp(walk: Walk, primals: Any, tangents: Any) -> Any:
     out, lse = fold(walk, *primals)
-    d = tile.Tangents(*(None if isinstance(x, SymbolicZero) else x for x in tangents[:4]))
-    mixed, dlse = _tangent(walk, *primals, lse, d)
+    dq, dk, dv, dscale = (None if isinstance(x, SymbolicZero) else x for x in tangents[:4])
+    q, k, v, scale, mask = primals
+    mixed, dlse = _tangent(walk, q, k, v, scale, mask, lse, tile.Tangents(dq, dk, dv, dscale))
     dout = mixed - dlse[..., None] * out
     return (out, lse), (dout.astype(out.dtype), dlse)
 
@@ -86,9 +87,9 @@ def _forward_block(
         any_bad = v.bad.any()  # over all heads, so that the test is not mapped over them
 
         def one(x: Any, kv: Any, batch: Index, head: Index) -> tile.State:
-            q, state = x
+            (q, state), (k, v) = x, kv
             allowed = walk.allows(mask, batch, head, rows, span, fresh)
-            return tile.absorb(state, q, *kv, any_bad, scale, allowed)
+            return tile.absorb(state, q, k, v, any_bad, scale, allowed)
 
         return over_heads(run, one, (q, state), (k, v))
 
@@ -97,7 +98,7 @@ def _forward_block(
         return jax.tree.map(lambda x: jnp.broadcast_to(x, (*q.shape[:3], *x.shape)), none)
 
     # The last tile goes first: it may be narrower, and it starts the state.
-    whole = _at_least_zero(stop - first - 1) // plan.k_block
+    whole = larger(stop - first - 1, 0) // plan.k_block
     last = first + whole * plan.k_block
     state = _by_width(plan, stop - last, blank, lambda w: visit(walk.keys(last, w), last, None))
     if plan.k_tiles > 1:
@@ -118,22 +119,22 @@ def _tangent(
     # Reading a part of a ref transposes to adding to that part in place. A checkpointed function
     # may not touch a ref, so the parts are read outside: one read to a block keeps what a second
     # derivative saves linear.
-    dq, dk, dv = (None if x is None else jax.new_ref(x) for x in d[:3])
+    blocks = walk.runs * plan.q_blocks
+    hold = jax.new_ref if blocks > 1 else lambda x: x
+    dq, dk, dv = (None if x is None else hold(x) for x in d[:3])
 
     def each_block(index: Index) -> tuple[Array, Array]:
         run, rows = walk.run(index // plan.q_blocks), walk.rows(index % plan.q_blocks)
         first, stop = walk.needs(mask, run, rows)
         keys = walk.keys(first, min(plan.k_tiles * plan.k_block, walk.sizes.s))
-        part = tile.Tangents(
-            None if dq is None else read_rows(dq, run, rows),
-            *(None if x is None else read_keys(x, run, keys) for x in (dk, dv)),
-            d.scale,
-        )
+        dq_rows = None if dq is None else read_rows(dq, run, rows)
+        dk_keys, dv_keys = (None if x is None else read_keys(x, run, keys) for x in (dk, dv))
+        part = tile.Tangents(dq_rows, dk_keys, dv_keys, d.scale)
         block = partial(_tangent_block, walk, run, rows, keys, first, stop)
         block = jax.checkpoint(block, policy=NOTHING, prevent_cse=False)
         return block(q, k, v, scale, mask, lse, part)
 
-    mixed, dlse = _stack(walk.runs * plan.q_blocks, each_block)
+    mixed, dlse = _stack(blocks, each_block)
     return walk.join(mixed), walk.join(dlse)
 
 
@@ -178,7 +179,9 @@ def _tangent_block(
             def one(x: Any, kv: Any, batch: Index, head: Index) -> tuple[Array, Array]:
                 (q, lse, dq), (k, v, dk, dv) = x, kv
                 allowed = walk.allows(mask, batch, head, rows, span, fresh)
-                return tile.tangent(q, k, v, scale, lse, allowed, tile.Tangents(dq, dk, dv, d.scale))
+                return tile.tangent(
+                    q, k, v, scale, lse, allowed, tile.Tangents(dq, dk, dv, d.scale)
+                )
 
             @partial(jax.checkpoint, policy=NOTHING, prevent_cse=False)
             def compute(x: Any, kv: Any) -> tuple[Array, Array]:
@@ -194,18 +197,16 @@ def _tangent_block(
     return _sum_over(each_tile, jax.tree.map(tiles, (k_cols, v_cols, d.k, d.v)))
 
 
-def _by_width(plan: Plan, needed: Index, nothing: Callable[[], Any], visit: Callable[[int], Any]) -> Any:
-    """`visit` at the least width that holds the next `needed` keys; `nothing` where that is none."""
+def _by_width(
+    plan: Plan, needed: Index, nothing: Callable[[], Any], visit: Callable[[int], Any]
+) -> Any:
+    """`visit` at the least width that holds the next `needed` keys; `nothing` if there are none."""
     widths = plan.widths
     if isinstance(needed, int):
         fits = [width for width in widths if width >= needed]
         return visit(fits[0] if fits else widths[-1]) if needed > 0 else nothing()
     index = jnp.clip((needed + widths[0] - 1) // widths[0], 0, len(widths))
     return jax.lax.switch(index, [nothing, *(partial(visit, width) for width in widths)])
-
-
-def _at_least_zero(x: Index) -> Index:
-    return max(x, 0) if isinstance(x, int) else jnp.maximum(x, 0)
 
 
 def _repeat(n: int, step: Callable[[Index, Any], Any], carry: Any) -> Any:

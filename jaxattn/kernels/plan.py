@@ -6,7 +6,7 @@ The numbers were found by timing; the README's performance section shows what th
 import math
 from dataclasses import dataclass
 
-from jaxattn.masks import Mask, Sizes, Span
+from jaxattn._mask import Mask, Sizes, Span
 
 K_STEPS = 4  # a row of tiles ends in one of this many widths, so that a mask's edge wastes little
 
@@ -100,4 +100,3 @@ def make_plan(
     one_tile = q_blocks == 1 and k_block == s
     batch = min(max(at_once // h, 1), math.prod(sizes.batch)) if one_tile and heads == h else 1
     return Plan(batch, heads, q_block, k_block, q_blocks, ceil_div(span, k_block))
-

@@ -11,16 +11,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ref import Ref
 from jaxtyping import Array, Bool, Float
 
-from jaxattn._axes import Index
+from jaxattn._axes import Index, smaller
+from jaxattn._mask import Mask, Sizes, Span
 from jaxattn.kernels import tile
 from jaxattn.kernels.plan import Plan, ceil_div
-from jaxattn.masks import Mask, Sizes, Span
 
 
 class Run(NamedTuple):
-    """Heads taken at a time: `batches` batch elements, `kv` of their key heads, `group` queries each."""
+    """Heads taken at a time: `group` queries of each of `kv` key heads of `batches` elements."""
 
     batch: Index
     q_head: Index
@@ -105,9 +106,9 @@ class Walk(NamedTuple):
 
 
 class Keys(NamedTuple):
-    """The keys and values of a run of heads in the accumulator's dtype, as arrays or as parts to read.
+    """The keys and values of a run of heads, to be read in the accumulator's dtype.
 
-    `kept`: k and v are already the run's own, [batches kv s d] and screened [batches kv s e].
+    kept: k and v are the run's own already, [batches kv s d] and screened [batches kv s e].
     """
 
     k: Array
@@ -136,7 +137,9 @@ class Keys(NamedTuple):
 
 def read_rows(x: Any, run: Run, rows: Span) -> Float[Array, "batches kv group r *d"]:
     """The rows of a run of heads from an array or ref [b t h *d]."""
-    part = _read(x, (run.batch, rows.start, run.q_head), (run.batches, rows.size, run.kv * run.group))
+    part = _read(
+        x, (run.batch, rows.start, run.q_head), (run.batches, rows.size, run.kv * run.group)
+    )
     part = part.reshape(*part.shape[:2], run.kv, run.group, *part.shape[3:])
     return jnp.moveaxis(part, 1, 3)
 
@@ -169,7 +172,7 @@ def over_heads(run: Run, f: Callable[..., Any], x: Any, kv: Any) -> Any:
 
 
 def _read(x: Any, starts: tuple[Index, ...], sizes: tuple[int, ...]) -> Array:
-    if isinstance(x, jax.ref.Ref):
+    if isinstance(x, Ref):
         return x[tuple(jax.ds(*at) for at in zip(starts, sizes, strict=True))]
     rest = x.shape[len(sizes) :]
     return jax.lax.dynamic_slice(x, (*starts, *(0,) * len(rest)), (*sizes, *rest))
@@ -177,9 +180,7 @@ def _read(x: Any, starts: tuple[Index, ...], sizes: tuple[int, ...]) -> Array:
 
 def _moved_back(start: Index, size: int, stop: int) -> Index:
     """`start`, or the last place from which `size` positions fit before `stop`."""
-    if isinstance(start, int) or size == stop:
-        return min(start, stop - size) if isinstance(start, int) else 0
-    return jnp.minimum(start, stop - size)
+    return 0 if size == stop else smaller(start, stop - size)
 
 
 def _join_blocks(x: Array, total: int) -> Array:
