@@ -15,18 +15,20 @@ K_STEPS = 4  # a row of tiles ends in one of this many widths, so that a mask's 
 class Budget:
     """What suits a platform. Scores are counted over all heads taken at a time.
 
-    tile: scores in a tile. small: a head with fewer scores than this is one tile, or four strips of
-    queries where the mask leaves keys out. whole: scores of small heads taken at a time.
+    tile: scores in a tile, of q_block queries at most. small: a head with no more scores than this
+    is one block of queries, or four where the mask leaves keys out, and several such heads are taken
+    at a time: as many as have `whole` scores. Of those no more than `keys` keys are held at a time.
     """
 
     tile: int
     q_block: int
     small: int
     whole: int
+    keys: int
 
 
-CPU = Budget(tile=2**20, q_block=512, small=2**19, whole=2**21)
-ACCELERATOR = Budget(tile=2**25, q_block=512, small=2**16, whole=2**26)
+CPU = Budget(tile=2**20, q_block=512, small=2**19, whole=2**21, keys=2**13)
+ACCELERATOR = Budget(tile=2**25, q_block=512, small=2**16, whole=2**26, keys=2**22)
 
 
 @dataclass(frozen=True)
@@ -91,12 +93,18 @@ def make_plan(
 
     spans = [mask.limits(Span(min(i * q_block, t - q_block), q_block), s) for i in range(q_blocks)]
     span = max(1, *(stop - first for first, stop in spans))
-    if k_block is None:
-        k_block = even_block(span, max(budget.tile // q_block, 16), 16)
+    group = h // kv_heads
+    if k_block is None and small:
+        heads = run_of_heads(h, group, budget.whole // (t * s))
+        k_block = even_block(span, max(budget.keys // ceil_div(heads, group), 256), 16)
+    else:
+        if k_block is None:
+            k_block = even_block(span, max(budget.tile // q_block, 16), 16)
+        heads = run_of_heads(h, group, budget.tile // (q_block * min(k_block, s)))
     k_block = min(k_block, s)
 
-    at_once = budget.whole // (t * s) if small else budget.tile // (q_block * k_block)
-    heads = run_of_heads(h, h // kv_heads, at_once)
     one_tile = q_blocks == 1 and k_block == s
-    batch = min(max(at_once // h, 1), math.prod(sizes.batch)) if one_tile and heads == h else 1
+    batch = 1
+    if one_tile and heads == h:  # then there is room for several batch elements
+        batch = min(max(budget.whole // (h * t * s), 1), math.prod(sizes.batch))
     return Plan(batch, heads, q_block, k_block, q_blocks, ceil_div(span, k_block))
