@@ -116,35 +116,19 @@ def _tangent(
 ) -> tuple[Float[Array, "b t h e"], Float[Array, "b t h"]]:
     """(Σ p·dl·v + Σ p·dv, Σ p·dl) of every query: a scan over the tiles of the forward fold."""
     plan = walk.plan
-    # Reading a part of a ref transposes to adding to that part in place. A checkpointed function
-    # may not touch a ref, so the parts are read outside: one read to a block keeps what a second
-    # derivative saves linear.
-    blocks = walk.runs * plan.q_blocks
-    hold = jax.new_ref if blocks > 1 else lambda x: x
-    dq, dk, dv = (None if x is None else hold(x) for x in d[:3])
 
     def each_block(index: Index) -> tuple[Array, Array]:
-        run, rows = walk.run(index // plan.q_blocks), walk.rows(index % plan.q_blocks)
-        first, stop = walk.needs(mask, run, rows)
-        keys = walk.keys(first, min(plan.k_tiles * plan.k_block, walk.sizes.s))
-        dq_rows = None if dq is None else read_rows(dq, run, rows)
-        dk_keys, dv_keys = (None if x is None else read_keys(x, run, keys) for x in (dk, dv))
-        part = tile.Tangents(dq_rows, dk_keys, dv_keys, d.scale)
-        block = partial(_tangent_block, walk, run, rows, keys, first, stop)
+        block = partial(_tangent_block, walk, index)
         block = jax.checkpoint(block, policy=NOTHING, prevent_cse=False)
-        return block(q, k, v, scale, mask, lse, part)
+        return block(q, k, v, scale, mask, lse, d)
 
-    mixed, dlse = _stack(blocks, each_block)
+    mixed, dlse = _stack(walk.runs * plan.q_blocks, each_block)
     return walk.join(mixed), walk.join(dlse)
 
 
 def _tangent_block(
     walk: Walk,
-    run: Run,
-    rows: Span,
-    keys: Span,
-    first: Index,
-    stop: Index,
+    index: Index,
     q: Array,
     k: Array,
     v: Array,
@@ -153,11 +137,20 @@ def _tangent_block(
     lse: Array,
     d: tile.Tangents,
 ) -> tuple[Array, Array]:
-    """The tangent of one block of queries. d.k and d.v hold the tangents of `keys` only."""
-    plan = walk.plan
-    d = jax.tree.map(lambda x: x.astype(accumulator(q.dtype)), d)
-    q_rows, lse_rows = read_rows(q, run, rows).astype(lse.dtype), read_rows(lse, run, rows)
-    k_cols, v_cols = (read_keys(x, run, keys).astype(lse.dtype) for x in (k, v))
+    """The tangent of the index-th block of queries of the walk.
+
+    Each array is read once, as one slice: such a read transposes to adding to that slice in place.
+    """
+    plan, acc = walk.plan, lse.dtype
+    run, rows = walk.run(index // plan.q_blocks), walk.rows(index % plan.q_blocks)
+    first, stop = walk.needs(mask, run, rows)
+    keys = walk.keys(first, min(plan.k_tiles * plan.k_block, walk.sizes.s))
+
+    lse_rows = read_rows(lse, run, rows)
+    read = lambda x: None if x is None else read_rows(x, run, rows).astype(acc)
+    q_rows, dq_rows = read(q), read(d.q)
+    read = lambda x: None if x is None else read_keys(x, run, keys).astype(acc)
+    k_cols, v_cols, dk_cols, dv_cols = read(k), read(v), read(d.k), read(d.v)
 
     size, whole = plan.k_block, keys.size // plan.k_block
 
@@ -187,14 +180,14 @@ def _tangent_block(
             def compute(x: Any, kv: Any) -> tuple[Array, Array]:
                 return over_heads(run, one, x, jax.tree.map(lambda x: x[:, :, :width], kv))
 
-            return compute((q_rows, lse_rows, d.q), kv)
+            return compute((q_rows, lse_rows, dq_rows), kv)
 
         def nothing() -> tuple[Array, Array]:
             return jnp.zeros((*lse_rows.shape, v.shape[3]), lse.dtype), jnp.zeros_like(lse_rows)
 
         return _by_width(plan, stop - start, nothing, narrow)
 
-    return _sum_over(each_tile, jax.tree.map(tiles, (k_cols, v_cols, d.k, d.v)))
+    return _sum_over(each_tile, jax.tree.map(tiles, (k_cols, v_cols, dk_cols, dv_cols)))
 
 
 def _by_width(

@@ -16,8 +16,8 @@ class Budget:
     """What suits a platform. Scores are counted over all heads taken at a time.
 
     tile: scores in a tile, of q_block queries at most. small: a head with no more scores than this
-    is one block of queries, or four where the mask leaves keys out, and several such heads are taken
-    at a time: as many as have `whole` scores. Of those no more than `keys` keys are held at a time.
+    is one block of queries, or four where the mask leaves keys out, and several such heads go at a
+    time: as many as have `whole` scores. Of those no more than `keys` keys are held at a time.
     """
 
     tile: int

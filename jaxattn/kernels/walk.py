@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.ref import Ref
 from jaxtyping import Array, Bool, Float
 
 from jaxattn._axes import Index, smaller
@@ -136,7 +135,7 @@ class Keys(NamedTuple):
 
 
 def read_rows(x: Any, run: Run, rows: Span) -> Float[Array, "batches kv group r *d"]:
-    """The rows of a run of heads from an array or ref [b t h *d]."""
+    """The rows of a run of heads from an array [b t h *d]."""
     part = _read(
         x, (run.batch, rows.start, run.q_head), (run.batches, rows.size, run.kv * run.group)
     )
@@ -151,7 +150,7 @@ def to_rows(x: Float[Array, "batches kv group r *e"]) -> Float[Array, "batches r
 
 
 def read_keys(x: Any, run: Run, keys: Span) -> Float[Array, "batches kv c d"]:
-    """The keys of a run of heads from an array or ref [b s n d]."""
+    """The keys of a run of heads from an array [b s n d]."""
     part = _read(x, (run.batch, keys.start, run.kv_head), (run.batches, keys.size, run.kv))
     return jnp.moveaxis(part, 1, 2)
 
@@ -172,8 +171,6 @@ def over_heads(run: Run, f: Callable[..., Any], x: Any, kv: Any) -> Any:
 
 
 def _read(x: Any, starts: tuple[Index, ...], sizes: tuple[int, ...]) -> Array:
-    if isinstance(x, Ref):
-        return x[tuple(jax.ds(*at) for at in zip(starts, sizes, strict=True))]
     rest = x.shape[len(sizes) :]
     return jax.lax.dynamic_slice(x, (*starts, *(0,) * len(rest)), (*sizes, *rest))
 

@@ -1,0 +1,258 @@
+"""The problems that tests run: shapes, a dtype, and a mask both as the package's and as booleans.
+
+Axes that must not be confused have different lengths, and the tiled cases are longer than
+`TILED`'s blocks and no multiple of them, so that tiles are ragged, skipped and clamped.
+"""
+
+# pyright: reportArgumentType=false, reportCallIssue=false
+
+import zlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import jax
+import ml_dtypes
+import numpy as np
+import oracle
+from numpy import ndarray
+
+import jaxattn as ja
+
+DTYPES = (np.float32, np.float64, ml_dtypes.bfloat16, np.float16)
+TILED = ja.Blockwise(q_block=16, k_block=32)
+BACKENDS = (ja.Reference(), ja.Blockwise(), TILED, ja.AUTO)
+
+
+class Shape(NamedTuple):
+    """See the axis key: batch, query and key positions, query and key/value heads, features."""
+
+    batch: tuple[int, ...]
+    t: int
+    s: int
+    h: int
+    n: int
+    d: int
+    e: int
+
+    @property
+    def q(self):
+        return (*self.batch, self.t, self.h, self.d)
+
+    @property
+    def k(self):
+        return (*self.batch, self.s, self.n, self.d)
+
+    @property
+    def v(self):
+        return (*self.batch, self.s, self.n, self.e)
+
+    @property
+    def out(self):
+        return (*self.batch, self.t, self.h, self.e)
+
+    @property
+    def scores(self):
+        return (*self.batch, self.h, self.t, self.s)
+
+
+class Masks(NamedTuple):
+    """The same rule twice: for the package, and as booleans that broadcast to [*b h t s]."""
+
+    mask: Any
+    allowed: ndarray
+
+    def __and__(self, other: "Masks") -> "Masks":
+        return Masks(self.mask & other.mask, np.logical_and(self.allowed, other.allowed))
+
+
+Build = Callable[[Shape, np.random.Generator], Masks]
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    shape: Shape
+    build: Build
+    dtype: Any = np.float32
+    scale: float | None = None
+
+    def __str__(self) -> str:
+        return self.name if self.dtype == np.float32 else f"{self.name}-{self.dtype.__name__}"
+
+    def to(self, dtype: Any) -> "Case":
+        return replace(self, dtype=dtype)
+
+    def precision(self) -> AbstractContextManager:
+        """Where float64 exists if the case needs it, and does not if it does not."""
+        return jax.enable_x64(self.dtype == np.float64)
+
+    def draw(self, what: str, *shapes: tuple[int, ...]) -> tuple[ndarray, ...]:
+        """Normal numbers rounded to the dtype; the same for the same case, `what` and shapes."""
+        rng = np.random.default_rng(zlib.crc32(f"{self.name} {what}".encode()))
+        return tuple(rng.standard_normal(shape).astype(self.dtype) for shape in shapes)
+
+    def inputs(self) -> tuple[ndarray, ...]:
+        return self.draw("inputs", self.shape.q, self.shape.k, self.shape.v)
+
+    def tangents(self) -> tuple[ndarray, ...]:
+        return self.draw("tangents", self.shape.q, self.shape.k, self.shape.v)
+
+    def cotangents(self) -> tuple[ndarray, ndarray]:
+        out, lse = self.draw("cotangents", self.shape.out, self.shape.out[:-1])
+        return out, lse.astype(oracle.accumulator(self.dtype))
+
+    def masks(self) -> Masks:
+        return self.build(self.shape, np.random.default_rng(zlib.crc32(self.name.encode())))
+
+
+def everything(shape, rng):
+    return Masks(ja.EVERYTHING, np.ones((1, 1, 1), bool))
+
+
+def causal(offset: Any = None) -> Build:
+    def build(shape, rng):
+        given = shape.s - shape.t if offset is ja.END else 0 if offset is None else offset
+        return Masks(ja.Causal(offset), oracle.causal(shape.t, shape.s, given))
+
+    return build
+
+
+def window(left, right=0, offset: Any = None) -> Build:
+    def build(shape, rng):
+        given = shape.s - shape.t if offset is ja.END else 0 if offset is None else offset
+        mask = ja.Window(left, right, offset)
+        return Masks(mask, oracle.window(shape.t, shape.s, left, right, given))
+
+    return build
+
+
+def lengths(q=None, k=None) -> Build:
+    def build(shape, rng):
+        return Masks(ja.Lengths(q=q, k=k), oracle.lengths(shape.t, shape.s, q, k))
+
+    return build
+
+
+def packed(shape, rng):
+    """Three documents of random lengths in every row of the batch, then padding."""
+    ends = np.sort(rng.integers(1, shape.t, (*shape.batch, 3)), axis=-1)
+    ids = (np.arange(shape.t) >= ends[..., None]).sum(-2)
+    ids = np.where(ids == 3, -1, ids).astype(np.int32)
+    return Masks(ja.Segments(ids), oracle.segments(ids))
+
+
+def scattered(shape, rng):
+    """Ids in no order, padding in between, other ids for the keys than for the queries."""
+    q_ids, k_ids = (
+        rng.integers(-1, 4, (*shape.batch, length)).astype(np.int32)
+        for length in (shape.t, shape.s)
+    )
+    return Masks(ja.Segments(q_ids, k_ids), oracle.segments(q_ids, k_ids))
+
+
+def dense(axes: str, share=0.6) -> Build:
+    """Random booleans with the axes named: "ts" is [t s], "b1ts" is [*b 1 t s].
+
+    The query in the middle sees nothing where each query has a choice of keys.
+    """
+
+    def build(shape, rng):
+        sizes = {"h": (shape.h,), "t": (shape.t,), "s": (shape.s,), "b": shape.batch, "1": (1,)}
+        allowed = rng.random(sum((sizes[axis] for axis in axes), ())) < share
+        if axes.endswith("ts"):
+            allowed[..., shape.t // 2, :] = False
+        return Masks(ja.Dense(allowed), allowed)
+
+    return build
+
+
+def both(*builds: Build) -> Build:
+    def build(shape, rng):
+        first, *rest = (one(shape, rng) for one in builds)
+        for other in rest:
+            first = first & other
+        return first
+
+    return build
+
+
+SMALL = Shape((2,), 11, 13, 6, 3, 5, 7)
+SQUARE = Shape((2,), 67, 67, 6, 3, 5, 7)
+WIDE = Shape((2,), 67, 101, 6, 3, 5, 7)
+TALL = Shape((2,), 101, 67, 6, 3, 5, 7)
+ONE = Shape((2,), 1, 101, 6, 3, 5, 7)
+POINT = Shape((2,), 1, 1, 6, 3, 5, 7)
+MANY = Shape((11,), 257, 257, 4, 2, 3, 5)
+LONG = Shape((), 577, 577, 8, 4, 11, 7)
+LONGER = Shape((), 1031, 1031, 4, 1, 11, 7)
+OFFSETS = np.array([3, -20], np.int32)
+
+CASES = (
+    Case("small", SMALL, everything),
+    Case("everything", WIDE, everything),
+    Case("everything-tall-scaled", TALL, everything, scale=0.37),
+    Case("one-query", ONE, everything),
+    Case("one-pair", POINT, everything),
+    Case("unbatched", SMALL._replace(batch=()), causal(ja.END)),
+    Case("rank-2-batch", WIDE._replace(batch=(2, 3)), causal(ja.END)),
+    Case("one-head-each", SQUARE._replace(h=3), causal()),
+    Case("one-shared-head", SQUARE._replace(h=5, n=1), causal()),
+    Case("causal", SQUARE, causal()),
+    Case("causal-top-left-wide", WIDE, causal(0)),
+    Case("causal-top-left-tall", TALL, causal(0)),
+    Case("causal-end-wide", WIDE, causal(ja.END)),
+    Case("causal-end-tall", TALL, causal(ja.END)),
+    Case("causal-ahead", SQUARE, causal(5)),
+    Case("causal-behind", SQUARE, causal(-40)),
+    Case("causal-beyond", SQUARE, causal(-67)),
+    Case("causal-array", WIDE, causal(OFFSETS)),
+    Case("causal-decode", ONE, causal(ja.END)),
+    Case("causal-decode-first", ONE, causal(0)),
+    Case("window", SQUARE, window(17)),
+    Case("window-both-sides", SQUARE, window(3, 5)),
+    Case("window-self", SQUARE, window(0, 0)),
+    Case("window-wider", SQUARE, window(200, 200)),
+    Case("window-unbounded-left", SQUARE, window(None, 4)),
+    Case("window-unbounded-right", SQUARE, window(4, None)),
+    Case("window-unbounded", SQUARE, window(None, None)),
+    Case("window-end-wide", WIDE, window(9, 2, ja.END)),
+    Case("window-end-tall", TALL, window(9, 2, ja.END)),
+    Case("window-top-left-tall", TALL, window(9, 2, 0)),
+    Case("window-array", WIDE, window(9, 2, OFFSETS)),
+    Case("window-decode", ONE, window(40, 0, ja.END)),
+    Case("lengths-keys", WIDE, lengths(k=np.array([70, 5], np.int32))),
+    Case("lengths-both", WIDE, lengths(np.array([67, 30], np.int32), np.array([0, 64], np.int32))),
+    Case("lengths-ints", WIDE, lengths(50, 33)),
+    Case("lengths-beyond", WIDE, lengths(500, 500)),
+    Case("segments", SQUARE, packed),
+    Case("segments-scattered", WIDE, scattered),
+    Case("dense-ts", WIDE, dense("ts")),
+    Case("dense-b1ts", WIDE, dense("b1ts")),
+    Case("dense-1hts", WIDE, dense("1hts")),
+    Case("dense-bhts", WIDE, dense("bhts")),
+    Case("dense-keys", WIDE, dense("b11s")),
+    Case("dense-queries", WIDE, dense("t1")),
+    Case("dense-sparse", WIDE, dense("b1ts", share=0.01)),
+    Case("causal-window", SQUARE, both(causal(), window(20, 20))),
+    Case("causal-end-window-end", WIDE, both(causal(ja.END), window(20, 20, ja.END))),
+    Case("causal-segments", SQUARE, both(causal(), packed)),
+    Case("causal-lengths", WIDE, both(causal(ja.END), lengths(k=np.array([90, 40], np.int32)))),
+    Case("causal-dense", SQUARE, both(causal(), dense("1hts"))),
+    Case("window-segments-lengths", SQUARE, both(window(11, 4), packed, lengths(60, 50))),
+    Case("two-windows", SQUARE, both(window(30, 10), window(10, 30))),
+    Case("everything-and", SQUARE, both(everything, causal())),
+    Case("many-batches", MANY, everything),
+    Case("many-batches-dense", MANY, dense("b1ts")),
+    Case("long", LONG, everything),
+    Case("long-causal", LONG, causal()),
+    Case("longer-window", LONGER, window(100)),
+    Case("longer-causal-segments", LONGER, both(causal(), packed)),
+    Case("longer-wide", LONGER._replace(t=577), causal(ja.END)),
+)
+BY_NAME = {case.name: case for case in CASES}
+
+
+def named(*names: str) -> tuple[Case, ...]:
+    return tuple(BY_NAME[name] for name in names)

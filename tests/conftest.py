@@ -1,0 +1,38 @@
+"""Which tests run. The long matrix is asked for: all of it (-m long), or a slice (--slice I/N)."""
+
+import zlib
+
+import pytest
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--slice",
+        default=None,
+        metavar="I/N",
+        help="run the I-th of N slices (1/N to N/N) of the long tests, beside the ordinary ones; "
+        "with -m long, the slice alone",
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--slice"):
+        index, count = parse_slice(config.getoption("--slice"))
+    elif "long" in config.getoption("-m"):
+        return  # -m decides
+    else:
+        index, count = 0, 1
+    kept, left = [], []
+    for item in items:
+        ordinary = item.get_closest_marker("long") is None
+        mine = zlib.crc32(item.nodeid.encode()) % count == index - 1
+        (kept if ordinary or mine else left).append(item)
+    items[:] = kept
+    config.hook.pytest_deselected(items=left)
+
+
+def parse_slice(text):
+    index, _, count = text.partition("/")
+    if not (index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
+        raise pytest.UsageError(f"--slice takes I/N with 1 <= I <= N, got {text}; try --slice 1/20")
+    return int(index), int(count)

@@ -1,0 +1,199 @@
+"""vjp of out and of lse, together and apart, and jvp, against hand-derived float64."""
+
+# pyright: reportArgumentType=false, reportCallIssue=false
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from cases import BACKENDS, CASES, DTYPES, TILED, named
+from tolerance import assert_close
+
+import jaxattn as ja
+
+DEFAULT = named(
+    "small",
+    "everything",
+    "one-query",
+    "rank-2-batch",
+    "one-shared-head",
+    "causal",
+    "causal-end-tall",
+    "causal-behind",
+    "causal-array",
+    "window-both-sides",
+    "window-end-tall",
+    "lengths-both",
+    "segments-scattered",
+    "dense-bhts",
+    "window-segments-lengths",
+)
+APART = named("causal-end-wide", "segments")
+LONG = named("many-batches", "long-causal", "longer-causal-segments")
+
+
+def low(dtype):
+    return np.float32 if dtype == np.float64 else dtype
+
+
+def arrays(case):
+    """The inputs and the scale, as arrays that can be differentiated."""
+    q, k, v = case.inputs()
+    scale = np.asarray(q.shape[-1] ** -0.5 if case.scale is None else case.scale, np.float32)
+    return q, k, v, scale.astype(oracle.accumulator(case.dtype))
+
+
+def attend(mask, backend, q, k, v, scale):
+    return ja.attend(q, k, v, mask=mask, scale=scale, backend=backend)
+
+
+@partial(jax.jit, static_argnums=1)
+def pull_back(mask, backend, inputs, cotangents):
+    return jax.vjp(partial(attend, mask, backend), *inputs)[1](ja.Attended(*cotangents))
+
+
+@partial(jax.jit, static_argnums=1)
+def pull_back_out(mask, backend, inputs, cot_out):
+    def out(*inputs):
+        return attend(mask, backend, *inputs).out
+
+    return jax.vjp(out, *inputs)[1](cot_out)
+
+
+@partial(jax.jit, static_argnums=1)
+def pull_back_lse(mask, backend, inputs, cot_lse):
+    def lse(*inputs):
+        return attend(mask, backend, *inputs).lse
+
+    return jax.vjp(lse, *inputs)[1](cot_lse)
+
+
+@partial(jax.jit, static_argnums=1)
+def push_forward(mask, backend, inputs, tangents):
+    return jax.jvp(partial(attend, mask, backend), inputs, tangents)
+
+
+def check_vjp(case, got, cot_out, cot_lse):
+    """`got` against the oracle's gradients for these cotangents."""
+    inputs = arrays(case)
+    rest = case.masks().allowed, inputs[3], cot_out, cot_lse
+    want = oracle.gradients(*inputs[:3], *rest)
+    naive = oracle.gradients(*inputs[:3], *rest, dtype=low(case.dtype))
+    for name, a, b, c in zip("qkv", got[:3], want[:3], naive[:3], strict=True):
+        assert_close(a, b, c, case.dtype, f"d{name}")
+    # dscale is a sum over all pairs, of which Σ q·dq / scale shows the size.
+    terms = np.abs(np.asarray(inputs[0], np.float64) * want.q).sum() / inputs[3]
+    wide = oracle.accumulator(case.dtype)
+    assert_close(got[3], want.scale, naive.scale, wide, "dscale", size=float(terms))
+
+
+def check_gradients(case, backend):
+    inputs, (cot_out, cot_lse) = arrays(case), case.cotangents()
+    mask = case.masks().mask
+    with case.precision():
+        for pair in (
+            (cot_out, cot_lse),
+            (cot_out, np.zeros_like(cot_lse)),
+            (np.zeros_like(cot_out), cot_lse),
+        ):
+            check_vjp(case, pull_back(mask, backend, inputs, pair), *pair)
+
+
+def check_jvp(case, backend):
+    inputs, allowed = arrays(case), case.masks().allowed
+    tangents = (*case.tangents(), np.asarray(0.7, inputs[3].dtype))
+    with case.precision():
+        primal, moved = push_forward(case.masks().mask, backend, inputs, tangents)
+        primal, moved = (ja.Attended(*map(np.asarray, x)) for x in (primal, moved))
+    dtype, wide = case.dtype, oracle.accumulator(case.dtype)
+    for got, known in (
+        (primal, partial(oracle.attention, *inputs[:3], allowed, inputs[3])),
+        (moved, partial(oracle.tangent, *inputs[:3], allowed, inputs[3], *tangents)),
+    ):
+        (out, lse), (low_out, low_lse) = known(), known(dtype=low(dtype))
+        assert_close(got.out, out, low_out, dtype, "out")
+        assert_close(got.lse, lse, low_lse, wide, "lse")
+
+
+@pytest.mark.parametrize("case", DEFAULT, ids=str)
+def test_vjp_matches_float64(case):
+    check_gradients(case, TILED)
+
+
+@pytest.mark.parametrize("case", DEFAULT[::2], ids=str)
+def test_jvp_matches_float64(case):
+    check_jvp(case, TILED)
+
+
+@pytest.mark.parametrize("backend", [b for b in BACKENDS if b != TILED], ids=repr)
+@pytest.mark.parametrize("case", named("causal-end-tall", "segments-scattered"), ids=str)
+def test_derivatives_on_every_backend(case, backend):
+    check_gradients(case, backend)
+    check_jvp(case, backend)
+
+
+@pytest.mark.parametrize("case", LONG, ids=str)
+def test_vjp_with_the_default_tiles(case):
+    check_gradients(case, ja.Blockwise())
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=lambda dtype: dtype.__name__)
+def test_derivatives_in_every_dtype(dtype):
+    (case,) = named("causal-end-tall")
+    check_gradients(case.to(dtype), TILED)
+    check_jvp(case.to(dtype), TILED)
+
+
+@pytest.mark.parametrize("backend", [ja.Reference(), TILED], ids=repr)
+@pytest.mark.parametrize("case", APART, ids=str)
+def test_vjp_of_out_alone(case, backend):
+    """The loss never touches lse, so JAX hands the rule no cotangent for it at all."""
+    cot_out, cot_lse = case.cotangents()
+    got = pull_back_out(case.masks().mask, backend, arrays(case), cot_out)
+    check_vjp(case, got, cot_out, np.zeros_like(cot_lse))
+
+
+@pytest.mark.parametrize("backend", [ja.Reference(), TILED], ids=repr)
+@pytest.mark.parametrize("case", APART, ids=str)
+def test_vjp_of_lse_alone(case, backend):
+    cot_out, cot_lse = case.cotangents()
+    got = pull_back_lse(case.masks().mask, backend, arrays(case), cot_lse)
+    assert not np.asarray(got[2]).any()
+    check_vjp(case, got, np.zeros_like(cot_out), cot_lse)
+
+
+@pytest.mark.parametrize("name", ["q", "k", "v", "scale"])
+def test_jvp_along_one_input(name):
+    """The tangents of the other inputs are symbolic zeros."""
+    (case,) = named("causal-end-wide")
+    inputs, allowed = arrays(case), case.masks().allowed
+    which = ("q", "k", "v", "scale").index(name)
+    along = (*case.tangents(), np.asarray(0.7, np.float32))[which]
+    mask = case.masks().mask
+
+    @jax.jit
+    def push(x, dx):
+        def at(x):
+            return attend(mask, TILED, *inputs[:which], x, *inputs[which + 1 :])
+
+        return jax.jvp(at, (x,), (dx,))[1]
+
+    got = push(jnp.asarray(inputs[which]), along)
+    tangents = [np.zeros_like(x) for x in inputs]
+    tangents[which] = along
+    args = (*inputs[:3], allowed, inputs[3], *tangents)
+    (out, lse), (low_out, low_lse) = oracle.tangent(*args), oracle.tangent(*args, dtype=np.float32)
+    assert_close(got.out, out, low_out, what="out")
+    assert_close(got.lse, lse, low_lse, what="lse")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("backend", BACKENDS, ids=repr)
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_derivatives_matrix(case, dtype, backend):
+    check_gradients(case.to(dtype), backend)
+    check_jvp(case.to(dtype), backend)
