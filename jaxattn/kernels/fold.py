@@ -22,10 +22,10 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
-from jaxattn._axes import Index, accumulator, larger
+from jaxattn._axes import Index, accumulator, dot, larger
 from jaxattn._mask import Mask, Span
 from jaxattn.kernels import tile
-from jaxattn.kernels.plan import Plan
+from jaxattn.kernels.plan import Plan, ceil_div
 from jaxattn.kernels.walk import Keys, Run, Walk, over_heads, read_keys, read_rows, to_rows
 
 NOTHING = jax.checkpoint_policies.nothing_saveable
@@ -61,7 +61,8 @@ def fold(
         return _repeat(plan.q_blocks, each_block, carry)
 
     empty = jnp.zeros((*q.shape[:3], v.shape[3]), q.dtype), jnp.zeros(q.shape[:3], acc)
-    return _repeat(walk.runs, each_run, empty)
+    out, lse = _repeat(walk.runs, each_run, empty)
+    return _poison(walk, out, v, mask), lse
 
 
 @partial(fold.defjvp, symbolic_zeros=True)
@@ -78,18 +79,17 @@ def _forward_block(
     walk: Walk, run: Run, rows: Span, q: Array, keys: Keys, scale: Array, mask: Mask
 ) -> tuple[Array, Array]:
     """One block of queries against every key it needs. q [batches kv group r d]."""
-    plan, features = walk.plan, keys.features
+    plan, features = walk.plan, keys.v.shape[-1]
     first, stop = walk.needs(mask, run, rows)
 
     def visit(span: Span, start: Index, state: tile.State | None) -> tile.State:
         k, v = keys.read(span)
         fresh = None if start is span.start else span.positions() >= start
-        any_bad = v.bad.any()  # over all heads, so that the test is not mapped over them
 
         def one(x: Any, kv: Any, batch: Index, head: Index) -> tile.State:
             (q, state), (k, v) = x, kv
             allowed = walk.allows(mask, batch, head, rows, span, fresh)
-            return tile.absorb(state, q, k, v, any_bad, scale, allowed)
+            return tile.absorb(state, q, k, v, scale, allowed)
 
         return over_heads(run, one, (q, state), (k, v))
 
@@ -109,6 +109,45 @@ def _forward_block(
 
         state = jax.lax.fori_loop(0, whole, more, state)
     return over_heads(run, lambda state, *_: tile.finish(state), state, ())
+
+
+def _poison(
+    walk: Walk, out: Float[Array, "b t h e"], v: Float[Array, "b s n e"], mask: Mask
+) -> Float[Array, "b t h e"]:
+    """`out` with NaN in every feature in which its query may see a NaN or Inf."""
+    plan, sizes = walk.plan, walk.sizes
+
+    def poison(carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        out, left = carry
+        bad = (~jnp.isfinite(v) & left).astype(jnp.float32)
+
+        def each_block(index: Index, out: Array) -> Array:
+            run, rows = walk.run(index // plan.q_blocks), walk.rows(index % plan.q_blocks)
+
+            def each_tile(j: Index, seen: Array) -> Array:
+                span = walk.keys(j * plan.k_block, plan.k_block)
+
+                def one(seen: Array, bad: Array, batch: Index, head: Index) -> Array:
+                    allowed = walk.allows(mask, batch, head, rows, span, None)
+                    shape = (rows.size, span.size)
+                    every = jnp.broadcast_to(True if allowed is None else allowed, shape)
+                    return seen | (dot(every.astype(bad.dtype), bad) > 0)
+
+                return over_heads(run, one, seen, read_keys(bad, run, span))
+
+            old = read_rows(out, run, rows)
+            seen = jax.lax.fori_loop(
+                0, ceil_div(sizes.s, plan.k_block), each_tile, jnp.zeros(old.shape, bool)
+            )
+            new = to_rows(jnp.where(seen, jnp.nan, old))
+            return jax.lax.dynamic_update_slice(out, new, (run.batch, rows.start, run.q_head, 0))
+
+        return _repeat(walk.runs * plan.q_blocks, each_block, out), jnp.zeros_like(left)
+
+    # A loop of at most one turn, not a cond: under vmap a cond would run both of its branches.
+    # A sum is the fastest test there is; where it overflows the loop finds nothing to do.
+    any_bad = ~jnp.isfinite(v.sum(dtype=accumulator(v.dtype)))
+    return jax.lax.while_loop(lambda carry: carry[1], poison, (out, any_bad))[0]
 
 
 def _tangent(

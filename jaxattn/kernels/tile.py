@@ -6,7 +6,6 @@ which of its pairs the mask lets through (None for all) and may broadcast.
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -24,16 +23,6 @@ class State(NamedTuple):
     mixed: Float[Array, "r e"]
 
 
-class Values(NamedTuple):
-    """Values made safe to multiply by the zero weight of a pair that is not allowed.
-
-    clean: the values, 0 where they are NaN or Inf. bad: where they are.
-    """
-
-    clean: Float[Array, "c e"]
-    bad: Bool[Array, "c e"]
-
-
 class Tangents(NamedTuple):
     """Tangents of what a tile depends on; None where a tangent is zero."""
 
@@ -48,11 +37,6 @@ def finite(x: Array) -> Array:
     return jnp.where(jnp.isfinite(x), x, 0)
 
 
-def screen(v: Float[Array, "*kv c e"]) -> Values:
-    bad = ~jnp.isfinite(v)
-    return Values(jnp.where(bad, 0, v), bad)
-
-
 def nothing_seen(rows: int, features: int, dtype: jnp.dtype) -> State:
     return State(
         jnp.full(rows, -jnp.inf, dtype), jnp.zeros(rows, dtype), jnp.zeros((rows, features), dtype)
@@ -63,14 +47,13 @@ def absorb(
     state: State | None,
     q: Float[Array, "r d"],
     k: Float[Array, "c d"],
-    v: Values,
-    any_bad: Bool[Array, ""],
+    v: Float[Array, "c e"],
     scale: Float[Array, ""],
     allowed: Bool[Array, "#r #c"] | None,
 ) -> State:
     """`state` after the keys of this tile as well; None stands for no keys seen before.
 
-    any_bad: whether any of the values is NaN or Inf.
+    The values are finite: a NaN or Inf would reach every query of the tile, by a weight of 0.
     """
     logits_rc = dot(q * scale, k.T)
     if allowed is not None:
@@ -78,25 +61,13 @@ def absorb(
     peak = logits_rc.max(axis=1)
     if state is not None:
         peak = jnp.maximum(peak, state.peak)
-    shift = jnp.where(peak == -jnp.inf, 0, peak)
+    shift = peak if allowed is None else jnp.where(peak == -jnp.inf, 0, peak)
     p_rc = jnp.exp(logits_rc - shift[:, None])
-    total, mixed = p_rc.sum(axis=1), mix(p_rc, v, any_bad)
+    total, mixed = p_rc.sum(axis=1), dot(p_rc, v)
     if state is not None:
         shrink = jnp.exp(state.peak - shift)
         total, mixed = state.total * shrink + total, state.mixed * shrink[:, None] + mixed
     return State(peak, total, mixed)
-
-
-def mix(p: Float[Array, "r c"], v: Values, any_bad: Bool[Array, ""]) -> Float[Array, "r e"]:
-    """p @ v, where a NaN or Inf of v reaches only the rows that give it weight, as NaN."""
-
-    def poison(carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        mixed, left = carry
-        hit = dot(p, (v.bad & left).astype(p.dtype)) > 0
-        return jnp.where(hit, jnp.nan, mixed), jnp.zeros_like(left)
-
-    # A loop of at most one turn, not a cond: under vmap a cond would run both of its branches.
-    return jax.lax.while_loop(lambda carry: carry[1], poison, (dot(p, v.clean), any_bad))[0]
 
 
 def finish(state: State) -> tuple[Float[Array, "r e"], Float[Array, " r"]]:

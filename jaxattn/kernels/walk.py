@@ -107,11 +107,12 @@ class Walk(NamedTuple):
 class Keys(NamedTuple):
     """The keys and values of a run of heads, to be read in the accumulator's dtype.
 
-    kept: k and v are the run's own already, [batches kv s d] and screened [batches kv s e].
+    Values are read with 0 in place of NaN and Inf. kept: k and v are the run's own already,
+    [batches kv s d] and [batches kv s e].
     """
 
     k: Array
-    v: Any
+    v: Array
     run: Run
     dtype: Any
     kept: bool
@@ -122,16 +123,14 @@ class Keys(NamedTuple):
         keys = Keys(k, v, run, dtype, kept=False)
         return Keys(*keys.read(Span(0, k.shape[1])), run, dtype, kept=True) if keep else keys
 
-    @property
-    def features(self) -> int:
-        return (self.v.clean if self.kept else self.v).shape[-1]
-
-    def read(self, span: Span) -> tuple[Float[Array, "batches kv c d"], tile.Values]:
+    def read(
+        self, span: Span
+    ) -> tuple[Float[Array, "batches kv c d"], Float[Array, "batches kv c e"]]:
         if self.kept:
             cut = lambda x: jax.lax.dynamic_slice_in_dim(x, span.start, span.size, axis=2)
-            return cut(self.k), tile.Values(*map(cut, self.v))
+            return cut(self.k), cut(self.v)
         k, v = (read_keys(x, self.run, span).astype(self.dtype) for x in (self.k, self.v))
-        return k, tile.screen(v)
+        return k, tile.finite(v)
 
 
 def read_rows(x: Any, run: Run, rows: Span) -> Float[Array, "batches kv group r *d"]:
@@ -160,14 +159,20 @@ def over_heads(run: Run, f: Callable[..., Any], x: Any, kv: Any) -> Any:
 
     x: arrays with leading axes [batches kv group]; kv: arrays with leading axes [batches kv].
     """
-    if run.batches == run.kv == run.group == 1:
-        x, kv = jax.tree.map(lambda a: a[0, 0, 0], x), jax.tree.map(lambda a: a[0, 0], kv)
-        return jax.tree.map(lambda a: a[None, None, None], f(x, kv, run.batch, run.q_head))
-    batch = run.batch + jnp.arange(run.batches)
-    head = run.q_head + jnp.arange(run.kv * run.group).reshape(run.kv, run.group)
-    each_query = jax.vmap(f, (0, None, None, 0))
-    each_key = jax.vmap(each_query, (0, 0, None, 0))
-    return jax.vmap(each_key, (0, 0, 0, None))(x, kv, batch, head)
+    sizes = (run.batches, run.kv, run.group)
+    batch = run.batch + jnp.arange(run.batches) if run.batches > 1 else run.batch
+    head = run.q_head
+    if run.kv * run.group > 1:
+        head = head + jnp.arange(run.kv * run.group).reshape([n for n in sizes[1:] if n > 1])
+
+    # Axes of one are dropped, not mapped: XLA then sees plain matrix products.
+    one = tuple(axis for axis, n in enumerate(sizes) if n == 1)
+    drop = lambda tree, axes: jax.tree.map(lambda a: jax.lax.squeeze(a, axes), tree)
+    x, kv = drop(x, one), drop(kv, tuple(axis for axis in one if axis < 2))
+    mapped = ((0, None, None, 0), (0, 0, None, 0), (0, 0, 0, None))
+    for n, axes in zip(reversed(sizes), mapped, strict=True):
+        f = jax.vmap(f, axes) if n > 1 else f
+    return jax.tree.map(lambda a: jax.lax.expand_dims(a, one), f(x, kv, batch, head))
 
 
 def _read(x: Any, starts: tuple[Index, ...], sizes: tuple[int, ...]) -> Array:
