@@ -58,7 +58,7 @@ def fold(
                 jax.lax.dynamic_update_slice(carry[1], to_rows(lse), at),
             )
 
-        return _repeat(plan.q_blocks, each_block, carry)
+        return _repeat(plan.q_blocks, each_block, carry, plan.unrolled)
 
     empty = jnp.zeros((*q.shape[:3], v.shape[3]), q.dtype), jnp.zeros(q.shape[:3], acc)
     out, lse = _repeat(walk.runs, each_run, empty)
@@ -117,32 +117,30 @@ def _poison(
     """`out` with NaN in every feature in which its query may see a NaN or Inf."""
     plan, sizes = walk.plan, walk.sizes
 
+    def each_block(index: Index, out: Array) -> Array:
+        run, rows = walk.run(index // plan.q_blocks), walk.rows(index % plan.q_blocks)
+
+        def each_tile(j: Index, seen: Array) -> Array:
+            span = walk.keys(j * plan.k_block, plan.k_block)
+            bad = ~jnp.isfinite(read_keys(v, run, span))
+
+            def one(seen: Array, bad: Array, batch: Index, head: Index) -> Array:
+                allowed = walk.allows(mask, batch, head, rows, span, None)
+                every = jnp.broadcast_to(
+                    True if allowed is None else allowed, (rows.size, span.size)
+                )
+                return seen | (dot(every.astype(out.dtype), bad.astype(out.dtype)) > 0)
+
+            return over_heads(run, one, seen, bad)
+
+        old = read_rows(out, run, rows)
+        tiles = ceil_div(sizes.s, plan.k_block)
+        seen = jax.lax.fori_loop(0, tiles, each_tile, jnp.zeros(old.shape, bool))
+        new = to_rows(jnp.where(seen, jnp.nan, old))
+        return jax.lax.dynamic_update_slice(out, new, (run.batch, rows.start, run.q_head, 0))
+
     def poison(carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        out, left = carry
-        bad = (~jnp.isfinite(v) & left).astype(jnp.float32)
-
-        def each_block(index: Index, out: Array) -> Array:
-            run, rows = walk.run(index // plan.q_blocks), walk.rows(index % plan.q_blocks)
-
-            def each_tile(j: Index, seen: Array) -> Array:
-                span = walk.keys(j * plan.k_block, plan.k_block)
-
-                def one(seen: Array, bad: Array, batch: Index, head: Index) -> Array:
-                    allowed = walk.allows(mask, batch, head, rows, span, None)
-                    shape = (rows.size, span.size)
-                    every = jnp.broadcast_to(True if allowed is None else allowed, shape)
-                    return seen | (dot(every.astype(bad.dtype), bad) > 0)
-
-                return over_heads(run, one, seen, read_keys(bad, run, span))
-
-            old = read_rows(out, run, rows)
-            seen = jax.lax.fori_loop(
-                0, ceil_div(sizes.s, plan.k_block), each_tile, jnp.zeros(old.shape, bool)
-            )
-            new = to_rows(jnp.where(seen, jnp.nan, old))
-            return jax.lax.dynamic_update_slice(out, new, (run.batch, rows.start, run.q_head, 0))
-
-        return _repeat(walk.runs * plan.q_blocks, each_block, out), jnp.zeros_like(left)
+        return _repeat(walk.runs * plan.q_blocks, each_block, carry[0]), jnp.zeros_like(carry[1])
 
     # A loop of at most one turn, not a cond: under vmap a cond would run both of its branches.
     # A sum is the fastest test there is; where it overflows the loop finds nothing to do.
@@ -156,18 +154,28 @@ def _tangent(
     """(Σ p·dl·v + Σ p·dv, Σ p·dl) of every query: a scan over the tiles of the forward fold."""
     plan = walk.plan
 
-    def each_block(index: Index) -> tuple[Array, Array]:
-        block = partial(_tangent_block, walk, index)
+    def each_block(run: Index, i: Index) -> tuple[Array, Array]:
+        block = partial(_tangent_block, walk, run, i)
         block = jax.checkpoint(block, policy=NOTHING, prevent_cse=False)
         return block(q, k, v, scale, mask, lse, d)
 
-    mixed, dlse = _stack(walk.runs * plan.q_blocks, each_block)
+    def each_run(run: Index) -> tuple[Array, Array]:
+        blocks = [each_block(run, i) for i in range(plan.q_blocks)]
+        return jax.tree.map(lambda *x: jnp.stack(x), *blocks)
+
+    if plan.unrolled:
+        stacked = _stack(walk.runs, each_run)
+        mixed, dlse = (x.reshape(-1, *x.shape[2:]) for x in stacked)
+    else:  # one scan, not two: inside another one, a scan keeps more for a second derivative
+        n = plan.q_blocks
+        mixed, dlse = _stack(walk.runs * n, lambda index: each_block(index // n, index % n))
     return walk.join(mixed), walk.join(dlse)
 
 
 def _tangent_block(
     walk: Walk,
-    index: Index,
+    run_index: Index,
+    i: Index,
     q: Array,
     k: Array,
     v: Array,
@@ -176,12 +184,12 @@ def _tangent_block(
     lse: Array,
     d: tile.Tangents,
 ) -> tuple[Array, Array]:
-    """The tangent of the index-th block of queries of the walk.
+    """The tangent of the i-th block of queries of a run of heads.
 
     Each array is read once, as one slice: such a read transposes to adding to that slice in place.
     """
     plan, acc = walk.plan, lse.dtype
-    run, rows = walk.run(index // plan.q_blocks), walk.rows(index % plan.q_blocks)
+    run, rows = walk.run(run_index), walk.rows(i)
     first, stop = walk.needs(mask, run, rows)
     keys = walk.keys(first, min(plan.k_tiles * plan.k_block, walk.sizes.s))
 
@@ -241,8 +249,12 @@ def _by_width(
     return jax.lax.switch(index, [nothing, *(partial(visit, width) for width in widths)])
 
 
-def _repeat(n: int, step: Callable[[Index, Any], Any], carry: Any) -> Any:
-    return step(0, carry) if n == 1 else jax.lax.fori_loop(0, n, step, carry)
+def _repeat(n: int, step: Callable[[Index, Any], Any], carry: Any, unrolled: bool = False) -> Any:
+    if n > 1 and not unrolled:
+        return jax.lax.fori_loop(0, n, step, carry)
+    for i in range(n):
+        carry = step(i, carry)
+    return carry
 
 
 def _stack(n: int, step: Callable[[Index], Any]) -> Any:

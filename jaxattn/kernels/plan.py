@@ -6,9 +6,13 @@ The numbers were found by timing; the README's performance section shows what th
 import math
 from dataclasses import dataclass
 
+import jax
+
 from jaxattn._mask import Mask, Sizes, Span
 
 K_STEPS = 4  # a row of tiles ends in one of this many widths, so that a mask's edge wastes little
+
+UNROLL = 4  # blocks of queries
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,8 @@ class Plan:
     """batch, heads: batch elements and query heads taken at a time (vmapped).
 
     q_block, k_block: the sides of a tile. q_blocks: how many blocks cover the queries.
-    k_tiles: the most tiles that a block of queries can need.
+    k_tiles: the most tiles that a block of queries can need. unrolled: whether the blocks are few
+    and what each needs is known, so that each gets code of its own and no branches.
     """
 
     batch: int
@@ -45,6 +50,7 @@ class Plan:
     k_block: int
     q_blocks: int
     k_tiles: int
+    unrolled: bool
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -107,4 +113,6 @@ def make_plan(
     batch = 1
     if one_tile and heads == h:  # then there is room for several batch elements
         batch = min(max(budget.whole // (h * t * s), 1), math.prod(sizes.batch))
-    return Plan(batch, heads, q_block, k_block, q_blocks, ceil_div(span, k_block))
+    known = not jax.tree.leaves(mask) and any(limits != (0, s) for limits in spans)
+    unrolled = known and q_blocks <= UNROLL
+    return Plan(batch, heads, q_block, k_block, q_blocks, ceil_div(span, k_block), unrolled)
