@@ -43,5 +43,6 @@ class Blockwise:
         flat = lambda x: x.reshape(-1, *x.shape[-3:])
         q, k, v = (flat(x) for x in (problem.q, problem.k, problem.v))
         walk = Walk(plan, sizes, problem.kv_heads)
-        out, lse = fold(walk, q, k, v, problem.scale, problem.mask)
+        out, peak, log_total = fold(walk, q, k, v, problem.scale, problem.mask)
+        out, lse = out.astype(q.dtype), peak + log_total
         return out.reshape(*sizes.batch, *out.shape[1:]), lse.reshape(*sizes.batch, *lse.shape[1:])

@@ -50,24 +50,25 @@ def one_head(
     """The steps of one head, with NaN and Inf kept from queries that may not see them.
 
     A product with a weight of 0 does not do that (0 · NaN is NaN), in neither direction. So the
-    products run on finite numbers, and NaN comes in again where it is seen.
+    products run on finite numbers, and NaN is put in at the end where it is seen.
     """
-    logits = steps.scores(_finite(q), _finite(k), scale).scaled
-    logits = logits + _poison(q)[:, None] + _poison(k)[None, :]
-    logits = steps.mask(logits, allowed)
+    scaled = steps.scores(_finite(q), _finite(k), scale).scaled
+    logits = steps.mask(scaled, allowed)
     weights = steps.weights(logits)
-    seen = steps.mix(weights, (~jnp.isfinite(v)).astype(v.dtype)) > 0
-    out = jnp.where(seen, jnp.nan, steps.mix(weights, _finite(v)))
-    return out, steps.log_sum_exp(logits)
+    seen = jnp.isfinite(logits)
+    bad_logits = (seen & (_bad(q)[:, None] | _bad(k)[None, :])).any(axis=1)
+    bad_values = steps.mix(seen.astype(v.dtype), (~jnp.isfinite(v)).astype(v.dtype)) > 0
+    out = jnp.where(bad_logits[:, None] | bad_values, jnp.nan, steps.mix(weights, _finite(v)))
+    return out, jnp.where(bad_logits, jnp.nan, steps.log_sum_exp(logits))
 
 
 def _finite(x: Array) -> Array:
     return jnp.where(jnp.isfinite(x), x, 0)
 
 
-def _poison(x: Array) -> Array:
-    """NaN for each row with a NaN or Inf in it, 0 for the others."""
-    return jnp.where(jnp.isfinite(x).all(axis=1), 0, jnp.nan)
+def _bad(x: Array) -> Array:
+    """Whether there is a NaN or Inf in each row."""
+    return ~jnp.isfinite(x).all(axis=1)
 
 
 def _dense(mask: Mask, t: int, s: int) -> Bool[Array, "t s"] | None:

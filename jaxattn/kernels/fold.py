@@ -39,45 +39,52 @@ def fold(
     v: Float[Array, "b s n e"],
     scale: Float[Array, ""],
     mask: Mask,
-) -> tuple[Float[Array, "b t h e"], Float[Array, "b t h"]]:
-    """(out in q's dtype, lse in the accumulator's) of every query. No axis may be empty."""
+) -> tuple[Float[Array, "b t h e"], Float[Array, "b t h"], Float[Array, "b t h"]]:
+    """(out, peak, log_total) of every query, in the accumulator's dtype; lse = peak + log_total.
+
+    The two parts of lse are kept apart because their sum, rounded, would spoil exp(logits - lse)
+    where lse is large. The peak counts as a constant. No axis may be empty.
+    """
     acc = accumulator(q.dtype)
     plan = walk.plan
 
-    def each_run(index: Index, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+    def each_run(index: Index, carry: tuple[Array, ...]) -> tuple[Array, ...]:
         run = walk.run(index)
         keys = Keys.of(k, v, run, acc, keep=plan.q_blocks > 1)
 
-        def each_block(i: Index, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        def each_block(i: Index, carry: tuple[Array, ...]) -> tuple[Array, ...]:
             rows = walk.rows(i)
-            q_rows = read_rows(q, run, rows).astype(acc)
-            out, lse = _forward_block(walk, run, rows, q_rows, keys, scale, mask)
-            at = (run.batch, rows.start, run.q_head)
-            return (
-                jax.lax.dynamic_update_slice(carry[0], to_rows(out).astype(q.dtype), (*at, 0)),
-                jax.lax.dynamic_update_slice(carry[1], to_rows(lse), at),
+            q_rows = tile.nan_unless_finite(read_rows(q, run, rows).astype(acc))
+            block = _forward_block(walk, run, rows, q_rows, keys, scale, mask)
+            put = lambda whole, part: jax.lax.dynamic_update_slice(
+                whole,
+                to_rows(part),
+                (run.batch, rows.start, run.q_head, *(0,) * (whole.ndim - 3)),
             )
+            return tuple(map(put, carry, block))
 
         return _repeat(plan.q_blocks, each_block, carry, plan.unrolled)
 
-    empty = jnp.zeros((*q.shape[:3], v.shape[3]), q.dtype), jnp.zeros(q.shape[:3], acc)
-    out, lse = _repeat(walk.runs, each_run, empty)
-    return _poison(walk, out, v, mask), lse
+    flat = jnp.zeros(q.shape[:3], acc)
+    empty = jnp.zeros((*q.shape[:3], v.shape[3]), acc), flat, flat
+    out, peak, log_total = _repeat(walk.runs, each_run, empty)
+    return _poison(walk, out, v, mask), peak, log_total
 
 
 @partial(fold.defjvp, symbolic_zeros=True)
 def _fold_jvp(walk: Walk, primals: Any, tangents: Any) -> Any:
-    out, lse = fold(walk, *primals)
+    out, peak, log_total = fold(walk, *primals)
     dq, dk, dv, dscale = (None if isinstance(x, SymbolicZero) else x for x in tangents[:4])
     q, k, v, scale, mask = primals
+    lse = tile.LogSumExp(peak, log_total)
     mixed, dlse = _tangent(walk, q, k, v, scale, mask, lse, tile.Tangents(dq, dk, dv, dscale))
-    dout = mixed - dlse[..., None] * out
-    return (out, lse), (dout.astype(out.dtype), dlse)
+    dout = mixed - dlse[..., None] * tile.finite(out)
+    return (out, peak, log_total), (dout, jnp.zeros_like(peak), dlse)
 
 
 def _forward_block(
     walk: Walk, run: Run, rows: Span, q: Array, keys: Keys, scale: Array, mask: Mask
-) -> tuple[Array, Array]:
+) -> tuple[Array, Array, Array]:
     """One block of queries against every key it needs. q [batches kv group r d]."""
     plan, features = walk.plan, keys.v.shape[-1]
     first, stop = walk.needs(mask, run, rows)
@@ -149,7 +156,14 @@ def _poison(
 
 
 def _tangent(
-    walk: Walk, q: Array, k: Array, v: Array, scale: Array, mask: Mask, lse: Array, d: tile.Tangents
+    walk: Walk,
+    q: Array,
+    k: Array,
+    v: Array,
+    scale: Array,
+    mask: Mask,
+    lse: tile.LogSumExp,
+    d: tile.Tangents,
 ) -> tuple[Float[Array, "b t h e"], Float[Array, "b t h"]]:
     """(Σ p·dl·v + Σ p·dv, Σ p·dl) of every query: a scan over the tiles of the forward fold."""
     plan = walk.plan
@@ -181,19 +195,19 @@ def _tangent_block(
     v: Array,
     scale: Array,
     mask: Mask,
-    lse: Array,
+    lse: tile.LogSumExp,
     d: tile.Tangents,
 ) -> tuple[Array, Array]:
     """The tangent of the i-th block of queries of a run of heads.
 
     Each array is read once, as one slice: such a read transposes to adding to that slice in place.
     """
-    plan, acc = walk.plan, lse.dtype
+    plan, acc = walk.plan, lse.peak.dtype
     run, rows = walk.run(run_index), walk.rows(i)
     first, stop = walk.needs(mask, run, rows)
     keys = walk.keys(first, min(plan.k_tiles * plan.k_block, walk.sizes.s))
 
-    lse_rows = read_rows(lse, run, rows)
+    lse_rows = jax.tree.map(lambda x: read_rows(x, run, rows), lse)
     read = lambda x: None if x is None else read_rows(x, run, rows).astype(acc)
     q_rows, dq_rows = read(q), read(d.q)
     read = lambda x: None if x is None else read_keys(x, run, keys).astype(acc)
@@ -230,7 +244,7 @@ def _tangent_block(
             return compute((q_rows, lse_rows, dq_rows), kv)
 
         def nothing() -> tuple[Array, Array]:
-            return jnp.zeros((*lse_rows.shape, v.shape[3]), lse.dtype), jnp.zeros_like(lse_rows)
+            return jnp.zeros((*lse_rows.peak.shape, v.shape[3]), acc), jnp.zeros_like(lse_rows.peak)
 
         return _by_width(plan, stop - start, nothing, narrow)
 

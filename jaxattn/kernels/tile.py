@@ -32,6 +32,18 @@ class Tangents(NamedTuple):
     scale: Float[Array, ""] | None
 
 
+class LogSumExp(NamedTuple):
+    """lse = peak + log_total, in two parts: their sum would round what exp(logits - lse) needs."""
+
+    peak: Float[Array, " r"]
+    log_total: Float[Array, " r"]
+
+
+def nan_unless_finite(x: Array) -> Array:
+    """x with NaN in place of Inf, so that one rule holds for both."""
+    return jnp.where(jnp.isfinite(x), x, jnp.nan)
+
+
 def finite(x: Array) -> Array:
     """x with 0 in place of NaN and Inf."""
     return jnp.where(jnp.isfinite(x), x, 0)
@@ -70,10 +82,10 @@ def absorb(
     return State(peak, total, mixed)
 
 
-def finish(state: State) -> tuple[Float[Array, "r e"], Float[Array, " r"]]:
-    """The softmax's mixed values and log-sum-exp: (0, -inf) where no key was seen."""
+def finish(state: State) -> tuple[Float[Array, "r e"], Float[Array, " r"], Float[Array, " r"]]:
+    """(out, peak, log_total): (0, -inf, 0) where no key was seen."""
     total = jnp.where(state.total == 0, 1, state.total)
-    return state.mixed / total[:, None], state.peak + jnp.log(total)
+    return state.mixed / total[:, None], state.peak, jnp.log(total)
 
 
 def tangent(
@@ -81,24 +93,25 @@ def tangent(
     k: Float[Array, "c d"],
     v: Float[Array, "c e"],
     scale: Float[Array, ""],
-    lse: Float[Array, " r"],
+    lse: LogSumExp,
     allowed: Bool[Array, "#r #c"] | None,
     d: Tangents,
 ) -> tuple[Float[Array, "r e"], Float[Array, " r"]]:
     """This tile's part of (Σ p·dl·v + Σ p·dv, Σ p·dl), with p = exp(logits - lse).
 
     Written with the keys as rows: then the transpose, which is the backward pass, has plain
-    products for dk and dv. Rows and columns that hold NaN or Inf count as 0: a query that may see
-    one has a NaN in lse or out already, and no other query may learn of it.
+    products for dk and dv. Rows and columns that hold NaN or Inf count as 0, and so does p for a
+    query whose lse is NaN because it may see one: no other query may learn of it.
     """
     q, k, v = finite(q), finite(k), finite(v)
     scaled_q = q * scale
     logits_cr = dot(k, scaled_q.T)
     if allowed is not None:
         logits_cr = jnp.where(allowed.T, logits_cr, -jnp.inf)
-    p_cr = jnp.exp(logits_cr - jnp.where(lse == -jnp.inf, 0, lse)[None, :])
+    peak = jnp.where(jnp.isfinite(lse.peak), lse.peak, jnp.inf)
+    p_cr = jnp.exp((logits_cr - peak[None, :]) - finite(lse.log_total)[None, :])
 
-    mixed, dlse = jnp.zeros((q.shape[0], v.shape[1]), q.dtype), jnp.zeros_like(lse)
+    mixed, dlse = jnp.zeros((q.shape[0], v.shape[1]), q.dtype), jnp.zeros_like(peak)
     dq = None if d.q is None else d.q * scale
     if d.scale is not None:
         dq = q * d.scale if dq is None else dq + q * d.scale

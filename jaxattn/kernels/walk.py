@@ -107,8 +107,8 @@ class Walk(NamedTuple):
 class Keys(NamedTuple):
     """The keys and values of a run of heads, to be read in the accumulator's dtype.
 
-    Values are read with 0 in place of NaN and Inf. kept: k and v are the run's own already,
-    [batches kv s d] and [batches kv s e].
+    Keys are read with NaN in place of Inf, values with 0 in place of both.
+    kept: k and v are the run's own already, [batches kv s d] and [batches kv s e].
     """
 
     k: Array
@@ -130,7 +130,7 @@ class Keys(NamedTuple):
             cut = lambda x: jax.lax.dynamic_slice_in_dim(x, span.start, span.size, axis=2)
             return cut(self.k), cut(self.v)
         k, v = (read_keys(x, self.run, span).astype(self.dtype) for x in (self.k, self.v))
-        return k, tile.finite(v)
+        return tile.nan_unless_finite(k), tile.finite(v)
 
 
 def read_rows(x: Any, run: Run, rows: Span) -> Float[Array, "batches kv group r *d"]:
