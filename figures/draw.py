@@ -4,8 +4,6 @@ Masked is not zero: what a query may not see is NaN, which every colour map here
 neutral grey.
 """
 
-# ruff: noqa: RUF001 (× and − are meant: they are what the figures print)
-
 from collections import Counter
 from collections.abc import Sequence
 
@@ -71,16 +69,26 @@ def readable(tokens: Sequence[str]) -> list[str]:
     return labels
 
 
-def label_tokens(ax: Axes, tokens: Sequence[str], rows: bool = True, columns: bool = True) -> None:
-    """Names the rows and the columns of a map of queries and keys, or leaves an axis bare."""
+def label_tokens(
+    ax: Axes,
+    tokens: Sequence[str],
+    rows: bool = True,
+    columns: bool = True,
+    upright: bool = False,
+) -> None:
+    """Names the rows and the columns of a map of queries and keys, or leaves an axis bare.
+
+    upright: columns read upwards, for columns narrower than slanted words need.
+    """
     labels, places = readable(tokens), range(len(tokens))
     ax.tick_params(length=0, pad=3)
     ax.set_yticks(places if rows else [], labels if rows else [])
     ax.set_xticks(
         places if columns else [],
         labels if columns else [],
-        rotation=45,
+        rotation=90 if upright else 45,
         ha="right",
+        va="center" if upright else "top",
         rotation_mode="anchor",
     )
 

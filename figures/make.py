@@ -3,8 +3,6 @@
 Sizes are in inches; a figure is as wide as a page or a README shows it, so type keeps its size.
 """
 
-# ruff: noqa: RUF001 (× and − are meant: they are what the figures print)
-
 from collections.abc import Callable
 from pathlib import Path
 

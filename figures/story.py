@@ -1,7 +1,5 @@
 """The whole walk-through on one page: from the embeddings to the next word, with every shape."""
 
-# ruff: noqa: RUF001 (× and − are meant: they are what the figures print)
-
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
@@ -106,7 +104,7 @@ def score(page: Page, walk: data.Walk) -> None:
             image = draw.draw_logits(ax, logits[i], walk.tokens, norms[i], None, gutter=0.4)
         else:
             image = draw.draw_weights(ax, walk.weights[h], walk.tokens, walk.allowed, False, 0.4)
-        draw.label_tokens(ax, walk.tokens, rows=i == 0)
+        draw.label_tokens(ax, walk.tokens, rows=i == 0, upright=True)
         name(page, left, SCORES, label, "9 × 9")
         scale(page, image, left, SCORES + SIDE + 0.55, SIDE)
     for left, label in zip(SQUARES[1:], ("÷ √64", "mask", "softmax"), strict=True):
