@@ -70,7 +70,7 @@ def _run(backend: Reference | Blockwise, problem: Problem) -> Attended:
 
 
 def _nothing(problem: Problem) -> Attended:
-    """The answer where there is no query, no key, or no feature to tell keys apart or to mix."""
+    """The answer where there is no query or no key."""
     q, v = problem.q, problem.v
     lse = jnp.full(q.shape[:-1], -jnp.inf, accumulator(q.dtype))
     return Attended(jnp.zeros((*q.shape[:-1], v.shape[-1]), q.dtype), lse)

@@ -10,7 +10,7 @@ import numpy as np
 import oracle
 import pytest
 from cases import BACKENDS, CASES, DTYPES, TILED, named
-from tolerance import assert_close
+from tolerance import assert_close, recomputed
 
 import jaxattn as ja
 
@@ -82,8 +82,9 @@ def check_vjp(case, got, cot_out, cot_lse):
     rest = case.masks().allowed, inputs[3], cot_out, cot_lse
     want = oracle.gradients(*inputs[:3], *rest)
     naive = oracle.gradients(*inputs[:3], *rest, dtype=low(case.dtype))
+    _, lse = oracle.attention(*inputs[:3], *rest[:2])
     for name, a, b, c in zip("qkv", got[:3], want[:3], naive[:3], strict=True):
-        assert_close(a, b, c, case.dtype, f"d{name}")
+        assert_close(a, b, c, case.dtype, f"d{name}", recomputed(b, lse))
     # dscale is a sum over all pairs, of which Σ q·dq / scale shows the size.
     terms = np.abs(np.asarray(inputs[0], np.float64) * want.q).sum() / inputs[3]
     wide = oracle.accumulator(case.dtype)

@@ -2,6 +2,7 @@
 
 # pyright: reportArgumentType=false, reportCallIssue=false
 
+import re
 from functools import partial
 
 import hypothesis
@@ -137,7 +138,7 @@ def test_mask_is_a_frozen_pytree(mask):
     assert repr(again) == repr(mask)
     assert jax.tree.structure(again) == structure
     assert hash(jax.tree.structure(again)) == hash(structure)
-    assert type(mask).__name__ in repr(mask)
+    assert not re.search(r"\[\[|array\(", repr(mask))  # arrays by dtype and shape, not by value
     with pytest.raises(AttributeError):
         mask.offset = 1
 

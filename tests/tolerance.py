@@ -41,6 +41,15 @@ def budget(want: np.ndarray, naive: np.ndarray, dtype: Any, size: float | None =
     return sides * 2 * (hardness + rounding + tiny)
 
 
+def recomputed(want: np.ndarray, lse: np.ndarray) -> float:
+    """The `size` of a derivative that computes its weights a second time, from the logits and lse.
+
+    exp(logits - lse) carries the rounding of the logits, eps·|logit|, which no longer cancels
+    against that of the softmax's denominator. |lse| stands for the size of the logits.
+    """
+    return peak(want) * (1 + peak(lse))
+
+
 def assert_close(
     got: Any,
     want: Any,
