@@ -144,7 +144,7 @@ def _longest_family(results: Results, kind: str, mask: str) -> list[Any]:
 
 
 def draw(figure: Figure, plot: Plot) -> None:
-    """The panels two to a row, on the same axes, each line labelled where it ends."""
+    """The panels two to a row, on the same axes, each line labelled at the right."""
     columns = min(2, len(plot.panels))
     rows = -(-len(plot.panels) // columns)
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
@@ -217,9 +217,10 @@ def _scale(ax: Axes, plot: Plot) -> None:
 
 
 def _label(ax: Axes, lines: Sequence[Curve]) -> None:
-    """Names at the ends of lines, pushed apart where they would overlap."""
+    """Names in a column beside the longest line, pushed apart where they would overlap."""
     ends = [(c, ax.transData.transform((c.lengths[-1], c.values[-1]))) for c in lines]
     ends.sort(key=lambda end: end[1][1])
+    column = max(float(at[0]) for _, at in ends)
     gap = ax.figure.dpi * 15 / 72
     heights = _apart([float(at[1]) for _, at in ends], gap, floor=ax.bbox.y0 + gap / 2)
     for (curve, at), height in zip(ends, heights, strict=True):
@@ -228,7 +229,7 @@ def _label(ax: Axes, lines: Sequence[Curve]) -> None:
         ax.annotate(
             curve.contender,
             xy=(curve.lengths[-1], curve.values[-1]),
-            xytext=(11, (height - at[1]) * points),
+            xytext=(11 + (column - at[0]) * points, (height - at[1]) * points),
             textcoords="offset points",
             va="center",
             ha="left",
