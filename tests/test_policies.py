@@ -211,3 +211,16 @@ def test_decoding_step_by_step_equals_one_pass(backend):
             Q[:, start:stop], k[:, :stop], v[:, :stop], mask=ja.Causal(ja.END), backend=backend
         )
         np.testing.assert_allclose(part, whole[:, start:stop], rtol=2e-5, atol=2e-6)
+
+
+@for_backends
+@pytest.mark.parametrize(("d", "e"), [(0, 3), (3, 0)])
+def test_no_features(d, e, backend):
+    """Keys that nothing tells apart are mixed evenly; with nothing to mix, lse is as ever."""
+    q, k = np.ones((5, 2, d), np.float32), np.ones((7, 2, d), np.float32)
+    v = np.arange(7 * 2 * e, dtype=np.float32).reshape(7, 2, e)
+    (out, lse), pull = jax.vjp(lambda v: ja.attend(q, k, v, backend=backend, scale=1.0), v)
+    np.testing.assert_allclose(out, np.broadcast_to(v.mean(axis=0), (5, 2, e)), rtol=1e-6)
+    np.testing.assert_allclose(lse, np.full((5, 2), d + np.log(7)), rtol=1e-6)
+    (dv,) = pull(ja.Attended(jnp.ones_like(out), jnp.zeros_like(lse)))
+    np.testing.assert_allclose(dv, np.full((7, 2, e), 5 / 7), rtol=1e-6)

@@ -1,5 +1,6 @@
 """Exact attention in linear memory, in plain JAX, on every platform and with every derivative."""
 
+import math
 from dataclasses import dataclass
 
 import jax
@@ -40,7 +41,7 @@ class Blockwise:
         plan = make_plan(
             problem.mask, sizes, problem.kv_heads, platform, self.q_block, self.k_block
         )
-        flat = lambda x: x.reshape(-1, *x.shape[-3:])
+        flat = lambda x: x.reshape(math.prod(sizes.batch), *x.shape[-3:])
         q, k, v = (flat(x) for x in (problem.q, problem.k, problem.v))
         walk = Walk(plan, sizes, problem.kv_heads)
         out, peak, log_total = fold(walk, q, k, v, problem.scale, problem.mask)

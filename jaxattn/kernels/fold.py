@@ -1,9 +1,9 @@
 """Attention as a fold over tiles, and the one tangent rule from which every derivative comes.
 
 `fold` maps one head's tile functions over heads, blocks of queries and tiles of keys. Its tangent
-rule is a scan over the same tiles in which each tile is checkpointed with nothing saved. JAX
-transposes it, differentiates it again and maps it, so that reverse mode, forward mode, their
-compositions and vmap are exact and take memory linear in t and s.
+rule is a scan over the same blocks, each of them checkpointed with nothing saved, and again each of
+its tiles. JAX transposes it, differentiates it again and maps it, so that reverse mode, forward
+mode, their compositions and vmap are exact and take memory linear in t and s.
 
 With p = exp(logits - lse) and dl the tangent of the logits, the rule is
 
@@ -179,7 +179,7 @@ def _tangent(
 
     if plan.unrolled:
         stacked = _stack(walk.runs, each_run)
-        mixed, dlse = (x.reshape(-1, *x.shape[2:]) for x in stacked)
+        mixed, dlse = (jax.lax.collapse(x, 0, 2) for x in stacked)
     else:  # one scan, not two: inside another one, a scan keeps more for a second derivative
         n = plan.q_blocks
         mixed, dlse = _stack(walk.runs * n, lambda index: each_block(index // n, index % n))

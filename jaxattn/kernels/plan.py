@@ -58,9 +58,6 @@ class Plan:
         step = ceil_div(self.k_block, K_STEPS)
         return tuple(sorted({min(step * i, self.k_block) for i in range(1, K_STEPS + 1)}))
 
-    def rows(self, block: int) -> Span:
-        return Span(block * self.q_block, self.q_block)
-
 
 def ceil_div(a: int, b: int) -> int:
     return -(-a // b)

@@ -98,7 +98,7 @@ class Walk(NamedTuple):
         """The blocks of every run, stacked in the order of the walk, as one array."""
         batches, rest = x.shape[1], x.shape[5:]
         blocks = self.plan.q_blocks, batches, self.plan.heads, self.plan.q_block
-        x = x.reshape(-1, self.runs_per_batch, *blocks, *rest)
+        x = x.reshape(self.runs // self.runs_per_batch, self.runs_per_batch, *blocks, *rest)
         x = jnp.moveaxis(x, (0, 3, 2, 5, 1, 4), range(6))
         x = _join_blocks(x.reshape(*x.shape[:4], self.sizes.h, *rest), self.batches)
         return jax.vmap(lambda one: _join_blocks(one, self.sizes.t))(x)
@@ -145,7 +145,7 @@ def read_rows(x: Any, run: Run, rows: Span) -> Float[Array, "batches kv group r 
 def to_rows(x: Float[Array, "batches kv group r *e"]) -> Float[Array, "batches r h *e"]:
     """The inverse of `read_rows`."""
     x = jnp.moveaxis(x, 3, 1)
-    return x.reshape(*x.shape[:2], -1, *x.shape[4:])
+    return x.reshape(*x.shape[:2], x.shape[2] * x.shape[3], *x.shape[4:])
 
 
 def read_keys(x: Any, run: Run, keys: Span) -> Float[Array, "batches kv c d"]:
