@@ -5,22 +5,48 @@ from jaxattn.attend import attend, attention
 from jaxattn.backends.auto import AUTO, Unsupported
 from jaxattn.backends.blockwise import Blockwise
 from jaxattn.backends.reference import Reference
-from jaxattn.masks import END, EVERYTHING, Causal, Dense, Lengths, Mask, Segments, Window
+from jaxattn.dropout import Dropout
+from jaxattn.masks import (
+    END,
+    EVERYTHING,
+    Causal,
+    Dense,
+    Lengths,
+    Mask,
+    Positions,
+    PrefixLM,
+    Segments,
+    Where,
+    Window,
+)
+from jaxattn.merge import merge
+from jaxattn.scores import ALiBi, Bias, RelativeBias, Score, SoftCap, alibi_slopes
 
 __all__ = [
     "AUTO",
     "END",
     "EVERYTHING",
+    "ALiBi",
     "Attended",
+    "Bias",
     "Blockwise",
     "Causal",
     "Dense",
+    "Dropout",
     "Lengths",
     "Mask",
+    "Positions",
+    "PrefixLM",
     "Reference",
+    "RelativeBias",
+    "Score",
     "Segments",
+    "SoftCap",
     "Unsupported",
+    "Where",
     "Window",
+    "alibi_slopes",
     "attend",
     "attention",
+    "merge",
 ]

@@ -1,50 +1,45 @@
-"""Arrays that belong to a batch: checked against it, and read one part at a time."""
+"""Arrays that belong to a batch: checked against it, and given all of its axes."""
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
-from jaxattn._axes import Index
+from jaxattn._value import Sizes
 
 
-def check_integers(
-    value: Any, name: str, batch: tuple[int, ...], core: tuple[int, ...] = ()
-) -> Any:
-    """`value` as integers that broadcast over the batch, with axes `core` last.
+def check_integers(value: Any, name: str, sizes: Sizes, axes: str = "") -> Any:
+    """`value` as integers [*b axes]; None and a Python number pass as they are.
 
-    None and a Python number, which holds for the whole batch, pass as they are.
+    The batch axes broadcast, those of `axes` ("t", "s") have to be there.
     """
-    if value is None or (isinstance(value, int) and not core):
+    if value is None or (isinstance(value, int) and not axes):
         return value
     array = jnp.asarray(value)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"{name} holds integers, got {array.dtype} {array.shape}; cast it first")
+    core = tuple(getattr(sizes, axis) for axis in axes)
     if core and array.shape[-1:] != core:
         raise ValueError(
-            f"{name} must have one id for each position, {core[0]} of them, on its last axis, got "
-            f"shape {array.shape}; pass [*b {core[0]}]"
+            f"{name} must have one number for each position, {core[0]} of them, on its last axis, "
+            f"got shape {array.shape}; pass [*b {core[0]}]"
         )
-    check_broadcast(array.shape[: array.ndim - len(core)], name, batch, "the batch [*b]")
-    return array
+    return fit(array, name, sizes, axes)
 
 
-def check_broadcast(shape: tuple[int, ...], name: str, full: tuple[int, ...], axes: str) -> None:
-    extra = len(shape) - len(full)
-    if extra > 0 or any(a not in (1, b) for a, b in zip(shape, full[-extra:], strict=True)):
+def fit(array: Array, name: str, sizes: Sizes, axes: str) -> Array:
+    """`array` with the batch axes and `axes`, those that it lacks of size 1. "." is any length.
+
+    Raises:
+      ValueError: an axis has neither its full size nor 1.
+    """
+    own = dict(zip(reversed(axes), reversed(array.shape), strict=False))
+    core = (own["."] if axis == "." else getattr(sizes, axis) for axis in axes)
+    full = (*sizes.batch, *core)
+    extra = len(full) - array.ndim
+    if extra < 0 or any(a not in (1, b) for a, b in zip(array.shape, full[extra:], strict=True)):
         raise ValueError(
-            f"{name} must broadcast to {axes} = {list(full)}, got shape {shape}; give each axis "
-            f"its full size or 1"
+            f"{name} must broadcast to [{' '.join(('*b', *axes))}] = {list(full)}, got shape "
+            f"{array.shape}; give each axis its full size or 1"
         )
-
-
-def pick(array: Any, core: int, index: tuple[Index, ...]) -> Any:
-    """The part of `array` at `index` of all but its last `core` axes; an axis of 1 broadcasts."""
-    if array is None or isinstance(array, int) or array.ndim == core:
-        return array
-    lead = array.ndim - core
-    kept = array.shape[lead:]
-    index = index[len(index) - lead :]
-    starts = [0 if size == 1 else i for size, i in zip(array.shape[:lead], index, strict=True)]
-    part = jax.lax.dynamic_slice(array, (*starts, *(0,) * core), (*(1,) * lead, *kept))
-    return part.reshape(kept)
+    return array.reshape((1,) * extra + array.shape)

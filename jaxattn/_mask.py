@@ -1,19 +1,14 @@
-"""The mask algebra: what a mask has to answer, how masks combine, how they become pytrees.
+"""The mask algebra: what a mask has to answer, and how masks combine."""
 
-A mask is a pytree. Python numbers in it belong to its structure: a new number compiles anew. Arrays
-in it are leaves: they may be traced, mapped and changed at no cost.
-"""
-
-import dataclasses
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool
 
 from jaxattn._axes import Index, larger, smaller
+from jaxattn._value import Place, Sizes, Span, Value, show
 
 
 class Align(Enum):
@@ -28,88 +23,25 @@ class Align(Enum):
 END = Align.END
 
 
-class Span(NamedTuple):
-    """`size` consecutive positions from `start`."""
-
-    start: Index
-    size: int
-
-    def positions(self) -> Int[Array, " size"]:
-        return self.start + jnp.arange(self.size)
-
-
-class Sizes(NamedTuple):
-    """The axes that a mask has to fit."""
-
-    batch: tuple[int, ...]
-    h: int
-    t: int
-    s: int
-
-
-def _names(mask: Any) -> list[str]:
-    return [field.name for field in dataclasses.fields(mask)]
-
-
-def _values(mask: Any) -> list[Any]:
-    return [getattr(mask, name) for name in _names(mask)]
-
-
-def _flatten(mask: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """Numbers and None are structure, all else is a leaf, marked by None in the structure."""
-    values = _values(mask)
-    fixed = [value is None or isinstance(value, int | Align) for value in values]
-    leaves = tuple(value for value, is_fixed in zip(values, fixed, strict=True) if not is_fixed)
-    return leaves, tuple(
-        (x,) if is_fixed else None for x, is_fixed in zip(values, fixed, strict=True)
-    )
-
-
-def _unflatten(cls: Any, structure: tuple[Any, ...], leaves: Any) -> Any:
-    """The inverse of `_flatten`. Checks nothing: JAX puts objects of its own in a leaf's place."""
-    rest = iter(leaves)
-    mask = object.__new__(cls)
-    for name, fixed in zip(_names(cls), structure, strict=True):
-        object.__setattr__(mask, name, next(rest) if fixed is None else fixed[0])
-    return mask
-
-
-def _show(value: Any) -> str:
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
-        return f"{value.dtype}{list(value.shape)}"
-    return repr(value)
-
-
-class Mask:
-    """Which keys each query may see. Masks combine with `&`."""
-
-    def __init_subclass__(cls) -> None:
-        jax.tree_util.register_pytree_node(
-            cls, _flatten, lambda aux, leaves: _unflatten(cls, aux, leaves)
-        )
+class Mask(Value):
+    """Which keys each query may see. Masks combine with `&`, `|` and `~`."""
 
     def __and__(self, other: "Mask") -> "Mask":
-        mine = self.masks if isinstance(self, And) else (self,)
-        theirs = other.masks if isinstance(other, And) else (check_mask(other),)
-        return And(mine + theirs)
+        return And(_parts(And, self) + _parts(And, check_mask(other)))
 
-    def __repr__(self) -> str:
-        """As it would be written, with arrays by dtype and shape."""
-        fields = zip(_names(self), _values(self), strict=True)
-        return f"{type(self).__name__}({', '.join(f'{name}={_show(x)}' for name, x in fields)})"
+    def __or__(self, other: "Mask") -> "Mask":
+        return Or(_parts(Or, self) + _parts(Or, check_mask(other)))
+
+    def __invert__(self) -> "Mask":
+        return Not(self)
 
     def resolve(self, sizes: Sizes) -> "Mask":
         """This mask with every default made explicit, checked against the sizes it has to fit."""
         del sizes
         return self
 
-    def head(self, batch: tuple[Index, ...], head: Index) -> "Mask":
-        """The mask of one head of one batch element."""
-        del batch, head
-        return self
-
-    def allows(self, rows: Span, keys: Span) -> Bool[Array, "#t #s"] | None:
-        """Which pairs of one head's tile are allowed; None for all."""
+    def allows(self, place: Place) -> Bool[Array, "#t #s"] | None:
+        """Which pairs of one head's tile are allowed; None for all. Asked of the tile's part."""
         raise NotImplementedError(f"{type(self).__name__}.allows")
 
     def limits(self, rows: Span, s: int) -> tuple[int, int]:
@@ -118,8 +50,30 @@ class Mask:
         return 0, s
 
     def needs(self, rows: Span, s: int) -> tuple[Index, Index]:
-        """The range [first, stop) of keys that `rows` of one head can need; may be traced."""
+        """The range [first, stop) of keys that `rows` can need; may be traced.
+
+        Asked of one element of the batch.
+        """
         return self.limits(rows, s)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the rows of a block, together, see every key of the range that `needs` gives."""
+        return False
+
+    @property
+    def same_for_rows(self) -> bool:
+        """Whether every query sees the same keys."""
+        return False
+
+    @property
+    def by_head(self) -> bool:
+        """Whether heads may differ."""
+        return False
+
+
+def _parts(cls: Any, mask: Any) -> tuple[Mask, ...]:
+    return mask.masks if isinstance(mask, cls) else (mask,)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -129,18 +83,25 @@ class And(Mask):
     masks: tuple[Mask, ...]
 
     def __repr__(self) -> str:
-        return " & ".join(map(repr, self.masks))
+        return " & ".join(f"({mask!r})" if isinstance(mask, Or) else repr(mask) for mask in self.masks)
 
-    def resolve(self, sizes: Sizes) -> "And":
-        return And(tuple(mask.resolve(sizes) for mask in self.masks))
+    def resolve(self, sizes: Sizes) -> Mask:
+        """Flat, with all its bands as one."""
+        resolved = [part for mask in self.masks for part in _parts(And, mask.resolve(sizes))]
+        band, rest = None, []
+        for mask in resolved:
+            if not isinstance(mask, Band):
+                rest.append(mask)
+            else:
+                band = mask if band is None else band.meet(mask)
+        masks = [mask for mask in rest if not isinstance(mask, Everything)]
+        masks = masks if band is None else [band, *masks]
+        return And(tuple(masks)) if len(masks) > 1 else masks[0] if masks else EVERYTHING
 
-    def head(self, batch: tuple[Index, ...], head: Index) -> "And":
-        return And(tuple(mask.head(batch, head) for mask in self.masks))
-
-    def allows(self, rows: Span, keys: Span) -> Bool[Array, "#t #s"] | None:
+    def allows(self, place: Place) -> Bool[Array, "#t #s"] | None:
         every = None
         for mask in self.masks:
-            allowed = mask.allows(rows, keys)
+            allowed = mask.allows(place)
             if allowed is not None:
                 every = allowed if every is None else every & allowed
         return every
@@ -156,14 +117,159 @@ class And(Mask):
             first, stop = larger(first, its_first), smaller(stop, its_stop)
         return smaller(first, stop), stop
 
+    @property
+    def by_head(self) -> bool:
+        return any(mask.by_head for mask in self.masks)
+
+    @property
+    def exact(self) -> bool:
+        """A band cut at the same key for every row is one; two other rules may pass by each other."""
+        return sum(not mask.same_for_rows for mask in self.masks) <= 1 and all(
+            mask.exact for mask in self.masks
+        )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Or(Mask):
+    """What any one of `masks` allows. Written `a | b`."""
+
+    masks: tuple[Mask, ...]
+
+    def __repr__(self) -> str:
+        return " | ".join(map(repr, self.masks))
+
+    def resolve(self, sizes: Sizes) -> Mask:
+        masks = [part for mask in self.masks for part in _parts(Or, mask.resolve(sizes))]
+        return EVERYTHING if any(isinstance(m, Everything) for m in masks) else Or(tuple(masks))
+
+    def allows(self, place: Place) -> Bool[Array, "#t #s"] | None:
+        some = None
+        for mask in self.masks:
+            allowed = mask.allows(place)
+            if allowed is None:
+                return None
+            some = allowed if some is None else some | allowed
+        return some
+
+    def limits(self, rows: Span, s: int) -> tuple[int, int]:
+        ranges = [mask.limits(rows, s) for mask in self.masks]
+        ranges = [(first, stop) for first, stop in ranges if first < stop] or [(0, 0)]
+        return min(first for first, _ in ranges), max(stop for _, stop in ranges)
+
+    def needs(self, rows: Span, s: int) -> tuple[Index, Index]:
+        first, stop = s, 0
+        for mask in self.masks:
+            its_first, its_stop = mask.needs(rows, s)
+            is_known = isinstance(its_first, int) and isinstance(its_stop, int)
+            if is_known and its_first >= its_stop:
+                continue
+            if not is_known:  # an empty range has no place
+                its_first = jnp.where(its_first < its_stop, its_first, s)
+            first, stop = smaller(first, its_first), larger(stop, its_stop)
+        return smaller(first, stop), stop
+
+    @property
+    def by_head(self) -> bool:
+        return any(mask.by_head for mask in self.masks)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Not(Mask):
+    """What `mask` does not allow. Written `~a`."""
+
+    mask: Mask
+
+    def __repr__(self) -> str:
+        return f"~({self.mask!r})" if isinstance(self.mask, And | Or) else f"~{self.mask!r}"
+
+    def resolve(self, sizes: Sizes) -> Mask:
+        mask = self.mask.resolve(sizes)
+        return mask.mask if isinstance(mask, Not) else Not(mask)
+
+    def allows(self, place: Place) -> Bool[Array, "#t #s"]:
+        allowed = self.mask.allows(place)
+        return jnp.zeros((1, 1), bool) if allowed is None else ~allowed
+
+    @property
+    def by_head(self) -> bool:
+        return self.mask.by_head
+
+
+@dataclass(frozen=True, repr=False)
+class Everything(Mask):
+    """Every query sees every key."""
+
+    def __repr__(self) -> str:
+        return "EVERYTHING"
+
+    def allows(self, place: Place) -> None:
+        return None
+
+    @property
+    def exact(self) -> bool:
+        return True
+
+
+EVERYTHING = Everything()
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Band(Mask):
+    """Query i sees keys i + low to i + high, both inclusive; None for no bound on that side.
+
+    What `Causal` and `Window` resolve to.
+    """
+
+    AXES = {"low": "", "high": ""}
+
+    low: Any
+    high: Any
+
+    def meet(self, other: "Band") -> "Band":
+        both = lambda choose, a, b: b if a is None else a if b is None else choose(a, b)
+        return Band(both(larger, self.low, other.low), both(smaller, self.high, other.high))
+
+    def allows(self, place: Place) -> Bool[Array, "t s"] | None:
+        ahead_ts = place.keys.positions()[None, :] - place.rows.positions()[:, None]
+        high = None if self.high is None else ahead_ts <= self.high
+        low = None if self.low is None else self.low <= ahead_ts
+        return low if high is None else high if low is None else low & high
+
+    def limits(self, rows: Span, s: int) -> Any:
+        known = all(bound is None or isinstance(bound, int) for bound in (self.low, self.high))
+        return self.needs(rows, s) if known else (0, s)
+
+    def needs(self, rows: Span, s: int) -> tuple[Index, Index]:
+        first = 0 if self.low is None else clip(rows.start + self.low, s)
+        stop = s if self.high is None else clip(rows.start + rows.size + self.high, s)
+        if self.low is not None and self.high is not None:
+            if isinstance(self.low, int) and isinstance(self.high, int):
+                stop = stop if self.low <= self.high else first
+            else:
+                stop = jnp.where(self.low <= self.high, stop, first)
+        return smaller(first, stop), stop
+
+    @property
+    def exact(self) -> bool:
+        return True
+
+
+def clip(value: Any, s: int) -> Index:
+    return smaller(larger(value, 0), s)
+
 
 def check_mask(mask: object) -> Mask:
     if isinstance(mask, Mask):
         return mask
     if hasattr(mask, "shape"):
         raise TypeError(
-            f"a mask is a value such as Causal() or Window(left=128), got {_show(mask)}; wrap the "
+            f"a mask is a value such as Causal() or Window(left=128), got {show(mask)}; wrap the "
             f"array: Dense(array), with booleans that are True where a query may see a key"
+        )
+    if callable(mask):
+        raise TypeError(
+            f"a mask is a value such as Causal() or Window(left=128), got the function {mask!r}; "
+            f"wrap it: Where(function), which is True where a query may see a key"
         )
     raise TypeError(
         f"a mask is a value such as Causal(), Window(left=128), Segments(ids) or EVERYTHING, got "

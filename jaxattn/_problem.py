@@ -7,17 +7,30 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxattn._axes import accumulator
-from jaxattn._mask import Mask, Sizes, check_mask
+from jaxattn._mask import Mask, check_mask
+from jaxattn._score import Score, check_scores
+from jaxattn._value import Sizes, show
+from jaxattn.dropout import Drop, Dropout
+
+
+class Rule(NamedTuple):
+    """What makes weights of the products q kᵀ: scale, then scores in order, then mask, softmax,
+    then dropout. All of it resolved."""
+
+    scale: Float[Array, ""]
+    score: tuple[Score, ...]
+    mask: Mask
+    dropout: Drop | None
 
 
 class Problem(NamedTuple):
-    """One checked call of `attend`, its mask resolved and its scale an array."""
+    """One checked call of `attend`."""
 
     q: Float[Array, "*b t h d"]
     k: Float[Array, "*b s n d"]
     v: Float[Array, "*b s n e"]
-    scale: Float[Array, ""]
-    mask: Mask
+    rule: Rule
+    sinks: Float[Array, " h"] | None
 
     @property
     def sizes(self) -> Sizes:
@@ -34,12 +47,14 @@ class Problem(NamedTuple):
         return 0 in (*sizes.batch, sizes.t, sizes.s, sizes.h)
 
 
-def check(q: Any, k: Any, v: Any, mask: Any, scale: Any) -> Problem:
+def check(
+    q: Any, k: Any, v: Any, mask: Any, score: Any, scale: Any, sinks: Any, dropout: Any
+) -> Problem:
     """The problem that these arguments pose.
 
     Raises:
-      TypeError: not floating point arrays of one dtype, or not a mask.
-      ValueError: axes that disagree, or a mask that does not fit or is ambiguous.
+      TypeError: not floating point arrays of one dtype; not a mask, a score or a dropout.
+      ValueError: axes that disagree; a mask, score or sinks that do not fit or are ambiguous.
     """
     q, k, v = _arrays(q, k, v)
     shapes = f"q {q.shape}, k {k.shape}, v {v.shape}"
@@ -60,7 +75,13 @@ def check(q: Any, k: Any, v: Any, mask: Any, scale: Any) -> Problem:
             f"n={n} from k {k.shape}; repeat k and v, or change h"
         )
     sizes = Sizes(q.shape[:-3], h, q.shape[-3], k.shape[-3])
-    return Problem(q, k, v, _scale(scale, q), check_mask(mask).resolve(sizes))
+    rule = Rule(
+        _scale(scale, q),
+        check_scores(score, sizes, q.dtype),
+        check_mask(mask).resolve(sizes),
+        _dropout(dropout, sizes),
+    )
+    return Problem(q, k, v, rule, _sinks(sinks, h, q.dtype))
 
 
 def _arrays(*arrays: Any) -> tuple[Any, ...]:
@@ -99,3 +120,26 @@ def _scale(scale: Any, q: Any) -> Array:
             f"multiply q by [h, 1] first"
         )
     return scale
+
+
+def _sinks(sinks: Any, h: int, dtype: Any) -> Array | None:
+    if sinks is None:
+        return None
+    sinks = jnp.asarray(sinks)
+    if sinks.shape != (h,) or not jnp.issubdtype(sinks.dtype, jnp.floating):
+        raise ValueError(
+            f"sinks are one logit for each query head, floating point [h] with h={h}, got "
+            f"{show(sinks)}; for several sinks of a head pass the logsumexp of them"
+        )
+    return sinks.astype(accumulator(dtype))
+
+
+def _dropout(dropout: Any, sizes: Sizes) -> Drop | None:
+    if dropout is None:
+        return None
+    if not isinstance(dropout, Dropout):
+        raise TypeError(
+            f"dropout is a value, Dropout(rate, key), got {show(dropout)}; pass "
+            f"Dropout(0.1, jax.random.key(0)), or None for no dropout"
+        )
+    return dropout.resolve(sizes)

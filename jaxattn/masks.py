@@ -1,10 +1,13 @@
-"""Masks: which keys each query may see. Frozen values that combine with `&`.
+"""Masks: which keys each query may see. Frozen values that combine with `&`, `|` and `~`.
 
 A mask answers two questions about one head: which pairs of a tile are allowed (`allows`), and which
 range of keys a block of queries can need (`needs`), so that the tiles outside it are skipped, not
-computed and hidden. What is known of that range while tracing (`limits`) shapes the program.
+computed and hidden. What is known of that range while tracing (`limits`) shapes the program. Where
+the range may hold tiles without an allowed pair (it is not `exact`), those are found and skipped
+too.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -12,9 +15,22 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from jaxattn._axes import Index, larger, smaller
-from jaxattn._batched import check_broadcast, check_integers, pick
-from jaxattn._mask import END, Align, And, Mask, Sizes, Span
+from jaxattn._axes import Index, larger
+from jaxattn._batched import check_integers, fit
+from jaxattn._mask import (
+    END,
+    EVERYTHING,
+    Align,
+    And,
+    Band,
+    Everything,
+    Mask,
+    Not,
+    Or,
+    clip,
+)
+from jaxattn._trace import trace
+from jaxattn._value import Place, Sizes, Span
 
 __all__ = [
     "END",
@@ -25,7 +41,12 @@ __all__ = [
     "Everything",
     "Lengths",
     "Mask",
+    "Not",
+    "Or",
+    "Positions",
+    "PrefixLM",
     "Segments",
+    "Where",
     "Window",
 ]
 
@@ -33,43 +54,18 @@ Offset: TypeAlias = int | Align | Int[Array, "*b"] | None
 
 
 @dataclass(frozen=True, repr=False)
-class Everything(Mask):
-    """Every query sees every key."""
-
-    def __repr__(self) -> str:
-        return "EVERYTHING"
-
-    def allows(self, rows: Span, keys: Span) -> None:
-        return None
-
-
-EVERYTHING = Everything()
-
-
-@dataclass(frozen=True, repr=False)
 class Causal(Mask):
     """Query i sees key j when j <= i + offset.
 
     offset: 0 aligns the first query with the first key; `END` aligns the last with the last, which
-      is s - t; integers of the batch's shape give each sequence its own. May be left out if t == s.
+      is s - t; integers of the batch's shape give each sequence its own, such as how many tokens of
+      it are in a cache. May be left out if t == s.
     """
 
     offset: Offset = None
 
-    def resolve(self, sizes: Sizes) -> "Causal":
-        return Causal(_resolve_offset("Causal", self.offset, sizes))
-
-    def head(self, batch: tuple[Index, ...], head: Index) -> "Causal":
-        return Causal(pick(self.offset, 0, batch))
-
-    def allows(self, rows: Span, keys: Span) -> Bool[Array, "t s"]:
-        return keys.positions()[None, :] <= _shifted(rows, self.offset).positions()[:, None]
-
-    def limits(self, rows: Span, s: int) -> Any:
-        return self.needs(rows, s) if isinstance(self.offset, int) else (0, s)
-
-    def needs(self, rows: Span, s: int) -> tuple[Index, Index]:
-        return 0, _clip(_shifted(rows, self.offset).start + rows.size, s)
+    def resolve(self, sizes: Sizes) -> Mask:
+        return Band(None, resolve_offset("Causal", self.offset, sizes))
 
 
 @dataclass(frozen=True, repr=False)
@@ -92,25 +88,44 @@ class Window(Mask):
                     f"bound, got {name}={bound!r}; to shift the window use offset"
                 )
 
-    def resolve(self, sizes: Sizes) -> "Window":
-        return Window(self.left, self.right, _resolve_offset("Window", self.offset, sizes))
+    def resolve(self, sizes: Sizes) -> Mask:
+        offset = resolve_offset("Window", self.offset, sizes)
+        low = None if self.left is None else offset - self.left
+        return Band(low, None if self.right is None else offset + self.right)
 
-    def head(self, batch: tuple[Index, ...], head: Index) -> "Window":
-        return Window(self.left, self.right, pick(self.offset, 0, batch))
 
-    def allows(self, rows: Span, keys: Span) -> Bool[Array, "t s"] | None:
-        ahead_ts = keys.positions()[None, :] - _shifted(rows, self.offset).positions()[:, None]
-        right = None if self.right is None else ahead_ts <= self.right
-        left = None if self.left is None else -self.left <= ahead_ts
-        return left if right is None else right if left is None else left & right
+@dataclass(frozen=True, eq=False, repr=False)
+class PrefixLM(Mask):
+    """Query i sees the first `length` keys, and every key j <= i + offset.
+
+    length: how many keys all queries see, a number or integers that broadcast to the batch.
+    offset: as in `Causal`.
+    Source: Raffel et al. 2020, section 3.2.1.
+    """
+
+    AXES = {"length": "", "offset": ""}
+
+    length: int | Int[Array, "*b"]
+    offset: Offset = None
+
+    def resolve(self, sizes: Sizes) -> Mask:
+        length = check_integers(self.length, "PrefixLM.length", sizes)
+        return PrefixLM(length, resolve_offset("PrefixLM", self.offset, sizes))
+
+    def allows(self, place: Place) -> Bool[Array, "t s"]:
+        k_1s = place.keys.positions()[None, :]
+        return (k_1s < self.length) | (k_1s <= place.rows.positions()[:, None] + self.offset)
 
     def limits(self, rows: Span, s: int) -> Any:
-        return self.needs(rows, s) if isinstance(self.offset, int) else (0, s)
+        known = isinstance(self.length, int) and isinstance(self.offset, int)
+        return self.needs(rows, s) if known else (0, s)
 
     def needs(self, rows: Span, s: int) -> tuple[Index, Index]:
-        start = _shifted(rows, self.offset).start
-        first = 0 if self.left is None else _clip(start - self.left, s)
-        return first, s if self.right is None else _clip(start + rows.size + self.right, s)
+        return 0, clip(larger(self.length, rows.start + rows.size + self.offset), s)
+
+    @property
+    def exact(self) -> bool:
+        return True
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -120,29 +135,40 @@ class Lengths(Mask):
     q, k: numbers, or integers that broadcast to the batch.
     """
 
+    AXES = {"q": "", "k": ""}
+
     q: int | Int[Array, "*b"] | None = None
     k: int | Int[Array, "*b"] | None = None
 
     def resolve(self, sizes: Sizes) -> "Lengths":
-        q = check_integers(self.q, "Lengths.q", sizes.batch)
-        return Lengths(q, check_integers(self.k, "Lengths.k", sizes.batch))
+        q = check_integers(self.q, "Lengths.q", sizes)
+        return Lengths(q, check_integers(self.k, "Lengths.k", sizes))
 
-    def head(self, batch: tuple[Index, ...], head: Index) -> "Lengths":
-        return Lengths(pick(self.q, 0, batch), pick(self.k, 0, batch))
-
-    def allows(self, rows: Span, keys: Span) -> Bool[Array, "#t #s"] | None:
-        live_t1 = None if self.q is None else (rows.positions() < self.q)[:, None]
-        live_1s = None if self.k is None else (keys.positions() < self.k)[None, :]
+    def allows(self, place: Place) -> Bool[Array, "#t #s"] | None:
+        live_t1 = None if self.q is None else (place.rows.positions() < self.q)[:, None]
+        live_1s = None if self.k is None else (place.keys.positions() < self.k)[None, :]
         return live_1s if live_t1 is None else live_t1 if live_1s is None else live_t1 & live_1s
 
     def limits(self, rows: Span, s: int) -> Any:
         if isinstance(self.q, int) and isinstance(rows.start, int) and self.q <= rows.start:
             return 0, 0
-        return 0, _clip(self.k, s) if isinstance(self.k, int) else s
+        return 0, clip(self.k, s) if isinstance(self.k, int) else s
 
     def needs(self, rows: Span, s: int) -> tuple[Index, Index]:
-        stop = s if self.k is None else _clip(self.k, s)
-        return 0, stop if self.q is None else jnp.where(rows.start < self.q, stop, 0)
+        stop = s if self.k is None else clip(self.k, s)
+        if self.q is None:
+            return 0, stop
+        if isinstance(self.q, int) and isinstance(rows.start, int):
+            return 0, stop if rows.start < self.q else 0
+        return 0, jnp.where(rows.start < self.q, stop, 0)
+
+    @property
+    def exact(self) -> bool:
+        return True
+
+    @property
+    def same_for_rows(self) -> bool:
+        return self.q is None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -153,6 +179,8 @@ class Segments(Mask):
       negative id marks padding, which sees nothing and is seen by nothing.
     """
 
+    AXES = {"q_ids": "t", "k_ids": "s"}
+
     q_ids: Int[Array, "*b t"]
     k_ids: Int[Array, "*b s"] | None = None
 
@@ -162,27 +190,65 @@ class Segments(Mask):
                 f"Segments needs ids for the keys when t != s, got t={sizes.t}, s={sizes.s} and "
                 f"q_ids only; pass Segments(q_ids, k_ids)"
             )
-        q_ids = check_integers(self.q_ids, "Segments.q_ids", sizes.batch, (sizes.t,))
-        if self.k_ids is None:
-            return Segments(q_ids, q_ids)
-        k_ids = check_integers(self.k_ids, "Segments.k_ids", sizes.batch, (sizes.s,))
-        return Segments(q_ids, k_ids)
+        q_ids = check_integers(self.q_ids, "Segments.q_ids", sizes, "t")
+        k_ids = self.q_ids if self.k_ids is None else self.k_ids
+        return Segments(q_ids, check_integers(k_ids, "Segments.k_ids", sizes, "s"))
 
-    def head(self, batch: tuple[Index, ...], head: Index) -> "Segments":
-        return Segments(pick(self.q_ids, 1, batch), pick(self.k_ids, 1, batch))
-
-    def allows(self, rows: Span, keys: Span) -> Bool[Array, "t s"]:
-        q_ids, k_ids = _cut(self.q_ids, rows), _cut(self.k_ids, keys)
-        return (q_ids[:, None] == k_ids[None, :]) & (k_ids >= 0)[None, :]
+    def allows(self, place: Place) -> Bool[Array, "t s"]:
+        q_t1, k_1s = self.q_ids[:, None], self.k_ids[None, :]
+        return (q_t1 == k_1s) & (q_t1 >= 0)
 
     def needs(self, rows: Span, s: int) -> tuple[Index, Index]:
-        """From the first to the last key whose id lies between the rows' least and greatest."""
-        q_ids, k_ids = _cut(self.q_ids, rows), jnp.asarray(self.k_ids)
-        least = jnp.min(q_ids, where=q_ids >= 0, initial=jnp.iinfo(q_ids.dtype).max)
-        near_s = (k_ids >= least) & (k_ids <= jnp.max(q_ids))
-        first = jnp.min(jnp.arange(s), where=near_s, initial=s)
-        stop = jnp.max(jnp.arange(s), where=near_s, initial=-1) + 1
-        return jnp.minimum(first, stop), stop
+        """From the first to the last key with an id between the least and the greatest of rows."""
+        live = lambda ids: ids >= 0
+        ids = _cut(self.q_ids, rows)
+        least = jnp.min(ids, where=live(ids), initial=jnp.iinfo(ids.dtype).max)
+        return _ends((live(self.k_ids) & (least <= self.k_ids) & (self.k_ids <= jnp.max(ids))), s)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Positions(Mask):
+    """A query at position p sees the keys at positions p - left to p + right, both inclusive.
+
+    `Causal` and `Window` for tokens that are not stored in order, or not from the start on, such as
+    in a ring buffer.
+
+    q, k: the positions of queries and keys. A negative one marks an empty place, which sees nothing
+      and is seen by nothing.
+    left, right: in positions, at least 0; None for no bound on that side. The defaults are causal.
+    """
+
+    AXES = {"q": "t", "k": "s"}
+
+    q: Int[Array, "*b t"]
+    k: Int[Array, "*b s"]
+    left: int | None = None
+    right: int | None = 0
+
+    __post_init__ = Window.__post_init__
+
+    def resolve(self, sizes: Sizes) -> "Positions":
+        q = check_integers(self.q, "Positions.q", sizes, "t")
+        k = check_integers(self.k, "Positions.k", sizes, "s")
+        return Positions(q, k, self.left, self.right)
+
+    def allows(self, place: Place) -> Bool[Array, "t s"]:
+        q_t1, k_1s = self.q[:, None], self.k[None, :]
+        seen = (q_t1 >= 0) & (k_1s >= 0)
+        if self.right is not None:
+            seen &= k_1s - q_t1 <= self.right
+        return seen if self.left is None else seen & (q_t1 - k_1s <= self.left)
+
+    def needs(self, rows: Span, s: int) -> tuple[Index, Index]:
+        """From the first to the last key that is near enough to any of the rows."""
+        q = _cut(self.q, rows)
+        near = (self.k >= 0) & (q >= 0).any()
+        if self.right is not None:
+            near &= self.k <= jnp.max(q) + self.right
+        if self.left is not None:
+            first = jnp.min(q, where=q >= 0, initial=jnp.iinfo(q.dtype).max)
+            near &= self.k >= first - self.left
+        return _ends(near, s)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -191,6 +257,8 @@ class Dense(Mask):
 
     array: booleans that broadcast to [*b h t s].
     """
+
+    AXES = {"array": "hts"}
 
     array: Bool[Array, "*#b #h #t #s"]
 
@@ -201,20 +269,51 @@ class Dense(Mask):
                 f"a Dense mask holds booleans, True where a query may see a key, got "
                 f"{array.dtype} {array.shape}; compare first (array != 0)"
             )
-        full = (*sizes.batch, sizes.h, sizes.t, sizes.s)
-        check_broadcast(array.shape, "Dense", full, "[*b h t s]")
-        return Dense(array.reshape((1,) * (2 - array.ndim) + array.shape))
+        return Dense(fit(array, "Dense", sizes, "hts"))
 
-    def head(self, batch: tuple[Index, ...], head: Index) -> "Dense":
-        return Dense(pick(self.array, 2, (*batch, head)))
+    def allows(self, place: Place) -> Bool[Array, "#t #s"]:
+        return self.array
 
-    def allows(self, rows: Span, keys: Span) -> Bool[Array, "#t #s"]:
-        t, s = self.array.shape
-        starts = (rows.start if t > 1 else 0, keys.start if s > 1 else 0)
-        return jax.lax.dynamic_slice(self.array, starts, (min(t, rows.size), min(s, keys.size)))
+    @property
+    def by_head(self) -> bool:
+        return self.array.shape[-3] > 1
 
 
-def _resolve_offset(name: str, offset: Offset, sizes: Sizes) -> Any:
+@dataclass(frozen=True, eq=False, repr=False)
+class Where(Mask):
+    """Any mask at all, as a function of one pair: `Where(lambda at: at.k % 8 == at.q % 8)`.
+
+    seen: given `at`, with `at.batch`, `at.head`, `at.q` and `at.k`, says whether the query may see
+      the key. Written for one pair: `at.q` and `at.k` are integer scalars. It may close over arrays,
+      also traced ones, and index them with these. Outside `jit` each new function compiles anew.
+    """
+
+    seen: Any
+    captured: tuple[Array, ...] = ()
+
+    def resolve(self, sizes: Sizes) -> "Where":
+        seen: Callable[..., Any] = self.seen
+        if not callable(seen):
+            raise TypeError(
+                f"Where takes a function of one pair, got {seen!r}; wrap arrays in Dense(array)"
+            )
+        traced, captured, result = trace(seen, len(sizes.batch), what="the function of a Where")
+        if result.dtype != bool:
+            raise TypeError(
+                f"the function of a Where returns a boolean, True where the query may see the key, "
+                f"got {result.dtype}; compare first (x != 0)"
+            )
+        return Where(traced, captured)
+
+    def allows(self, place: Place) -> Bool[Array, "t s"]:
+        return self.seen.over(place, self.captured)
+
+    @property
+    def by_head(self) -> bool:
+        return self.seen.reads_head
+
+
+def resolve_offset(name: str, offset: Offset, sizes: Sizes) -> Any:
     if offset is END:
         return sizes.s - sizes.t
     if offset is None and sizes.t != sizes.s:
@@ -223,17 +322,15 @@ def _resolve_offset(name: str, offset: Offset, sizes: Sizes) -> Any:
             f"choose offset=0, where the first query meets the first key, or offset=END, where the "
             f"last query meets the last key"
         )
-    return check_integers(0 if offset is None else offset, f"{name}.offset", sizes.batch)
-
-
-def _shifted(rows: Span, offset: Any) -> Span:
-    """The places of the queries among the keys."""
-    return Span(rows.start + offset, rows.size)
+    return check_integers(0 if offset is None else offset, f"{name}.offset", sizes)
 
 
 def _cut(array: Any, span: Span) -> Array:
     return jax.lax.dynamic_slice_in_dim(array, span.start, span.size)
 
 
-def _clip(value: Any, s: int) -> Index:
-    return smaller(larger(value, 0), s)
+def _ends(near_s: Array, s: int) -> tuple[Index, Index]:
+    """The range from the first to the last True."""
+    first = jnp.min(jnp.arange(s), where=near_s, initial=s)
+    stop = jnp.max(jnp.arange(s), where=near_s, initial=-1) + 1
+    return jnp.minimum(first, stop), stop

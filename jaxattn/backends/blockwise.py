@@ -35,15 +35,17 @@ class Blockwise:
         del problem
         return None
 
-    def run(self, problem: Problem) -> tuple[Array, Array]:
-        """(out, lse) of a problem that is not empty."""
-        sizes, platform = problem.sizes, jax.default_backend()
-        plan = make_plan(
-            problem.mask, sizes, problem.kv_heads, platform, self.q_block, self.k_block
-        )
+    def walk(self, problem: Problem) -> Walk:
+        """How the score matrices of a problem are gone through."""
+        sizes, n, platform = problem.sizes, problem.kv_heads, jax.default_backend()
+        plan = make_plan(problem.rule.mask, sizes, n, platform, self.q_block, self.k_block)
+        return Walk(plan, sizes, n)
+
+    def run(self, problem: Problem) -> tuple[Array, Array, Array]:
+        """(out, peak, log_total), lse being their sum, of a problem that is not empty."""
+        sizes, walk = problem.sizes, self.walk(problem)
         flat = lambda x: x.reshape(math.prod(sizes.batch), *x.shape[-3:])
         q, k, v = (flat(x) for x in (problem.q, problem.k, problem.v))
-        walk = Walk(plan, sizes, problem.kv_heads)
-        out, peak, log_total = fold(walk, q, k, v, problem.scale, problem.mask)
-        out, lse = out.astype(q.dtype), peak + log_total
-        return out.reshape(*sizes.batch, *out.shape[1:]), lse.reshape(*sizes.batch, *lse.shape[1:])
+        found = fold(walk, q, k, v, problem.rule, walk.find_hits(problem.rule.mask))
+        out, peak, log_total = (x.reshape(*sizes.batch, *x.shape[1:]) for x in found)
+        return out, peak, log_total

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from jaxattn import steps
 from jaxattn._axes import accumulator
-from jaxattn._mask import Mask, Span
-from jaxattn._problem import Problem
+from jaxattn._problem import Problem, Rule
+from jaxattn._value import Block, Place, Sizes, Span
 
 
 @dataclass(frozen=True)
@@ -21,45 +21,61 @@ class Reference:
         del problem
         return None
 
-    def run(self, problem: Problem) -> tuple[Array, Array]:
-        """(out, lse) of a problem that is not empty."""
-        q, k, v, scale, mask = problem
+    def run(self, problem: Problem) -> tuple[Array, Array, Array]:
+        """(out, peak, log_total), lse being their sum, of a problem that is not empty."""
+        q, k, v, rule, _ = problem
         sizes, acc = problem.sizes, accumulator(q.dtype)
         repeat = lambda x: jnp.repeat(x, sizes.h // problem.kv_heads, axis=-2)
         q, k, v = (x.astype(acc) for x in (q, repeat(k), repeat(v)))
 
-        def one(q: Array, k: Array, v: Array, *index: Array) -> tuple[Array, Array]:
-            allowed = _dense(mask.head(index[:-1], index[-1]), sizes.t, sizes.s)
-            return one_head(q, k, v, scale, allowed)
+        def one(q: Array, k: Array, v: Array, *index: Array) -> tuple[Array, Array, Array]:
+            return one_head(q, k, v, rule, sizes, index)
 
         each = jax.vmap(one, in_axes=(1, 1, 1, *(None for _ in sizes.batch), 0), out_axes=1)
         for axis in reversed(range(len(sizes.batch))):
             index = [0 if i == axis else None for i in range(len(sizes.batch))]
             each = jax.vmap(each, in_axes=(0, 0, 0, *index, None))
-        out, lse = each(q, k, v, *(jnp.arange(size) for size in (*sizes.batch, sizes.h)))
-        return out.astype(problem.q.dtype), lse
+        return each(q, k, v, *(jnp.arange(size) for size in (*sizes.batch, sizes.h)))
 
 
 def one_head(
     q: Float[Array, "t d"],
     k: Float[Array, "s d"],
     v: Float[Array, "s e"],
-    scale: Float[Array, ""],
-    allowed: Bool[Array, "t s"] | None,
-) -> tuple[Float[Array, "t e"], Float[Array, " t"]]:
-    """The steps of one head, with NaN and Inf kept from queries that may not see them.
+    rule: Rule,
+    sizes: Sizes,
+    index: tuple[Array, ...],
+) -> tuple[Float[Array, "t e"], Float[Array, " t"], Float[Array, " t"]]:
+    """The steps of the head at `index`, [*b h], with NaN and Inf kept from queries that may not see
+    them.
 
     A product with a weight of 0 does not do that (0 · NaN is NaN), in neither direction. So the
     products run on finite numbers, and NaN is put in at the end where it is seen.
     """
-    scaled = steps.scores(_finite(q), _finite(k), scale).scaled
-    logits = steps.mask(scaled, allowed)
+    *batch, head = index
+    place = Place(tuple(batch), head, Span(0, sizes.t), Span(0, sizes.s))
+    flat = jnp.ravel_multi_index(batch, sizes.batch, mode="clip") if batch else 0
+    block = Block(sizes, flat, 1, head, (1, 1), place.rows, place.keys)
+    part = lambda value: jax.tree.map(lambda x: x.reshape(x.shape[3:]), value.read(block))
+
+    logits = steps.scores(_finite(q), _finite(k), rule.scale).scaled
+    for item in rule.score:
+        logits = part(item).apply(logits, place)
+    allowed = part(rule.mask).allows(place)
+    allowed = None if allowed is None else jnp.broadcast_to(allowed, logits.shape)
+    logits = steps.mask(logits, allowed)
     weights = steps.weights(logits)
-    seen = jnp.isfinite(logits)
+    if rule.dropout is not None:
+        weights = part(rule.dropout).apply(weights)
+    seen = jnp.ones(logits.shape, bool) if allowed is None else allowed
     bad_logits = (seen & (_bad(q)[:, None] | _bad(k)[None, :])).any(axis=1)
     bad_values = steps.mix(seen.astype(v.dtype), (~jnp.isfinite(v)).astype(v.dtype)) > 0
     out = jnp.where(bad_logits[:, None] | bad_values, jnp.nan, steps.mix(weights, _finite(v)))
-    return out, jnp.where(bad_logits, jnp.nan, steps.log_sum_exp(logits))
+    peak = steps.row_peak(logits)
+    log_total = steps.log_sum_exp(logits - peak[:, None])
+    blind = log_total == -jnp.inf
+    peak, log_total = jnp.where(blind, -jnp.inf, peak), jnp.where(blind, 0, log_total)
+    return out, peak, jnp.where(bad_logits, jnp.nan, log_total)
 
 
 def _finite(x: Array) -> Array:
@@ -70,7 +86,3 @@ def _bad(x: Array) -> Array:
     """Whether there is a NaN or Inf in each row."""
     return ~jnp.isfinite(x).all(axis=1)
 
-
-def _dense(mask: Mask, t: int, s: int) -> Bool[Array, "t s"] | None:
-    allowed = mask.allows(Span(0, t), Span(0, s))
-    return None if allowed is None else jnp.broadcast_to(allowed, (t, s))

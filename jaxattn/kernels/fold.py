@@ -20,13 +20,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jaxattn._axes import Index, accumulator, dot, larger
-from jaxattn._mask import Mask, Span
+from jaxattn._problem import Rule
+from jaxattn._value import Place, Span, Zero
 from jaxattn.kernels import tile
 from jaxattn.kernels.plan import Plan, ceil_div
-from jaxattn.kernels.walk import Keys, Run, Walk, over_heads, read_keys, read_rows, to_rows
+from jaxattn.kernels.walk import Keys, Run, Walk, read_keys, read_rows, to_rows
 
 NOTHING = jax.checkpoint_policies.nothing_saveable
 
@@ -37,13 +38,14 @@ def fold(
     q: Float[Array, "b t h d"],
     k: Float[Array, "b s n d"],
     v: Float[Array, "b s n e"],
-    scale: Float[Array, ""],
-    mask: Mask,
+    rule: Rule,
+    hits: Bool[Array, "b runs q_blocks k_tiles"] | None,
 ) -> tuple[Float[Array, "b t h e"], Float[Array, "b t h"], Float[Array, "b t h"]]:
     """(out, peak, log_total) of every query, in the accumulator's dtype; lse = peak + log_total.
 
     The two parts of lse are kept apart because their sum, rounded, would spoil exp(logits - lse)
-    where lse is large. The peak counts as a constant. No axis may be empty.
+    where lse is large. The peak counts as a constant. No axis may be empty. hits: what
+    `walk.find_hits` gives for the mask.
     """
     acc = accumulator(q.dtype)
     plan = walk.plan
@@ -54,8 +56,7 @@ def fold(
 
         def each_block(i: Index, carry: tuple[Array, ...]) -> tuple[Array, ...]:
             rows = walk.rows(i)
-            q_rows = tile.nan_unless_finite(read_rows(q, run, rows).astype(acc))
-            block = _forward_block(walk, run, rows, q_rows, keys, scale, mask)
+            block = _forward_block(walk, index, i, q, keys, rule, hits)
             put = lambda whole, part: jax.lax.dynamic_update_slice(
                 whole,
                 to_rows(part),
@@ -68,58 +69,82 @@ def fold(
     flat = jnp.zeros(q.shape[:3], acc)
     empty = jnp.zeros((*q.shape[:3], v.shape[3]), acc), flat, flat
     out, peak, log_total = _repeat(walk.runs, each_run, empty)
-    return _poison(walk, out, v, mask), peak, log_total
+    return _poison(walk, out, v, rule), peak, log_total
 
 
 @partial(fold.defjvp, symbolic_zeros=True)
 def _fold_jvp(walk: Walk, primals: Any, tangents: Any) -> Any:
     out, peak, log_total = fold(walk, *primals)
-    dq, dk, dv, dscale = (None if isinstance(x, SymbolicZero) else x for x in tangents[:4])
-    q, k, v, scale, mask = primals
+    q, k, v, rule, hits = primals
+    acc = out.dtype
+    # In the accumulator's dtype as a whole: what flows back is a sum over tiles.
+    dq, dk, dv, dscale = (
+        None if isinstance(x, SymbolicZero) else x.astype(acc)
+        for x in (*tangents[:3], tangents[3].scale)
+    )
+    d = tile.Tangents(dq, dk, dv, dscale, _moving(rule.score, tangents[3].score))
     lse = tile.LogSumExp(peak, log_total)
-    mixed, dlse = _tangent(walk, q, k, v, scale, mask, lse, tile.Tangents(dq, dk, dv, dscale))
+    mixed, dlse = _tangent(walk, q, k, v, rule, hits, lse, d)
     dout = mixed - dlse[..., None] * tile.finite(out)
     return (out, peak, log_total), (dout, jnp.zeros_like(peak), dlse)
 
 
+def _moving(score: Any, dscore: Any) -> Any:
+    """The tangents of the scores with `Zero` for those that are zero; None if all are."""
+    leaves, structure = jax.tree.flatten(score)
+    is_zero = lambda x: isinstance(x, SymbolicZero)
+    moves = [
+        Zero() if is_zero(x) or x.dtype == jax.dtypes.float0 else x
+        for x in jax.tree.leaves(dscore, is_leaf=is_zero)
+    ]
+    if len(moves) != len(leaves):
+        raise AssertionError(f"{len(leaves)} arrays in scores, {len(moves)} tangents")
+    still = all(isinstance(x, Zero) for x in moves)
+    return None if still else jax.tree.unflatten(structure, moves)
+
+
 def _forward_block(
-    walk: Walk, run: Run, rows: Span, q: Array, keys: Keys, scale: Array, mask: Mask
+    walk: Walk, run_index: Index, i: Index, q: Array, keys: Keys, rule: Rule, hits: Array | None
 ) -> tuple[Array, Array, Array]:
-    """One block of queries against every key it needs. q [batches kv group r d]."""
+    """The i-th block of queries of a run of heads against every key it needs."""
     plan, features = walk.plan, keys.v.shape[-1]
-    first, stop = walk.needs(mask, run, rows)
+    run, rows = walk.run(run_index), walk.rows(i)
+    reach = walk.reach(rule.mask, hits, run_index, i)
+    q_rows = tile.nan_unless_finite(read_rows(q, run, rows).astype(keys.dtype))
 
-    def visit(span: Span, start: Index, state: tile.State | None) -> tile.State:
-        k, v = keys.read(span)
-        fresh = None if start is span.start else span.positions() >= start
+    def visit(j: Index, width: int, state: tile.State | None) -> tile.State:
+        begin = reach.begin(j)
+        span = walk.keys(begin, width)
+        part = walk.read(rule, run, rows, span)
+        fresh = span.positions() >= begin if reach.overlaps else None
 
-        def one(x: Any, kv: Any, batch: Index, head: Index) -> tile.State:
-            (q, state), (k, v) = x, kv
-            allowed = walk.allows(mask, batch, head, rows, span, fresh)
-            return tile.absorb(state, q, k, v, scale, allowed)
+        def one(q: Array, state: tile.State | None, k: Array, v: Array, rule: Rule, place: Place):
+            return tile.absorb(state, q, k, v, rule, place, fresh)
 
-        return over_heads(run, one, (q, state), (k, v))
+        return walk.over_heads(run, one, (q_rows, state), keys.read(span), part, rows, span)
 
     def blank() -> tile.State:
-        none = tile.nothing_seen(rows.size, features, q.dtype)
-        return jax.tree.map(lambda x: jnp.broadcast_to(x, (*q.shape[:3], *x.shape)), none)
+        none = tile.nothing_seen(rows.size, features, q_rows.dtype)
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, (*q_rows.shape[:3], *x.shape)), none)
 
     # The last tile goes first: it may be narrower, and it starts the state.
-    whole = larger(stop - first - 1, 0) // plan.k_block
-    last = first + whole * plan.k_block
-    state = _by_width(plan, stop - last, blank, lambda w: visit(walk.keys(last, w), last, None))
+    first, last = reach.tiles()
+    state = _by_width(plan, reach.width(last), blank, lambda w: visit(last, w, None))
     if plan.k_tiles > 1:
 
         def more(j: Index, state: tile.State) -> tile.State:
-            start = first + j * plan.k_block
-            return visit(Span(start, plan.k_block), start, state)
+            if hits is None:
+                return visit(j, plan.k_block, state)
+            full = lambda: visit(j, plan.k_block, state)
+            return jax.lax.cond(reach.width(j) > 0, full, lambda: state)
 
-        state = jax.lax.fori_loop(0, whole, more, state)
-    return over_heads(run, lambda state, *_: tile.finish(state), state, ())
+        state = jax.lax.fori_loop(first, last, more, state)
+    close = lambda state, part, place: tile.finish(state)
+    return walk.over_heads(run, close, (state,), (), (), rows, rows)
 
 
 def _poison(
-    walk: Walk, out: Float[Array, "b t h e"], v: Float[Array, "b s n e"], mask: Mask
+    walk: Walk, out: Float[Array, "b t h e"], v: Float[Array, "b s n e"], rule: Rule
 ) -> Float[Array, "b t h e"]:
     """`out` with NaN in every feature in which its query may see a NaN or Inf."""
     plan, sizes = walk.plan, walk.sizes
@@ -131,14 +156,15 @@ def _poison(
             span = walk.keys(j * plan.k_block, plan.k_block)
             bad = ~jnp.isfinite(read_keys(v, run, span))
 
-            def one(seen: Array, bad: Array, batch: Index, head: Index) -> Array:
-                allowed = walk.allows(mask, batch, head, rows, span, None)
+            def one(seen: Array, bad: Array, rule: Rule, place: Place) -> Array:
+                allowed = tile.allows(rule, place, None)
                 every = jnp.broadcast_to(
                     True if allowed is None else allowed, (rows.size, span.size)
                 )
                 return seen | (dot(every.astype(out.dtype), bad.astype(out.dtype)) > 0)
 
-            return over_heads(run, one, seen, bad)
+            part = walk.read(rule, run, rows, span)
+            return walk.over_heads(run, one, (seen,), (bad,), part, rows, span)
 
         old = read_rows(out, run, rows)
         tiles = ceil_div(sizes.s, plan.k_block)
@@ -160,18 +186,18 @@ def _tangent(
     q: Array,
     k: Array,
     v: Array,
-    scale: Array,
-    mask: Mask,
+    rule: Rule,
+    hits: Array | None,
     lse: tile.LogSumExp,
     d: tile.Tangents,
 ) -> tuple[Float[Array, "b t h e"], Float[Array, "b t h"]]:
-    """(Σ p·dl·v + Σ p·dv, Σ p·dl) of every query: a scan over the tiles of the forward fold."""
+    """(Σ w·dl·v + Σ w·dv, Σ p·dl) of every query: a scan over the tiles of the forward fold."""
     plan = walk.plan
 
     def each_block(run: Index, i: Index) -> tuple[Array, Array]:
         block = partial(_tangent_block, walk, run, i)
         block = jax.checkpoint(block, policy=NOTHING, prevent_cse=False)
-        return block(q, k, v, scale, mask, lse, d)
+        return block(q, k, v, rule, hits, lse, d)
 
     def each_run(run: Index) -> tuple[Array, Array]:
         blocks = [each_block(run, i) for i in range(plan.q_blocks)]
@@ -193,8 +219,8 @@ def _tangent_block(
     q: Array,
     k: Array,
     v: Array,
-    scale: Array,
-    mask: Mask,
+    rule: Rule,
+    hits: Array | None,
     lse: tile.LogSumExp,
     d: tile.Tangents,
 ) -> tuple[Array, Array]:
@@ -204,51 +230,68 @@ def _tangent_block(
     """
     plan, acc = walk.plan, lse.peak.dtype
     run, rows = walk.run(run_index), walk.rows(i)
-    first, stop = walk.needs(mask, run, rows)
-    keys = walk.keys(first, min(plan.k_tiles * plan.k_block, walk.sizes.s))
+    reach = walk.reach(rule.mask, hits, run_index, i)
+    keys = walk.keys(reach.base, min(plan.k_tiles * plan.k_block, walk.sizes.s))
 
     lse_rows = jax.tree.map(lambda x: read_rows(x, run, rows), lse)
     read = lambda x: None if x is None else read_rows(x, run, rows).astype(acc)
     q_rows, dq_rows = read(q), read(d.q)
     read = lambda x: None if x is None else read_keys(x, run, keys).astype(acc)
     k_cols, v_cols, dk_cols, dv_cols = read(k), read(v), read(d.k), read(d.v)
+    score, dscore = (walk.read(x, run, rows, keys) for x in (rule.score, d.score))
 
     size, whole = plan.k_block, keys.size // plan.k_block
 
-    def tiles(x: Array) -> Array:
-        """[batches kv c d] as [k_tiles batches kv k_block d]; the last tile ends with x."""
-        parts = [x[:, :, i * size : (i + 1) * size] for i in range(whole)]
-        return jnp.stack(parts if whole == plan.k_tiles else [*parts, x[:, :, -size:]])
+    def tiles(x: Array, axis: int) -> Array:
+        """The tiles of x along an axis, on a new first axis; the last tile ends with x."""
+        cut = partial(jax.lax.slice_in_dim, x, axis=axis)
+        parts = [cut(i * size, (i + 1) * size) for i in range(whole)]
+        rest = [] if whole == plan.k_tiles else [cut(keys.size - size, keys.size)]
+        return jnp.stack([*parts, *rest])
 
-    def each_tile(j: Index, kv: Any) -> tuple[Array, Array]:
-        first_new = keys.start + j * size
-        start = first_new
+    # Of the scores, the arrays with an axis of keys go from tile to tile, the others stay.
+    parts = [*score, *(dscore or ())]
+    along_keys = []
+    for part in parts:
+        part.along_keys(lambda x, axis: along_keys.append(tiles(x, axis)))
+    xs = jax.tree.map(lambda x: tiles(x, 2), (k_cols, v_cols, dk_cols, dv_cols)), along_keys
+
+    def each_tile(j: Index, x: Any) -> tuple[Array, Array]:
+        kv, along_keys = x
+        begin, start = reach.begin(j), reach.begin(j)
         if whole < plan.k_tiles:
             start = keys.start + jnp.minimum(j * size, keys.size - size)
 
         def narrow(width: int) -> tuple[Array, Array]:
             span = Span(start, width)
-            fresh = None if whole == plan.k_tiles else span.positions() >= first_new
+            fresh = None if whole == plan.k_tiles else span.positions() >= begin
 
-            def one(x: Any, kv: Any, batch: Index, head: Index) -> tuple[Array, Array]:
-                (q, lse, dq), (k, v, dk, dv) = x, kv
-                allowed = walk.allows(mask, batch, head, rows, span, fresh)
-                return tile.tangent(
-                    q, k, v, scale, lse, allowed, tile.Tangents(dq, dk, dv, d.scale)
-                )
+            def one(*x: Any) -> tuple[Array, Array]:
+                q, lse, dq, k, v, dk, dv, (rule, dscore), place = x
+                moves = tile.Tangents(dq, dk, dv, d.scale, dscore)
+                return tile.tangent(q, k, v, rule, place, fresh, lse, moves)
 
             @partial(jax.checkpoint, policy=NOTHING, prevent_cse=False)
-            def compute(x: Any, kv: Any) -> tuple[Array, Array]:
-                return over_heads(run, one, x, jax.tree.map(lambda x: x[:, :, :width], kv))
+            def compute(x: Any, kv: Any, along_keys: Any) -> tuple[Array, Array]:
+                kv = jax.tree.map(lambda x: x[:, :, :width], kv)
+                rest = iter(along_keys)
+                cut = lambda _, axis: jax.lax.slice_in_dim(next(rest), 0, width, axis=axis)
+                here = [part.along_keys(cut) for part in parts]
+                score, dscore = tuple(here[: len(rule.score)]), tuple(here[len(rule.score) :])
+                part = walk.read(rule._replace(score=()), run, rows, span)._replace(score=score)
+                return walk.over_heads(run, one, x, kv, (part, dscore or None), rows, span)
 
-            return compute((q_rows, lse_rows, dq_rows), kv)
+            return compute((q_rows, lse_rows, dq_rows), kv, along_keys)
 
         def nothing() -> tuple[Array, Array]:
             return jnp.zeros((*lse_rows.peak.shape, v.shape[3]), acc), jnp.zeros_like(lse_rows.peak)
 
-        return _by_width(plan, stop - start, nothing, narrow)
+        needed = reach.width(j)
+        if whole < plan.k_tiles:  # a tile that was moved back has its new keys at its end
+            needed = jnp.where(needed > 0, needed + begin - start, 0)
+        return _by_width(plan, needed, nothing, narrow)
 
-    return _sum_over(each_tile, jax.tree.map(tiles, (k_cols, v_cols, dk_cols, dv_cols)))
+    return _sum_over(each_tile, xs)
 
 
 def _by_width(

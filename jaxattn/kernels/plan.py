@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import jax
 
-from jaxattn._mask import Mask, Sizes, Span
+from jaxattn._mask import Mask
+from jaxattn._value import Sizes, Span
 
 K_STEPS = 4  # a row of tiles ends in one of this many widths, so that a mask's edge wastes little
 

@@ -1,15 +1,19 @@
 """One tile of one head's score matrix: what it adds to the forward fold and to its tangent.
 
-q [r d] and k [c d] are the rows and columns of the tile, in the accumulator's dtype; `allowed` says
-which of its pairs the mask lets through (None for all) and may broadcast.
+q [r d] and k [c d] are the rows and columns of the tile, in the accumulator's dtype. `rule` is the
+part of the problem's rule that this tile needs; `counts` says which keys count here (None for all).
 """
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxattn._axes import dot
+from jaxattn._problem import Rule
+from jaxattn._score import Score
+from jaxattn._value import Place, Zero
 
 
 class State(NamedTuple):
@@ -24,12 +28,13 @@ class State(NamedTuple):
 
 
 class Tangents(NamedTuple):
-    """Tangents of what a tile depends on; None where a tangent is zero."""
+    """Tangents of what a tile depends on; None where a tangent is zero, in scores `Zero`."""
 
     q: Float[Array, "r d"] | None
     k: Float[Array, "c d"] | None
     v: Float[Array, "c e"] | None
     scale: Float[Array, ""] | None
+    score: tuple[Score, ...] | None
 
 
 class LogSumExp(NamedTuple):
@@ -55,27 +60,43 @@ def nothing_seen(rows: int, features: int, dtype: jnp.dtype) -> State:
     )
 
 
+def allows(rule: Rule, place: Place, counts: Array | None) -> Bool[Array, "#r #c"] | None:
+    """Which pairs of a tile count: allowed by the mask, and of a key that counts."""
+    allowed = rule.mask.allows(place)
+    if counts is None:
+        return allowed
+    return counts[None, :] if allowed is None else allowed & counts[None, :]
+
+
 def absorb(
     state: State | None,
     q: Float[Array, "r d"],
     k: Float[Array, "c d"],
     v: Float[Array, "c e"],
-    scale: Float[Array, ""],
-    allowed: Bool[Array, "#r #c"] | None,
+    rule: Rule,
+    place: Place,
+    counts: Bool[Array, " c"] | None,
 ) -> State:
     """`state` after the keys of this tile as well; None stands for no keys seen before.
 
     The values are finite: a NaN or Inf would reach every query of the tile, by a weight of 0.
     """
-    logits_rc = dot(q * scale, k.T)
+    logits_rc = dot(q * rule.scale, k.T)
+    for item in rule.score:
+        logits_rc = item.apply(logits_rc, place)
+    allowed = allows(rule, place, counts)
     if allowed is not None:
         logits_rc = jnp.where(allowed, logits_rc, -jnp.inf)
     peak = logits_rc.max(axis=1)
     if state is not None:
         peak = jnp.maximum(peak, state.peak)
-    shift = peak if allowed is None else jnp.where(peak == -jnp.inf, 0, peak)
+    all_finite = allowed is None and not rule.score
+    shift = peak if all_finite else jnp.where(peak == -jnp.inf, 0, peak)
     p_rc = jnp.exp(logits_rc - shift[:, None])
-    total, mixed = p_rc.sum(axis=1), dot(p_rc, v)
+    total = p_rc.sum(axis=1)
+    if rule.dropout is not None:
+        p_rc = rule.dropout.apply(p_rc)
+    mixed = dot(p_rc, v)
     if state is not None:
         shrink = jnp.exp(state.peak - shift)
         total, mixed = state.total * shrink + total, state.mixed * shrink[:, None] + mixed
@@ -92,34 +113,77 @@ def tangent(
     q: Float[Array, "r d"],
     k: Float[Array, "c d"],
     v: Float[Array, "c e"],
-    scale: Float[Array, ""],
+    rule: Rule,
+    place: Place,
+    counts: Bool[Array, " c"] | None,
     lse: LogSumExp,
-    allowed: Bool[Array, "#r #c"] | None,
     d: Tangents,
 ) -> tuple[Float[Array, "r e"], Float[Array, " r"]]:
-    """This tile's part of (Σ p·dl·v + Σ p·dv, Σ p·dl), with p = exp(logits - lse).
+    """This tile's part of (Σ w·dl·v + Σ w·dv, Σ p·dl), with p = exp(logits - lse) and w = p after
+    dropout.
 
     Written with the keys as rows: then the transpose, which is the backward pass, has plain
     products for dk and dv. Rows and columns that hold NaN or Inf count as 0, and so does p for a
     query whose lse is NaN because it may see one: no other query may learn of it.
     """
     q, k, v = finite(q), finite(k), finite(v)
-    scaled_q = q * scale
-    logits_cr = dot(k, scaled_q.T)
-    if allowed is not None:
-        logits_cr = jnp.where(allowed.T, logits_cr, -jnp.inf)
-    peak = jnp.where(jnp.isfinite(lse.peak), lse.peak, jnp.inf)
-    p_cr = jnp.exp((logits_cr - peak[None, :]) - finite(lse.log_total)[None, :])
-
-    mixed, dlse = jnp.zeros((q.shape[0], v.shape[1]), q.dtype), jnp.zeros_like(peak)
-    dq = None if d.q is None else d.q * scale
+    scaled_q = q * rule.scale
+    dq = None if d.q is None else d.q * rule.scale
     if d.scale is not None:
         dq = q * d.scale if dq is None else dq + q * d.scale
-    if dq is not None or d.k is not None:
-        parts = [] if dq is None else [dot(k, dq.T)]
-        parts += [] if d.k is None else [dot(d.k, scaled_q.T)]
-        pdl_cr = p_cr * sum(parts[1:], parts[0])
-        mixed, dlse = dot(pdl_cr.T, v), pdl_cr.sum(axis=0)
+    parts = [] if dq is None else [dot(k, dq.T)]
+    parts += [] if d.k is None else [dot(d.k, scaled_q.T)]
+    logits_cr, dlogits_cr = dot(k, scaled_q.T), sum(parts[1:], parts[0]) if parts else None
+
+    allowed = allows(rule, place, counts)
+    allowed_cr = None if allowed is None else allowed.T
+    if rule.score:
+        logits_cr, dlogits_cr = _scored(rule.score, d.score, logits_cr, dlogits_cr, place, allowed_cr)
+    if allowed_cr is not None:
+        logits_cr = jnp.where(allowed_cr, logits_cr, -jnp.inf)
+    peak = jnp.where(jnp.isfinite(lse.peak), lse.peak, jnp.inf)
+    p_cr = jnp.exp((logits_cr - peak[None, :]) - finite(lse.log_total)[None, :])
+    w_cr = p_cr if rule.dropout is None else rule.dropout.apply(p_cr, transposed=True)
+
+    mixed, dlse = jnp.zeros((q.shape[0], v.shape[1]), q.dtype), jnp.zeros_like(peak)
+    if dlogits_cr is not None:
+        pdl_cr = p_cr * dlogits_cr
+        wdl_cr = pdl_cr if rule.dropout is None else w_cr * dlogits_cr
+        mixed, dlse = dot(wdl_cr.T, v), pdl_cr.sum(axis=0)
     if d.v is not None:
-        mixed = mixed + dot(p_cr.T, d.v)
+        mixed = mixed + dot(w_cr.T, d.v)
     return mixed, dlse
+
+
+def _scored(
+    score: tuple[Score, ...],
+    dscore: tuple[Score, ...] | None,
+    logits_cr: Float[Array, "c r"],
+    dlogits_cr: Float[Array, "c r"] | None,
+    place: Place,
+    allowed_cr: Bool[Array, "#c #r"] | None,
+) -> tuple[Float[Array, "c r"], Float[Array, "c r"] | None]:
+    """The logits after the scores, and their tangent."""
+    leaves, structure = jax.tree.flatten(score)
+    moves = jax.tree.leaves(dscore, is_leaf=lambda x: isinstance(x, Zero))
+    moved = [i for i, move in enumerate(moves) if not isinstance(move, Zero)]
+
+    def apply(logits_cr: Array, some: list[Array]) -> Array:
+        every = dict(enumerate(leaves)) | dict(zip(moved, some, strict=True))
+        logits_rc = logits_cr.T
+        for item in jax.tree.unflatten(structure, [every[i] for i in range(len(leaves))]):
+            logits_rc = item.apply(logits_rc, place)
+        return logits_rc.T
+
+    some, dsome = [leaves[i] for i in moved], [moves[i] for i in moved]
+    if dlogits_cr is None and not moved:
+        return apply(logits_cr, []), None
+
+    # A score may have no derivative at a hidden pair. Nothing of it may flow back.
+    hide = lambda x: x if allowed_cr is None else jnp.where(allowed_cr, x, 0)
+    if dlogits_cr is None:
+        fixed_cr = logits_cr
+        logits_cr, dlogits_cr = jax.jvp(lambda some: apply(fixed_cr, some), (some,), (dsome,))
+        return logits_cr, hide(dlogits_cr)
+    logits_cr, dlogits_cr = jax.jvp(apply, (logits_cr, some), (hide(dlogits_cr), dsome))
+    return logits_cr, hide(dlogits_cr)

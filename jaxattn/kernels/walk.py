@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxattn._axes import Index, smaller
-from jaxattn._mask import Mask, Sizes, Span
+from jaxattn._axes import Index, larger, smaller
+from jaxattn._mask import Mask
+from jaxattn._value import Block, Place, Sizes, Span, Value, unflatten_index
 from jaxattn.kernels import tile
 from jaxattn.kernels.plan import Plan, ceil_div
 
@@ -66,33 +67,100 @@ class Walk(NamedTuple):
         """`width` keys from `start` on, or the last ones."""
         return Span(_moved_back(start, width, self.sizes.s), width)
 
-    def needs(self, mask: Mask, run: Run, rows: Span) -> tuple[Index, Index]:
-        """The range of keys that these rows can need."""
+    def read(self, value: Any, run: Run, rows: Span, keys: Span) -> Any:
+        """The part of a value, or of several in a tree, that a block of a run of heads needs."""
+        heads = (run.kv, run.group)
+        block = Block(self.sizes, run.batch, run.batches, run.q_head, heads, rows, keys)
+        is_value = lambda x: isinstance(x, Value)
+        return jax.tree.map(
+            lambda x: x.read(block) if is_value(x) else x[None, None, None], value, is_leaf=is_value
+        )
+
+    def place(self, batch: Index, head: Index, rows: Span, keys: Span) -> Place:
+        return Place(unflatten_index(batch, self.sizes.batch), head, rows, keys)
+
+    def reach(self, mask: Mask, hits: Array | None, run_index: Index, i: Index) -> "Reach":
+        """What the i-th block of queries of a run of heads needs."""
+        run, plan, s = self.run(run_index), self.plan, self.sizes.s
         if run.batches > 1:  # they are one tile, whatever each of them needs
-            return 0, self.sizes.s
-        return mask.head(self.batch_index(run.batch), run.q_head).needs(rows, self.sizes.s)
+            return Reach(plan, s, 0, s, 0, None)
+        element = mask.element(unflatten_index(run.batch, self.sizes.batch))
+        first, stop = element.needs(self.rows(i), s)
+        held = min(plan.k_tiles * plan.k_block, s)
+        base = _moved_back(first, held, s)
+        if hits is None:
+            return Reach(plan, s, first, stop, base, None)
+        here = (run.batch, run_index % self.runs_per_batch if mask.by_head else 0, i, 0)
+        row = jax.lax.dynamic_slice(hits, here, (1, 1, 1, plan.k_tiles))
+        return Reach(plan, s, first, stop, base, row.reshape(plan.k_tiles))
 
-    def allows(
-        self,
-        mask: Mask,
-        batch: Index,
-        head: Index,
-        rows: Span,
-        keys: Span,
-        counts: Bool[Array, " c"] | None,
-    ) -> Bool[Array, "#r #c"] | None:
-        """Which pairs of a tile count: allowed by the mask, and of a key that `counts`."""
-        allowed = mask.head(self.batch_index(batch), head).allows(rows, keys)
-        if counts is None:
-            return allowed
-        return counts[None, :] if allowed is None else allowed & counts[None, :]
+    def find_hits(self, mask: Mask) -> Bool[Array, "b runs q_blocks k_tiles"] | None:
+        """Which tiles hold a pair that the mask allows; None where the range of `needs` tells.
 
-    def batch_index(self, flat: Index) -> tuple[Index, ...]:
-        index = []
-        for size in reversed(self.sizes.batch):
-            index.append(flat % size)
-            flat = flat // size
-        return tuple(reversed(index))
+        runs: of a batch element; 1 if heads do not differ.
+        """
+        plan = self.plan
+        if mask.exact or plan.q_blocks * plan.k_tiles == 1:
+            return None
+        runs = self.runs_per_batch if mask.by_head else 1
+        shape = (self.batches, runs, plan.q_blocks, plan.k_tiles)
+
+        def one(index: Array) -> Array:
+            batch, which, i, j = unflatten_index(index, shape)
+            run_index = batch * self.runs_per_batch + which
+            run, rows = self.run(run_index), self.rows(i)
+            if not mask.by_head:
+                run = run._replace(kv=1, group=1)
+            reach = self.reach(mask, None, run_index, i)
+            keys, begin = reach.span(j)
+
+            def look() -> Array:
+                def allowed(mask: Mask, place: Place) -> Array:
+                    seen = mask.allows(place)
+                    fresh = keys.positions() >= begin
+                    return (fresh if seen is None else seen & fresh[None, :]).any()
+
+                part = self.read(mask, run, rows, keys)
+                return self.over_heads(run, allowed, (), (), part, rows, keys).any()
+
+            return jax.lax.cond(reach.width(j) > 0, look, lambda: jnp.zeros((), bool))
+
+        return jax.lax.map(one, jnp.arange(math.prod(shape))).reshape(shape)
+
+    def over_heads(
+        self, run: Run, f: Callable[..., Any], x: Any, kv: Any, part: Any, rows: Span, keys: Span
+    ) -> Any:
+        """f(*x, *kv, part, place) for every query head of a run.
+
+        x: arrays with leading axes [batches kv group]; kv: arrays with leading axes [batches kv];
+        part: what `read` gave.
+        """
+        sizes = (run.batches, run.kv, run.group)
+        batch = run.batch + jnp.arange(run.batches) if run.batches > 1 else run.batch
+        head = run.q_head
+        if run.kv * run.group > 1:
+            head = head + jnp.arange(run.kv * run.group).reshape([n for n in sizes[1:] if n > 1])
+        leaves, structure = jax.tree.flatten(part)
+        split = [[n > 1 for n in leaf.shape[:3]] for leaf in leaves]
+
+        def one(x: Any, kv: Any, batch: Index, head: Index, *leaves: Array) -> Any:
+            part = jax.tree.unflatten(structure, leaves)
+            return f(*x, *kv, part, self.place(batch, head, rows, keys))
+
+        # Axes of one are dropped, not mapped: XLA then sees plain matrix products.
+        once = tuple(axis for axis, n in enumerate(sizes) if n == 1)
+        drop = lambda tree, axes: jax.tree.map(lambda a: jax.lax.squeeze(a, axes), tree)
+        x, kv = drop(x, once), drop(kv, tuple(axis for axis in once if axis < 2))
+        leaves = [
+            jax.lax.squeeze(leaf, [axis for axis in range(3) if not own[axis]])
+            for leaf, own in zip(leaves, split, strict=True)
+        ]
+        mapped = ((0, None, None, 0), (0, 0, None, 0), (0, 0, 0, None))
+        for axis, axes in zip((2, 1, 0), mapped, strict=True):
+            if sizes[axis] > 1:
+                each = [0 if own[axis] else None for own in split]
+                one = jax.vmap(one, (*axes, *each))
+        return jax.tree.map(lambda a: jax.lax.expand_dims(a, once), one(x, kv, batch, head, *leaves))
 
     def join(self, x: Float[Array, "blocks batches kv group r *e"]) -> Float[Array, "b t h *e"]:
         """The blocks of every run, stacked in the order of the walk, as one array."""
@@ -102,6 +170,50 @@ class Walk(NamedTuple):
         x = jnp.moveaxis(x, (0, 3, 2, 5, 1, 4), range(6))
         x = _join_blocks(x.reshape(*x.shape[:4], self.sizes.h, *rest), self.batches)
         return jax.vmap(lambda one: _join_blocks(one, self.sizes.t))(x)
+
+
+class Reach(NamedTuple):
+    """The tiles that a block of queries needs, of those laid from key `base` on.
+
+    first, stop: the range of keys that it needs. hits: which tiles hold an allowed pair; None where
+    each tile of the range does.
+    """
+
+    plan: Plan
+    s: int
+    first: Index
+    stop: Index
+    base: Index
+    hits: Bool[Array, " k_tiles"] | None
+
+    def begin(self, j: Index) -> Index:
+        """The first key of the j-th tile that is in no tile before it."""
+        return self.base + j * self.plan.k_block
+
+    def span(self, j: Index) -> tuple[Span, Index]:
+        """The keys of the j-th tile, moved back to end with the axis, and the first new one."""
+        size = self.plan.k_block
+        return Span(_moved_back(self.begin(j), size, self.s), size), self.begin(j)
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether the last tile may be moved back over the one before it."""
+        return self.plan.k_tiles * self.plan.k_block > self.s
+
+    def width(self, j: Index) -> Index:
+        """How many keys from the begin of the j-th tile on are needed; 0 or less for none."""
+        begin = self.begin(j)
+        width = self.stop - begin
+        if not all(isinstance(x, int) for x in (begin, self.first, self.stop)):
+            width = jnp.where(begin + self.plan.k_block > self.first, width, 0)
+        elif begin + self.plan.k_block <= self.first:
+            return 0
+        return width if self.hits is None else jnp.where(self.hits[j], width, 0)
+
+    def tiles(self) -> tuple[Index, Index]:
+        """The first and the last tile of the range; the range may still be empty."""
+        first = (self.first - self.base) // self.plan.k_block
+        return first, larger(self.stop - 1 - self.base, 0) // self.plan.k_block
 
 
 class Keys(NamedTuple):
@@ -152,27 +264,6 @@ def read_keys(x: Any, run: Run, keys: Span) -> Float[Array, "batches kv c d"]:
     """The keys of a run of heads from an array [b s n d]."""
     part = _read(x, (run.batch, keys.start, run.kv_head), (run.batches, keys.size, run.kv))
     return jnp.moveaxis(part, 1, 2)
-
-
-def over_heads(run: Run, f: Callable[..., Any], x: Any, kv: Any) -> Any:
-    """f(x, kv, batch, head) for every query head of a run.
-
-    x: arrays with leading axes [batches kv group]; kv: arrays with leading axes [batches kv].
-    """
-    sizes = (run.batches, run.kv, run.group)
-    batch = run.batch + jnp.arange(run.batches) if run.batches > 1 else run.batch
-    head = run.q_head
-    if run.kv * run.group > 1:
-        head = head + jnp.arange(run.kv * run.group).reshape([n for n in sizes[1:] if n > 1])
-
-    # Axes of one are dropped, not mapped: XLA then sees plain matrix products.
-    one = tuple(axis for axis, n in enumerate(sizes) if n == 1)
-    drop = lambda tree, axes: jax.tree.map(lambda a: jax.lax.squeeze(a, axes), tree)
-    x, kv = drop(x, one), drop(kv, tuple(axis for axis in one if axis < 2))
-    mapped = ((0, None, None, 0), (0, 0, None, 0), (0, 0, 0, None))
-    for n, axes in zip(reversed(sizes), mapped, strict=True):
-        f = jax.vmap(f, axes) if n > 1 else f
-    return jax.tree.map(lambda a: jax.lax.expand_dims(a, one), f(x, kv, batch, head))
 
 
 def _read(x: Any, starts: tuple[Index, ...], sizes: tuple[int, ...]) -> Array:

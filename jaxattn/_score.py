@@ -1,0 +1,74 @@
+"""What a score has to do, and how a call's scores are put in order."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxattn._axes import accumulator
+from jaxattn._trace import trace
+from jaxattn._value import Place, Sizes, Value, show
+
+
+class Score(Value):
+    """A change of the scaled scores, before the mask."""
+
+    def resolve(self, sizes: Sizes, dtype: Any) -> "Score":
+        """This score with every default made explicit, for logits of `dtype`."""
+        raise NotImplementedError(f"{type(self).__name__}.resolve")
+
+    def apply(self, logits: Float[Array, "t s"], place: Place) -> Float[Array, "t s"]:
+        """The logits of one head's tile. Asked of the tile's part."""
+        raise NotImplementedError(f"{type(self).__name__}.apply")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Function(Score):
+    """A user's function of one logit and its place."""
+
+    function: Any
+    captured: tuple[Array, ...] = ()
+
+    def resolve(self, sizes: Sizes, dtype: Any) -> "Function":
+        function: Callable[..., Any] = self.function
+        logit = jax.ShapeDtypeStruct((), dtype)
+        what = "a score function (logit, at) -> logit"
+        traced, captured, result = trace(function, len(sizes.batch), logit, what=what)
+        if not jnp.issubdtype(result.dtype, jnp.floating):
+            raise TypeError(
+                f"a score function returns a logit, a real floating point number, got "
+                f"{result.dtype} from {function!r}; to hide pairs use a mask: Where(function)"
+            )
+        return Function(traced, captured)
+
+    def apply(self, logits: Float[Array, "t s"], place: Place) -> Float[Array, "t s"]:
+        return self.function.over(place, self.captured, logits).astype(logits.dtype)
+
+
+def check_scores(score: Any, sizes: Sizes, dtype: Any) -> tuple[Score, ...]:
+    """The items of `score` in order, resolved.
+
+    Raises:
+      TypeError: something that is neither a score nor a function.
+    """
+    items = () if score is None else tuple(score) if isinstance(score, list | tuple) else (score,)
+    return tuple(_check(item).resolve(sizes, accumulator(dtype)) for item in items)
+
+
+def _check(item: Any) -> Score:
+    if isinstance(item, Score):
+        return item
+    if hasattr(item, "shape"):
+        raise TypeError(
+            f"a score is a value such as Bias(array) or SoftCap(30.0), or a function, got "
+            f"{show(item)}; wrap the array: Bias(array), which is added to the logits"
+        )
+    if isinstance(item, type) or not callable(item):
+        raise TypeError(
+            f"a score is Bias(array), ALiBi(), RelativeBias(table), SoftCap(cap), a function "
+            f"(logit, at) -> logit, or a sequence of them, got {item!r}"
+        )
+    return Function(item)

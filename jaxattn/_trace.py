@@ -1,0 +1,113 @@
+"""Functions of the user's own, asked about one pair of a query and a key at a time.
+
+A function is traced once, on scalars: what it closes over then shows as arrays, which become
+operands of the computation, so that they get gradients and may themselves be traced. Mapped over
+the rows and columns of a tile it is ordinary array code, for tiles of any shape.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jaxtyping import Array, Int
+
+from jaxattn._axes import Index, accumulator
+from jaxattn._value import Fixed, Place
+
+POSITION = jax.ShapeDtypeStruct((), jnp.int32)
+
+
+class At(NamedTuple):
+    """A pair of a query and a key, as a user's function sees it: integers.
+
+    batch: an index for each batch axis. head: of the queries. q, k: positions in the arrays.
+    """
+
+    batch: tuple[Int[Array, ""], ...]
+    head: Int[Array, ""]
+    q: Int[Array, ""]
+    k: Int[Array, ""]
+
+
+class Traced(Fixed):
+    """A traced function. Equal to another that came from the same function and reads the same."""
+
+    def __init__(self, source: Callable[..., Any], jaxpr: Any, dtypes: tuple[Any, ...]) -> None:
+        self.source, self.jaxpr, self.dtypes = source, jaxpr, dtypes
+        self._text = str(jaxpr)
+
+    def __repr__(self) -> str:
+        return getattr(self.source, "__name__", repr(self.source))
+
+    def __eq__(self, other: object) -> bool:
+        same = isinstance(other, Traced) and _same(self.source, other.source)
+        return same and (self._text, self.dtypes) == (other._text, other.dtypes)
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+    @property
+    def reads_head(self) -> bool:
+        """Whether the result may depend on the head."""
+        head = self.jaxpr.invars[-3]
+        return any(head is x for eqn in self.jaxpr.eqns for x in eqn.invars)
+
+    def over(self, place: Place, captured: Any, *tiles: Array) -> Array:
+        """The function of every pair of a tile, with one number of each of `tiles` [r c]."""
+        consts = [x.astype(dtype) for x, dtype in zip(captured, self.dtypes, strict=True)]
+        whole = jaxpr_as_fun(ClosedJaxpr(self.jaxpr, consts))
+        as_position = lambda x: jnp.asarray(x, jnp.int32)
+        batch, head = [as_position(i) for i in place.batch], as_position(place.head)
+
+        def one(q: Array, k: Array, *scalars: Array) -> Array:
+            return whole(*scalars, *batch, head, q, k)[0]
+
+        q, k = as_position(place.rows.positions()), as_position(place.keys.positions())
+        along_keys = jax.vmap(one, (None, 0, *(0 for _ in tiles)))
+        return jax.vmap(along_keys, (0, None, *(0 for _ in tiles)))(q, k, *tiles)
+
+
+def trace(
+    function: Callable[..., Any], batch_axes: int, *scalars: Any, what: str
+) -> tuple[Traced, tuple[Array, ...], Any]:
+    """(the function, the arrays it closes over, the shape and dtype of its result).
+
+    The arrays are in at least float32 where they are floating point: their gradients are summed
+    tile by tile.
+
+    Raises:
+      ValueError: the result is not one number.
+    """
+    at = At((POSITION,) * batch_axes, POSITION, POSITION, POSITION)
+    try:
+        closed, result = jax.make_jaxpr(function, return_shape=True)(*scalars, at)
+    except Exception as error:
+        error.add_note(f"{what} is asked about one pair at a time: at.q and at.k are scalars")
+        raise
+    leaves = jax.tree.leaves(result)
+    if len(leaves) != 1 or leaves[0].shape != ():
+        raise ValueError(
+            f"{what} is asked about one pair at a time and returns one number, got "
+            f"{[leaf.shape for leaf in leaves]} from {function!r}; use at.q and at.k as scalars, "
+            f"and index arrays with them"
+        )
+    consts = [jnp.asarray(x) for x in closed.consts]
+    dtypes = tuple(x.dtype for x in consts)
+    return Traced(function, closed.jaxpr, dtypes), tuple(map(_wide, consts)), leaves[0]
+
+
+def _wide(x: Array) -> Array:
+    return x.astype(accumulator(x.dtype)) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Equality where it is one of identity, as of bound methods; never of arrays inside."""
+    if a is b:
+        return True
+    try:
+        hash(a), hash(b)
+    except TypeError:
+        return False
+    return bool(a == b)

@@ -1,0 +1,209 @@
+"""Frozen values made of arrays with named axes: masks, scores, dropout. And what a tile reads.
+
+A value is a dataclass and a pytree. Python integers in it belong to its structure: a new one
+compiles anew. Arrays and floats in it are leaves: they may be traced, mapped and changed freely.
+"""
+
+import dataclasses
+from enum import Enum
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from jaxattn._axes import Index
+
+
+class Span(NamedTuple):
+    """`size` consecutive positions from `start`."""
+
+    start: Index
+    size: int
+
+    def positions(self) -> Int[Array, " size"]:
+        return self.start + jnp.arange(self.size)
+
+
+class Sizes(NamedTuple):
+    """The axes that a value has to fit."""
+
+    batch: tuple[int, ...]
+    h: int
+    t: int
+    s: int
+
+
+class Block(NamedTuple):
+    """A block of the score matrices: `heads` = (kv, group) heads from `head` on, of `batches`
+    elements of the flat batch from `batch` on; rows and keys."""
+
+    sizes: Sizes
+    batch: Index
+    batches: int
+    head: Index
+    heads: tuple[int, int]
+    rows: Span
+    keys: Span
+
+
+class Place(NamedTuple):
+    """Where a tile of one head is. batch: an index for each batch axis."""
+
+    batch: tuple[Index, ...]
+    head: Index
+    rows: Span
+    keys: Span
+
+
+class Zero:
+    """Stands for an array of zeros: a tangent that is not there."""
+
+
+jax.tree_util.register_pytree_node(Zero, lambda _: ((), None), lambda *_: Zero())
+
+
+class Fixed:
+    """What belongs to a value's structure. Needs equality and a hash."""
+
+
+def _names(value: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(value)]
+
+
+def _fields(value: Any) -> list[Any]:
+    return [getattr(value, name) for name in _names(value)]
+
+
+def _flatten(value: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Children, and the structure, in which (x,) holds what is fixed and None stands for a child."""
+    structure = tuple(
+        (x,) if x is None or isinstance(x, int | Enum | Fixed) else None for x in _fields(value)
+    )
+    pairs = zip(_fields(value), structure, strict=True)
+    return tuple(x for x, fixed in pairs if fixed is None), structure
+
+
+def _unflatten(cls: Any, structure: tuple[Any, ...], children: Any) -> Any:
+    """The inverse of `_flatten`. Checks nothing: JAX puts objects of its own in a child's place."""
+    rest = iter(children)
+    fields = (next(rest) if fixed is None else fixed[0] for fixed in structure)
+    return _build(cls, dict(zip(_names(cls), fields, strict=True)))
+
+
+def _build(cls: Any, fields: dict[str, Any]) -> Any:
+    value = object.__new__(cls)
+    for name, field in fields.items():
+        object.__setattr__(value, name, field)
+    return value
+
+
+def show(value: Any) -> str:
+    """Arrays by dtype and shape, all else as it is written."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{value.dtype}{list(value.shape)}"
+    return repr(value)
+
+
+class Value:
+    """Base of masks and scores.
+
+    AXES gives the axes of each array field that has any: of "h", "t", "s" and ".", in that order,
+    after the batch axes; "." is read whole. An array without an entry is one for all heads and
+    batch elements. `resolve` gives every array all of its axes, some of them perhaps of size 1.
+    """
+
+    AXES: ClassVar[dict[str, str]] = {}
+
+    def __init_subclass__(cls) -> None:
+        jax.tree_util.register_pytree_node(
+            cls, _flatten, lambda structure, children: _unflatten(cls, structure, children)
+        )
+
+    def __repr__(self) -> str:
+        """As it would be written, with arrays by dtype and shape."""
+        fields = zip(_names(self), _fields(self), strict=True)
+        return f"{type(self).__name__}({', '.join(f'{name}={show(x)}' for name, x in fields)})"
+
+    def element(self, batch: tuple[Index, ...]) -> Any:
+        """This value for one element of the batch."""
+
+        def pick(array: Any, axes: str | None) -> Any:
+            if axes is None:
+                return array
+            lead = array.ndim - len(axes)
+            index = [0 if n == 1 else i for i, n in zip(batch, array.shape[:lead], strict=True)]
+            starts = (*index, *(0,) * len(axes))
+            part = jax.lax.dynamic_slice(array, starts, (*(1,) * lead, *array.shape[lead:]))
+            return part.reshape(array.shape[lead:])
+
+        return self._each(pick)
+
+    def read(self, block: Block) -> Any:
+        """The part of this value that a block needs.
+
+        Every array in it has leading axes [batches kv group], each of them full or of size 1. Heads
+        are mapped over them, and see this value with the axes of one head's block.
+        """
+        return self._each(lambda array, axes: _read(array, axes, block))
+
+    def along_keys(self, cut: Any) -> Any:
+        """This part with `cut(array, axis)` in place of each array that has an axis s."""
+
+        def each(array: Any, axes: str | None) -> Any:
+            core = (axes or "").replace("h", "")
+            axis = 3 + core.find("s")
+            return cut(array, axis) if "s" in core and array.shape[axis] > 1 else array
+
+        return self._each(each)
+
+    def _each(self, change: Any) -> Any:
+        def field(name: str, x: Any) -> Any:
+            if x is None or isinstance(x, int | Enum | Fixed | Zero):
+                return x
+            if isinstance(x, Value):
+                return x._each(change)
+            if isinstance(x, tuple):
+                return tuple(field(name, item) for item in x)
+            return change(x, self.AXES.get(name))
+
+        changed = (field(name, x) for name, x in zip(_names(self), _fields(self), strict=True))
+        return _build(type(self), dict(zip(_names(self), changed, strict=True)))
+
+
+def _read(array: Any, axes: str | None, block: Block) -> Array:
+    array = jnp.asarray(array)
+    if axes is None:
+        return array[None, None, None]
+    lead, batch = array.ndim - len(axes), block.sizes.batch
+    if block.batches == 1:
+        index = unflatten_index(block.batch, batch)
+        starts: list[Index] = [
+            0 if n == 1 else i for i, n in zip(index, array.shape[:lead], strict=True)
+        ]
+        sizes = [1] * lead
+    else:
+        if any(n > 1 for n in array.shape[:lead]):
+            array = jnp.broadcast_to(array, (*batch, *array.shape[lead:]))
+        array = array.reshape(-1, *array.shape[lead:])
+        starts, sizes = ([0], [1]) if array.shape[0] == 1 else ([block.batch], [block.batches])
+        lead = 1
+    spans = {"t": block.rows, "s": block.keys, "h": Span(block.head, block.heads[0] * block.heads[1])}
+    for axis, n in zip(axes, array.shape[lead:], strict=True):
+        span = spans.get(axis, Span(0, n))
+        starts.append(0 if n == 1 else span.start)
+        sizes.append(min(n, span.size))
+    part = jax.lax.dynamic_slice(array, starts, sizes)
+    heads, core = (1, 1), sizes[lead:]
+    if axes.startswith("h"):
+        heads, core = ((1, 1) if sizes[lead] == 1 else block.heads), sizes[lead + 1 :]
+    return part.reshape(-1, *heads, *core)
+
+
+def unflatten_index(flat: Index, shape: tuple[int, ...]) -> tuple[Index, ...]:
+    """The index along each axis of `shape` of the flat-th element."""
+    index = []
+    for size in reversed(shape):
+        index.append(flat % size)
+        flat = flat // size
+    return tuple(reversed(index))

@@ -1,0 +1,118 @@
+"""Dropout of attention weights, addressed by position.
+
+Whether a pair is dropped is a function of the key and of the pair's batch element, head and
+positions, and of nothing else: not of the size of a tile, the backend, the length of the sequence
+or the direction of differentiation. It is computed in the tile; no array of random bits is held.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key, UInt32
+
+from jaxattn._batched import fit
+from jaxattn._value import Place, Sizes, Value, show
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Dropout(Value):
+    """Drops each weight with probability `rate`, and divides the others by 1 - rate.
+
+    It applies to the weights after the softmax: lse does not change.
+
+    rate: from 0 to 1; may be traced. 0 changes nothing, bit for bit.
+    key: of `jax.random`.
+    Source: Srivastava et al. 2014; of attention weights, Vaswani et al. 2017, section 5.4.
+    """
+
+    rate: float | Float[Array, ""]
+    key: Key[Array, ""]
+
+    def __post_init__(self) -> None:
+        if isinstance(self.rate, int | float) and not 0 <= self.rate <= 1:
+            raise ValueError(
+                f"a dropout rate is a probability, from 0 to 1, got {self.rate!r}; for a share to "
+                f"keep, pass 1 minus it"
+            )
+
+    def resolve(self, sizes: Sizes) -> "Drop | None":
+        """What tiles need of it; None for a rate that is known to be 0."""
+        if isinstance(self.rate, int | float) and self.rate == 0:
+            return None
+        rate = jnp.asarray(self.rate, jnp.float32)
+        if rate.ndim:
+            raise ValueError(f"a dropout rate is one number, got shape {rate.shape}")
+        key = _as_key(self.key)
+        if key.ndim:
+            raise ValueError(
+                f"Dropout takes one key, got {key.shape} keys; it gives every batch element and "
+                f"head bits of its own"
+            )
+        words = lambda stream, n: _words(jax.random.fold_in(key, stream), n)
+        count = 1
+        for size in (*sizes.batch, sizes.h):
+            count *= size
+        heads = words(0, count).reshape(*sizes.batch, sizes.h, 2)
+        rows, keys = words(1, sizes.t), words(2, sizes.s)
+        return Drop(
+            jax.lax.stop_gradient(rate),
+            *(fit(heads[..., i], "Dropout", sizes, "h") for i in range(2)),
+            *(fit(rows[..., i], "Dropout", sizes, "t") for i in range(2)),
+            fit(keys[..., 0], "Dropout", sizes, "s"),
+        )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Drop(Value):
+    """A resolved `Dropout`: random words of every head, query and key, which a pair's hash mixes."""
+
+    AXES = {"head": "h", "head_2": "h", "row": "t", "row_2": "t", "column": "s"}
+
+    rate: Float[Array, ""]
+    head: UInt32[Array, "*b h"]
+    head_2: UInt32[Array, "*b h"]
+    row: UInt32[Array, "*b t"]
+    row_2: UInt32[Array, "*b t"]
+    column: UInt32[Array, "*b s"]
+
+    def keeps(self) -> Bool[Array, "t s"]:
+        """Which pairs of one head's tile are kept. Asked of the tile's part."""
+        bits = _mix((self.row ^ self.head)[:, None] + self.column[None, :])
+        bits = _mix(bits + (self.row_2 ^ self.head_2)[:, None])
+        return (bits >> 8).astype(jnp.float32) * 2**-24 >= self.rate
+
+    def apply(self, weights: Float[Array, "t s"], *, transposed: bool = False) -> Array:
+        """The weights of one head's tile, dropped or grown; [s t] if transposed."""
+        keeps = self.keeps()
+        grown = jnp.where(self.rate < 1, 1 / (1 - jnp.where(self.rate < 1, self.rate, 0)), 0)
+        kept = keeps.T if transposed else keeps
+        return jnp.where(kept, weights * grown.astype(weights.dtype), 0)
+
+
+def _as_key(key: Any) -> Array:
+    key = jnp.asarray(key) if not hasattr(key, "dtype") else key
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return key
+    if key.dtype == jnp.uint32 and key.ndim >= 1:
+        return jax.random.wrap_key_data(key)
+    raise TypeError(f"Dropout takes a key of jax.random, got {show(key)}; try jax.random.key(0)")
+
+
+@partial(jax.jit, static_argnums=1)
+def _words(key: Array, n: int) -> UInt32[Array, "n 2"]:
+    """Two random words for each of n positions; those of the first positions whatever n is."""
+    each = jax.vmap(lambda i: jax.random.bits(jax.random.fold_in(key, i), (2,), jnp.uint32))
+    return each(jnp.arange(n, dtype=jnp.uint32))
+
+
+def _mix(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
+    """A bijection of words in which every bit depends on every bit.
+
+    Source of the multipliers: Chris Wellons, "Prospecting for Hash Functions", 2018 (lowbias32).
+    """
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    return x ^ (x >> 16)

@@ -1,0 +1,202 @@
+"""Scores: what is done to the logits between the scale and the mask. Gradients reach every array.
+
+Items apply from left to right: `score=(ALiBi(), SoftCap(30.0))` adds the bias and then caps. All
+but `Bias` are computed in the tile and never held whole.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxattn._axes import accumulator
+from jaxattn._batched import fit
+from jaxattn._score import Score
+from jaxattn._value import Place, Sizes, show
+from jaxattn.masks import Offset, resolve_offset
+
+__all__ = ["ALiBi", "Bias", "RelativeBias", "Score", "SoftCap", "alibi_slopes"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Bias(Score):
+    """Adds an array to the logits.
+
+    array: real numbers that broadcast to [*b h t s]; -inf hides a pair as a mask does. Its gradient
+      has its own shape.
+    """
+
+    AXES = {"array": "hts"}
+
+    array: Float[Array, "*#b #h #t #s"]
+
+    def resolve(self, sizes: Sizes, dtype: Any) -> "Bias":
+        array = fit(_real(self.array, "Bias"), "Bias", sizes, "hts")
+        whole = array.shape == (*sizes.batch, sizes.h, sizes.t, sizes.s)
+        # The gradient of a broadcast array is a sum over tiles, to be taken in the wider dtype.
+        return Bias(array if whole else array.astype(accumulator(dtype)))
+
+    def apply(self, logits: Float[Array, "t s"], place: Place) -> Float[Array, "t s"]:
+        return logits + self.array.astype(logits.dtype)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ALiBi(Score):
+    """Subtracts slope · |i + offset - j| from the logit of query i and key j.
+
+    slopes: one for each query head; `alibi_slopes(h)` if none are given.
+    offset: where the queries are among the keys, as in `Causal`.
+    Source: Press et al. 2022, section 3.
+    """
+
+    AXES = {"slopes": "h", "offset": ""}
+
+    slopes: Float[Array, " h"] | None = None
+    offset: Offset = None
+
+    def resolve(self, sizes: Sizes, dtype: Any) -> "ALiBi":
+        slopes = _real(alibi_slopes(sizes.h) if self.slopes is None else self.slopes, "ALiBi.slopes")
+        if slopes.shape != (sizes.h,):
+            raise ValueError(
+                f"ALiBi takes one slope for each query head, {sizes.h} of them, got shape "
+                f"{slopes.shape}; pass [h], or None for the standard ones"
+            )
+        slopes = fit(slopes.astype(dtype), "ALiBi.slopes", sizes, "h")
+        return ALiBi(slopes, resolve_offset("ALiBi", self.offset, sizes))
+
+    def apply(self, logits: Float[Array, "t s"], place: Place) -> Float[Array, "t s"]:
+        t, s = _positions(place, self.offset)
+        away = jnp.abs(t[:, None] - s[None, :]).astype(logits.dtype)
+        return logits - jnp.asarray(self.slopes) * away
+
+
+def alibi_slopes(h: int) -> np.ndarray:
+    """The slopes of ALiBi for h heads, in float32: 2^(-8i/h) for i = 1..h where h is a power of 2.
+
+    For other h: those of the power of 2 below, then every other one of those of twice as many.
+    Source: Press et al. 2022, section 3, and the code published with it.
+    """
+    if h < 1:
+        return np.zeros(0, np.float32)
+    power = 2 ** int(math.log2(h))
+    first = [2 ** (-8 * i / power) for i in range(1, power + 1)]
+    between = [2 ** (-4 * i / power) for i in range(1, 2 * power + 1, 2)]
+    return np.array(first + between[: h - power], np.float32)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class RelativeBias(Score):
+    """Adds table[bucket(j - i - offset), head] to the logit of query i and key j: T5's bias.
+
+    Half of the buckets hold one distance each, the rest grow with the logarithm of the distance up
+    to `max_distance`; the last one holds all beyond.
+
+    table: [buckets h].
+    bidirectional: keys before and after the query have half of the buckets each; if not, all
+      buckets are for keys before it, and those after share bucket 0.
+    max_distance: in positions.
+    offset: where the queries are among the keys, as in `Causal`.
+    Source: Raffel et al. 2020, section 2.1, and the code published with it.
+    """
+
+    AXES = {"table": "h.", "offset": ""}
+
+    table: Float[Array, "buckets h"]
+    bidirectional: bool = True
+    max_distance: int = 128
+    offset: Offset = None
+
+    def resolve(self, sizes: Sizes, dtype: Any) -> "RelativeBias":
+        table = _real(self.table, "RelativeBias.table")
+        if table.ndim != 2 or table.shape[1] != sizes.h or table.shape[0] < 2:
+            raise ValueError(
+                f"RelativeBias takes a table [buckets h], at least 2 buckets for each of "
+                f"{sizes.h} query heads, got shape {table.shape}; transpose or widen it"
+            )
+        relative_buckets(table.shape[0], self.bidirectional, self.max_distance)  # or an error
+        offset = resolve_offset("RelativeBias", self.offset, sizes)
+        by_head = fit(table.astype(dtype).T, "RelativeBias.table", sizes, "h.")
+        return RelativeBias(by_head, self.bidirectional, self.max_distance, offset)
+
+    def apply(self, logits: Float[Array, "t s"], place: Place) -> Float[Array, "t s"]:
+        """Every row is the row above, moved by one: the tile is slices of one vector."""
+        r, c = logits.shape
+        buckets = relative_buckets(self.table.shape[0], self.bidirectional, self.max_distance)
+        first = place.keys.start - place.rows.start - self.offset - (r - 1)
+        away = jnp.clip(first + jnp.arange(r + c - 1), -self.max_distance, self.max_distance)
+        bias = self.table[jnp.asarray(buckets)[away + self.max_distance]]
+        row = lambda i: jax.lax.dynamic_slice(bias, (r - 1 - i,), (c,))
+        return logits + jax.vmap(row)(jnp.arange(r))
+
+
+def relative_buckets(buckets: int, bidirectional: bool, max_distance: int) -> np.ndarray:
+    """The bucket of a key at -max_distance, ..., max_distance positions from the query.
+
+    In float32, as the published code, whose bucket edges depend on it.
+
+    Raises:
+      ValueError: too few buckets, or a max_distance within those that hold one distance each.
+    """
+    away = np.arange(-max_distance, max_distance + 1)
+    side = buckets // 2 if bidirectional else buckets
+    single = side // 2
+    if single < 1 or max_distance <= single:
+        raise ValueError(
+            f"a RelativeBias needs at least {4 if bidirectional else 2} buckets and a max_distance "
+            f"above {single}, got {buckets} buckets and max_distance={max_distance}; change either"
+        )
+    far = np.abs(away) if bidirectional else np.maximum(-away, 0)
+    growth = np.log(np.maximum(far, 1).astype(np.float32) / np.float32(single))
+    growth = growth / np.float32(math.log(max_distance / single)) * np.float32(side - single)
+    wide = np.minimum(single + np.trunc(growth).astype(np.int32), side - 1)
+    after = np.where(away > 0, side, 0) if bidirectional else 0
+    return (after + np.where(far < single, far, wide)).astype(np.int32)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SoftCap(Score):
+    """cap · tanh(logit / cap): keeps logits between -cap and cap.
+
+    cap: above 0; one number for all heads.
+    Source: Gemma Team 2024, "Gemma 2", section 2.
+    """
+
+    AXES = {"cap": ""}
+
+    cap: float | Float[Array, ""]
+
+    def __post_init__(self) -> None:
+        if isinstance(self.cap, int | float) and not self.cap > 0:
+            raise ValueError(
+                f"a soft cap is above 0, got {self.cap!r}; leave SoftCap out for no cap"
+            )
+
+    def resolve(self, sizes: Sizes, dtype: Any) -> "SoftCap":
+        cap = _real(self.cap, "SoftCap")
+        if cap.ndim:
+            raise ValueError(
+                f"a soft cap is one number for all heads, got shape {cap.shape}; for one of each "
+                f"head write a function: lambda logit, at: cap[at.head] * ..."
+            )
+        return SoftCap(fit(cap.astype(dtype), "SoftCap", sizes, ""))
+
+    def apply(self, logits: Float[Array, "t s"], place: Place) -> Float[Array, "t s"]:
+        return self.cap * jnp.tanh(logits / self.cap)
+
+
+def _real(array: Any, name: str) -> Array:
+    array = jnp.asarray(array)
+    if not jnp.issubdtype(array.dtype, jnp.floating) and not jnp.issubdtype(array.dtype, jnp.integer):
+        raise TypeError(f"{name} holds real numbers, got {show(array)}; cast it first")
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        array = array.astype(jnp.float32)
+    return array
+
+
+def _positions(place: Place, offset: Any) -> tuple[Array, Array]:
+    """The places of the queries among the keys, and those of the keys."""
+    return place.rows.positions() + offset, place.keys.positions()
