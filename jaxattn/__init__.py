@@ -6,6 +6,7 @@ from jaxattn.backends.auto import AUTO, Unsupported
 from jaxattn.backends.blockwise import Blockwise
 from jaxattn.backends.reference import Reference
 from jaxattn.dropout import Dropout
+from jaxattn.explain import Explanation, explain
 from jaxattn.masks import (
     END,
     EVERYTHING,
@@ -33,6 +34,7 @@ __all__ = [
     "Causal",
     "Dense",
     "Dropout",
+    "Explanation",
     "Lengths",
     "Mask",
     "Positions",
@@ -48,5 +50,6 @@ __all__ = [
     "alibi_slopes",
     "attend",
     "attention",
+    "explain",
     "merge",
 ]

@@ -40,8 +40,8 @@ class Mask(Value):
         del sizes
         return self
 
-    def allows(self, place: Place) -> Bool[Array, "#t #s"] | None:
-        """Which pairs of one head's tile are allowed; None for all. Asked of the tile's part."""
+    def allows(self, place: Place) -> Bool[Array, "#a #b"] | None:
+        """Which pairs of a tile are allowed, as the tile lies; None for all. Asked of its part."""
         raise NotImplementedError(f"{type(self).__name__}.allows")
 
     def limits(self, rows: Span, s: int) -> tuple[int, int]:
@@ -98,7 +98,7 @@ class And(Mask):
         masks = masks if band is None else [band, *masks]
         return And(tuple(masks)) if len(masks) > 1 else masks[0] if masks else EVERYTHING
 
-    def allows(self, place: Place) -> Bool[Array, "#t #s"] | None:
+    def allows(self, place: Place) -> Bool[Array, "#a #b"] | None:
         every = None
         for mask in self.masks:
             allowed = mask.allows(place)
@@ -142,7 +142,7 @@ class Or(Mask):
         masks = [part for mask in self.masks for part in _parts(Or, mask.resolve(sizes))]
         return EVERYTHING if any(isinstance(m, Everything) for m in masks) else Or(tuple(masks))
 
-    def allows(self, place: Place) -> Bool[Array, "#t #s"] | None:
+    def allows(self, place: Place) -> Bool[Array, "#a #b"] | None:
         some = None
         for mask in self.masks:
             allowed = mask.allows(place)
@@ -186,7 +186,7 @@ class Not(Mask):
         mask = self.mask.resolve(sizes)
         return mask.mask if isinstance(mask, Not) else Not(mask)
 
-    def allows(self, place: Place) -> Bool[Array, "#t #s"]:
+    def allows(self, place: Place) -> Bool[Array, "#a #b"]:
         allowed = self.mask.allows(place)
         return jnp.zeros((1, 1), bool) if allowed is None else ~allowed
 
@@ -229,10 +229,10 @@ class Band(Mask):
         both = lambda choose, a, b: b if a is None else a if b is None else choose(a, b)
         return Band(both(larger, self.low, other.low), both(smaller, self.high, other.high))
 
-    def allows(self, place: Place) -> Bool[Array, "t s"] | None:
-        ahead_ts = place.keys.positions()[None, :] - place.rows.positions()[:, None]
-        high = None if self.high is None else ahead_ts <= self.high
-        low = None if self.low is None else self.low <= ahead_ts
+    def allows(self, place: Place) -> Bool[Array, "#a #b"] | None:
+        ahead = place.k - place.q
+        high = None if self.high is None else ahead <= self.high
+        low = None if self.low is None else self.low <= ahead
         return low if high is None else high if low is None else low & high
 
     def limits(self, rows: Span, s: int) -> Any:

@@ -20,8 +20,8 @@ class Score(Value):
         """This score with every default made explicit, for logits of `dtype`."""
         raise NotImplementedError(f"{type(self).__name__}.resolve")
 
-    def apply(self, logits: Float[Array, "t s"], place: Place) -> Float[Array, "t s"]:
-        """The logits of one head's tile. Asked of the tile's part."""
+    def apply(self, logits: Float[Array, "a b"], place: Place) -> Float[Array, "a b"]:
+        """The logits of a tile, as the tile lies. Asked of its part."""
         raise NotImplementedError(f"{type(self).__name__}.apply")
 
 
@@ -44,7 +44,7 @@ class Function(Score):
             )
         return Function(traced, captured)
 
-    def apply(self, logits: Float[Array, "t s"], place: Place) -> Float[Array, "t s"]:
+    def apply(self, logits: Float[Array, "a b"], place: Place) -> Float[Array, "a b"]:
         return self.function.over(place, self.captured, logits).astype(logits.dtype)
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jaxtyping import Array, Int
 
-from jaxattn._axes import Index, accumulator
+from jaxattn._axes import accumulator
 from jaxattn._value import Fixed, Place
 
 POSITION = jax.ShapeDtypeStruct((), jnp.int32)
@@ -55,7 +55,7 @@ class Traced(Fixed):
         return any(head is x for eqn in self.jaxpr.eqns for x in eqn.invars)
 
     def over(self, place: Place, captured: Any, *tiles: Array) -> Array:
-        """The function of every pair of a tile, with one number of each of `tiles` [r c]."""
+        """The function of every pair of a tile, with one number of each of `tiles`."""
         consts = [x.astype(dtype) for x, dtype in zip(captured, self.dtypes, strict=True)]
         whole = jaxpr_as_fun(ClosedJaxpr(self.jaxpr, consts))
         as_position = lambda x: jnp.asarray(x, jnp.int32)
@@ -65,8 +65,10 @@ class Traced(Fixed):
             return whole(*scalars, *batch, head, q, k)[0]
 
         q, k = as_position(place.rows.positions()), as_position(place.keys.positions())
-        along_keys = jax.vmap(one, (None, 0, *(0 for _ in tiles)))
-        return jax.vmap(along_keys, (0, None, *(0 for _ in tiles)))(q, k, *tiles)
+        axes = [(None, 0), (0, None)]  # the inner axis, then the outer
+        inner, outer = reversed(axes) if place.keys_first else axes
+        every = (0,) * len(tiles)
+        return jax.vmap(jax.vmap(one, (*inner, *every)), (*outer, *every))(q, k, *tiles)
 
 
 def trace(

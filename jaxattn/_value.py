@@ -48,12 +48,38 @@ class Block(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a tile of one head is. batch: an index for each batch axis."""
+    """Where a tile of one head is, and which way it lies: [t s], or [s t] with `keys_first`.
+
+    batch: an index for each batch axis.
+    """
 
     batch: tuple[Index, ...]
     head: Index
     rows: Span
     keys: Span
+    keys_first: bool = False
+
+    @property
+    def q(self) -> Int[Array, "#t #s"]:
+        """The positions of the queries, to broadcast over the tile."""
+        return self.each_q(self.rows.positions())
+
+    @property
+    def k(self) -> Int[Array, "#t #s"]:
+        """The positions of the keys, to broadcast over the tile."""
+        return self.each_k(self.keys.positions())
+
+    def each_q(self, x: Any) -> Array:
+        """One number of each query, to broadcast over the tile."""
+        return x[None, :] if self.keys_first else x[:, None]
+
+    def each_k(self, x: Any) -> Array:
+        """One number of each key, to broadcast over the tile."""
+        return x[:, None] if self.keys_first else x[None, :]
+
+    def pairs(self, x: Any) -> Array:
+        """An array [t s], the way the tile lies."""
+        return x.T if self.keys_first else x
 
 
 class Zero:

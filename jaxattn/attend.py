@@ -87,11 +87,12 @@ def attend(
     v, scale, sinks and every array in `score`.
     """
     problem = check(q, k, v, mask, score, scale, sinks, dropout)
-    return _run(choose(backend, problem), problem)
+    return run(choose(backend, problem), problem)
 
 
 @partial(jax.jit, static_argnums=0)
-def _run(backend: Reference | Blockwise, problem: Problem) -> Attended:
+def run(backend: Reference | Blockwise, problem: Problem) -> Attended:
+    """The answer to a checked problem, as one compiled function."""
     q, v, sinks = problem.q, problem.v, problem.sinks
     if problem.is_empty:  # no query, or no key to answer with
         nothing = jnp.zeros(q.shape[:-1], accumulator(q.dtype))

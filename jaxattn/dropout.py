@@ -78,18 +78,16 @@ class Drop(Value):
     row_2: UInt32[Array, "*b t"]
     column: UInt32[Array, "*b s"]
 
-    def keeps(self) -> Bool[Array, "t s"]:
-        """Which pairs of one head's tile are kept. Asked of the tile's part."""
-        bits = _mix((self.row ^ self.head)[:, None] + self.column[None, :])
-        bits = _mix(bits + (self.row_2 ^ self.head_2)[:, None])
+    def keeps(self, place: Place) -> Bool[Array, "a b"]:
+        """Which pairs of a tile are kept, as the tile lies. Asked of its part."""
+        bits = _mix(place.each_q(self.row ^ self.head) + place.each_k(self.column))
+        bits = _mix(bits + place.each_q(self.row_2 ^ self.head_2))
         return (bits >> 8).astype(jnp.float32) * 2**-24 >= self.rate
 
-    def apply(self, weights: Float[Array, "t s"], *, transposed: bool = False) -> Array:
-        """The weights of one head's tile, dropped or grown; [s t] if transposed."""
-        keeps = self.keeps()
+    def apply(self, weights: Float[Array, "a b"], place: Place) -> Float[Array, "a b"]:
+        """The weights of a tile, dropped or grown. Asked of its part."""
         grown = jnp.where(self.rate < 1, 1 / (1 - jnp.where(self.rate < 1, self.rate, 0)), 0)
-        kept = keeps.T if transposed else keeps
-        return jnp.where(kept, weights * grown.astype(weights.dtype), 0)
+        return jnp.where(self.keeps(place), weights * grown.astype(weights.dtype), 0)
 
 
 def _as_key(key: Any) -> Array:

@@ -112,9 +112,8 @@ class PrefixLM(Mask):
         length = check_integers(self.length, "PrefixLM.length", sizes)
         return PrefixLM(length, resolve_offset("PrefixLM", self.offset, sizes))
 
-    def allows(self, place: Place) -> Bool[Array, "t s"]:
-        k_1s = place.keys.positions()[None, :]
-        return (k_1s < self.length) | (k_1s <= place.rows.positions()[:, None] + self.offset)
+    def allows(self, place: Place) -> Bool[Array, "#a #b"]:
+        return (place.k < self.length) | (place.k <= place.q + self.offset)
 
     def limits(self, rows: Span, s: int) -> Any:
         known = isinstance(self.length, int) and isinstance(self.offset, int)
@@ -144,10 +143,10 @@ class Lengths(Mask):
         q = check_integers(self.q, "Lengths.q", sizes)
         return Lengths(q, check_integers(self.k, "Lengths.k", sizes))
 
-    def allows(self, place: Place) -> Bool[Array, "#t #s"] | None:
-        live_t1 = None if self.q is None else (place.rows.positions() < self.q)[:, None]
-        live_1s = None if self.k is None else (place.keys.positions() < self.k)[None, :]
-        return live_1s if live_t1 is None else live_t1 if live_1s is None else live_t1 & live_1s
+    def allows(self, place: Place) -> Bool[Array, "#a #b"] | None:
+        q = None if self.q is None else place.q < self.q
+        k = None if self.k is None else place.k < self.k
+        return k if q is None else q if k is None else q & k
 
     def limits(self, rows: Span, s: int) -> Any:
         if isinstance(self.q, int) and isinstance(rows.start, int) and self.q <= rows.start:
@@ -194,9 +193,9 @@ class Segments(Mask):
         k_ids = self.q_ids if self.k_ids is None else self.k_ids
         return Segments(q_ids, check_integers(k_ids, "Segments.k_ids", sizes, "s"))
 
-    def allows(self, place: Place) -> Bool[Array, "t s"]:
-        q_t1, k_1s = self.q_ids[:, None], self.k_ids[None, :]
-        return (q_t1 == k_1s) & (q_t1 >= 0)
+    def allows(self, place: Place) -> Bool[Array, "#a #b"]:
+        q, k = place.each_q(self.q_ids), place.each_k(self.k_ids)
+        return (q == k) & (q >= 0)
 
     def needs(self, rows: Span, s: int) -> tuple[Index, Index]:
         """From the first to the last key with an id between the least and the greatest of rows."""
@@ -232,12 +231,12 @@ class Positions(Mask):
         k = check_integers(self.k, "Positions.k", sizes, "s")
         return Positions(q, k, self.left, self.right)
 
-    def allows(self, place: Place) -> Bool[Array, "t s"]:
-        q_t1, k_1s = self.q[:, None], self.k[None, :]
-        seen = (q_t1 >= 0) & (k_1s >= 0)
+    def allows(self, place: Place) -> Bool[Array, "#a #b"]:
+        q, k = place.each_q(self.q), place.each_k(self.k)
+        seen = (q >= 0) & (k >= 0)
         if self.right is not None:
-            seen &= k_1s - q_t1 <= self.right
-        return seen if self.left is None else seen & (q_t1 - k_1s <= self.left)
+            seen &= k - q <= self.right
+        return seen if self.left is None else seen & (q - k <= self.left)
 
     def needs(self, rows: Span, s: int) -> tuple[Index, Index]:
         """From the first to the last key that is near enough to any of the rows."""
@@ -271,8 +270,8 @@ class Dense(Mask):
             )
         return Dense(fit(array, "Dense", sizes, "hts"))
 
-    def allows(self, place: Place) -> Bool[Array, "#t #s"]:
-        return self.array
+    def allows(self, place: Place) -> Bool[Array, "#a #b"]:
+        return place.pairs(self.array)
 
     @property
     def by_head(self) -> bool:
@@ -305,7 +304,7 @@ class Where(Mask):
             )
         return Where(traced, captured)
 
-    def allows(self, place: Place) -> Bool[Array, "t s"]:
+    def allows(self, place: Place) -> Bool[Array, "#a #b"]:
         return self.seen.over(place, self.captured)
 
     @property

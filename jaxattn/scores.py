@@ -40,8 +40,8 @@ class Bias(Score):
         # The gradient of a broadcast array is a sum over tiles, to be taken in the wider dtype.
         return Bias(array if whole else array.astype(accumulator(dtype)))
 
-    def apply(self, logits: Float[Array, "t s"], place: Place) -> Float[Array, "t s"]:
-        return logits + self.array.astype(logits.dtype)
+    def apply(self, logits: Float[Array, "a b"], place: Place) -> Float[Array, "a b"]:
+        return logits + place.pairs(self.array).astype(logits.dtype)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -68,9 +68,8 @@ class ALiBi(Score):
         slopes = fit(slopes.astype(dtype), "ALiBi.slopes", sizes, "h")
         return ALiBi(slopes, resolve_offset("ALiBi", self.offset, sizes))
 
-    def apply(self, logits: Float[Array, "t s"], place: Place) -> Float[Array, "t s"]:
-        t, s = _positions(place, self.offset)
-        away = jnp.abs(t[:, None] - s[None, :]).astype(logits.dtype)
+    def apply(self, logits: Float[Array, "a b"], place: Place) -> Float[Array, "a b"]:
+        away = jnp.abs(place.q + self.offset - place.k).astype(logits.dtype)
         return logits - jnp.asarray(self.slopes) * away
 
 
@@ -122,15 +121,27 @@ class RelativeBias(Score):
         by_head = fit(table.astype(dtype).T, "RelativeBias.table", sizes, "h.")
         return RelativeBias(by_head, self.bidirectional, self.max_distance, offset)
 
-    def apply(self, logits: Float[Array, "t s"], place: Place) -> Float[Array, "t s"]:
-        """Every row is the row above, moved by one: the tile is slices of one vector."""
-        r, c = logits.shape
-        buckets = relative_buckets(self.table.shape[0], self.bidirectional, self.max_distance)
-        first = place.keys.start - place.rows.start - self.offset - (r - 1)
-        away = jnp.clip(first + jnp.arange(r + c - 1), -self.max_distance, self.max_distance)
-        bias = self.table[jnp.asarray(buckets)[away + self.max_distance]]
-        row = lambda i: jax.lax.dynamic_slice(bias, (r - 1 - i,), (c,))
-        return logits + jax.vmap(row)(jnp.arange(r))
+    def apply(self, logits: Float[Array, "a b"], place: Place) -> Float[Array, "a b"]:
+        """Every line is the one before, moved by one: the tile is made of slices of one vector."""
+        lines, length = logits.shape
+        lines += -lines % LINES
+        most, ahead = self.max_distance, jnp.arange(lines + length - 1) - (lines - 1)
+        away = place.keys.start - place.rows.start - self.offset
+        away = away - ahead if place.keys_first else away + ahead
+        buckets = relative_buckets(self.table.shape[0], self.bidirectional, most)
+        bias = self.table[jnp.asarray(buckets)[jnp.clip(away, -most, most) + most]]
+        return logits + _moving_lines(bias, lines, length)[: logits.shape[0]]
+
+
+LINES = 16  # cut in one go: many short slices cost more than they save
+
+
+def _moving_lines(x: Float[Array, " n"], lines: int, length: int) -> Float[Array, "lines length"]:
+    """x[lines - 1 - i :][:length] as the i-th line, for a multiple of `LINES`."""
+    few = lines + length - LINES
+    first = jnp.stack([x[LINES - 1 - i :][:few] for i in range(LINES)])
+    block = lambda i: jax.lax.dynamic_slice(first, (0, lines - LINES * (i + 1)), (LINES, length))
+    return jax.vmap(block)(jnp.arange(lines // LINES)).reshape(lines, length)
 
 
 def relative_buckets(buckets: int, bidirectional: bool, max_distance: int) -> np.ndarray:
@@ -184,7 +195,7 @@ class SoftCap(Score):
             )
         return SoftCap(fit(cap.astype(dtype), "SoftCap", sizes, ""))
 
-    def apply(self, logits: Float[Array, "t s"], place: Place) -> Float[Array, "t s"]:
+    def apply(self, logits: Float[Array, "a b"], place: Place) -> Float[Array, "a b"]:
         return self.cap * jnp.tanh(logits / self.cap)
 
 
@@ -196,7 +207,3 @@ def _real(array: Any, name: str) -> Array:
         array = array.astype(jnp.float32)
     return array
 
-
-def _positions(place: Place, offset: Any) -> tuple[Array, Array]:
-    """The places of the queries among the keys, and those of the keys."""
-    return place.rows.positions() + offset, place.keys.positions()

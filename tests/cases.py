@@ -7,67 +7,40 @@ Axes that must not be confused have different lengths, and the tiled cases are l
 # pyright: reportArgumentType=false, reportCallIssue=false
 
 import zlib
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import ml_dtypes
 import numpy as np
 import oracle
 from numpy import ndarray
+from rules import (
+    Build,
+    Masks,
+    Shape,
+    both,
+    causal,
+    dense,
+    either,
+    everything,
+    inverse,
+    lengths,
+    looked_up,
+    packed,
+    positions,
+    prefix,
+    scattered,
+    strided,
+    window,
+)
 
 import jaxattn as ja
 
 DTYPES = (np.float32, np.float64, ml_dtypes.bfloat16, np.float16)
 TILED = ja.Blockwise(q_block=16, k_block=32)
 BACKENDS = (ja.Reference(), ja.Blockwise(), TILED, ja.AUTO)
-
-
-class Shape(NamedTuple):
-    """See the axis key: batch, query and key positions, query and key/value heads, features."""
-
-    batch: tuple[int, ...]
-    t: int
-    s: int
-    h: int
-    n: int
-    d: int
-    e: int
-
-    @property
-    def q(self):
-        return (*self.batch, self.t, self.h, self.d)
-
-    @property
-    def k(self):
-        return (*self.batch, self.s, self.n, self.d)
-
-    @property
-    def v(self):
-        return (*self.batch, self.s, self.n, self.e)
-
-    @property
-    def out(self):
-        return (*self.batch, self.t, self.h, self.e)
-
-    @property
-    def scores(self):
-        return (*self.batch, self.h, self.t, self.s)
-
-
-class Masks(NamedTuple):
-    """The same rule twice: for the package, and as booleans that broadcast to [*b h t s]."""
-
-    mask: Any
-    allowed: ndarray
-
-    def __and__(self, other: "Masks") -> "Masks":
-        return Masks(self.mask & other.mask, np.logical_and(self.allowed, other.allowed))
-
-
-Build = Callable[[Shape, np.random.Generator], Masks]
 
 
 @dataclass(frozen=True)
@@ -105,77 +78,6 @@ class Case:
 
     def masks(self) -> Masks:
         return self.build(self.shape, np.random.default_rng(zlib.crc32(self.name.encode())))
-
-
-def everything(shape, rng):
-    return Masks(ja.EVERYTHING, np.ones((1, 1, 1), bool))
-
-
-def causal(offset: Any = None) -> Build:
-    def build(shape, rng):
-        given = shape.s - shape.t if offset is ja.END else 0 if offset is None else offset
-        return Masks(ja.Causal(offset), oracle.causal(shape.t, shape.s, given))
-
-    return build
-
-
-def window(left, right=0, offset: Any = None) -> Build:
-    def build(shape, rng):
-        given = shape.s - shape.t if offset is ja.END else 0 if offset is None else offset
-        mask = ja.Window(left, right, offset)
-        return Masks(mask, oracle.window(shape.t, shape.s, left, right, given))
-
-    return build
-
-
-def lengths(q=None, k=None) -> Build:
-    def build(shape, rng):
-        return Masks(ja.Lengths(q=q, k=k), oracle.lengths(shape.t, shape.s, q, k))
-
-    return build
-
-
-def packed(shape, rng):
-    """Three documents of random lengths in every row of the batch, then padding."""
-    ends = np.sort(rng.integers(1, shape.t, (*shape.batch, 3)), axis=-1)
-    ids = (np.arange(shape.t) >= ends[..., None]).sum(-2)
-    ids = np.where(ids == 3, -1, ids).astype(np.int32)
-    return Masks(ja.Segments(ids), oracle.segments(ids))
-
-
-def scattered(shape, rng):
-    """Ids in no order, padding in between, other ids for the keys than for the queries."""
-    q_ids, k_ids = (
-        rng.integers(-1, 4, (*shape.batch, length)).astype(np.int32)
-        for length in (shape.t, shape.s)
-    )
-    return Masks(ja.Segments(q_ids, k_ids), oracle.segments(q_ids, k_ids))
-
-
-def dense(axes: str, share=0.6) -> Build:
-    """Random booleans with the axes named: "ts" is [t s], "b1ts" is [*b 1 t s].
-
-    The query in the middle sees nothing where each query has a choice of keys.
-    """
-
-    def build(shape, rng):
-        sizes = {"h": (shape.h,), "t": (shape.t,), "s": (shape.s,), "b": shape.batch, "1": (1,)}
-        allowed = rng.random(sum((sizes[axis] for axis in axes), ())) < share
-        if axes.endswith("ts"):
-            allowed[..., shape.t // 2, :] = False
-        return Masks(ja.Dense(allowed), allowed)
-
-    return build
-
-
-def both(*builds: Build) -> Build:
-    def build(shape, rng):
-        first, *rest = (one(shape, rng) for one in builds)
-        for other in rest:
-            first = first & other
-        return first
-
-    return build
 
 
 SMALL = Shape((2,), 11, 13, 6, 3, 5, 7)
@@ -243,6 +145,15 @@ CASES = (
     Case("window-segments-lengths", SQUARE, both(window(11, 4), packed, lengths(60, 50))),
     Case("two-windows", SQUARE, both(window(30, 10), window(10, 30))),
     Case("everything-and", SQUARE, both(everything, causal())),
+    Case("prefix", WIDE, prefix(20, ja.END)),
+    Case("prefix-array", WIDE, prefix(np.array([40, 0], np.int32), 3)),
+    Case("ring-buffer", WIDE, positions(40)),
+    Case("strided", WIDE, strided()),
+    Case("looked-up", WIDE, looked_up),
+    Case("not-causal", WIDE, inverse(causal(ja.END))),
+    Case("window-or-sinks", WIDE, either(window(11, 0, ja.END), lengths(k=3))),
+    Case("segments-or-not-window", SQUARE, either(packed, inverse(window(30, 20)))),
+    Case("causal-and-either", SQUARE, both(causal(), either(packed, dense("1hts", 0.05)))),
     Case("many-batches", MANY, everything),
     Case("many-batches-dense", MANY, dense("b1ts")),
     Case("long", LONG, everything),

@@ -12,43 +12,75 @@ as they are, logits and sums in at least float32, and the results rounded to `dt
 
 A query that may see no key has out 0, lse -inf and no derivative. A non-finite value reaches the
 queries that may see it, as NaN in its feature, and no others.
+
+Logits are scaled, then changed by the items of `Extra.score` from left to right, then masked.
 """
 
 from typing import Any, NamedTuple
 
 import numpy as np
+import oracle_scores as scores
 from numpy import ndarray
 
 
+class Extra(NamedTuple):
+    """score: items of oracle_scores. sinks: [h], logits that join the denominator and lse only.
+
+    keep: booleans that broadcast to [*b h t s]; the weights after the softmax are multiplied by
+    keep / (1 - rate).
+    """
+
+    score: tuple[Any, ...] = ()
+    sinks: Any = None
+    keep: Any = True
+    rate: float = 0.0
+
+    def factor(self, wide):
+        """What dropout multiplies weights by."""
+        return np.asarray(self.keep, wide) / wide(1 - self.rate) if self.rate < 1 else wide(0)
+
+
+NOTHING = Extra()
+
+
 class Gradients(NamedTuple):
-    """What flows back to each input of `attention`."""
+    """What flows back to each input of `attention`. score: a Sum for every array of every item.
+
+    sizes: of q, k and v, the sums of magnitudes that rounding acts on.
+    """
 
     q: ndarray
     k: ndarray
     v: ndarray
     scale: ndarray
+    score: tuple[scores.Sum, ...]
+    sinks: scores.Sum
+    sizes: tuple[ndarray, ndarray, ndarray]
 
 
 def accumulator(dtype: Any) -> Any:
     return np.float64 if np.dtype(dtype) == np.float64 else np.float32
 
 
-def attention(q, k, v, allowed=None, scale=None, dtype: Any = np.float64):
+def attention(q, k, v, allowed=None, scale=None, dtype: Any = np.float64, extra: Extra = NOTHING):
     """out and lse. `scale` is 1/√d where none is given."""
     wide = accumulator(dtype)
     scale = wide(q.shape[-1] ** -0.5 if scale is None else scale)
     q, k, v = by_head(q, k, v, wide)
     may = everywhere(allowed, q, k)
     with np.errstate(invalid="ignore", over="ignore"):
-        p, lse = softmax(q @ k.swapaxes(-1, -2) * scale, may)
+        logits = scores.apply(extra.score, q @ k.swapaxes(-1, -2) * scale)
+        p, lse, _ = softmax(logits, may, extra.sinks)
         finite = np.isfinite(v)
-        out = p @ np.where(finite, v, 0)
+        out = p * extra.factor(wide) @ np.where(finite, v, 0)
     out[(may.astype(wide) @ (~finite).astype(wide)) > 0] = np.nan
     return out.swapaxes(-2, -3).astype(dtype), lse.swapaxes(-1, -2)
 
 
-def gradients(q, k, v, allowed, scale, cot_out, cot_lse, dtype: Any = np.float64) -> Gradients:
-    """The gradients of Σ out · cot_out + Σ lse · cot_lse over the queries that see a key.
+def gradients(
+    q, k, v, allowed, scale, cot_out, cot_lse, dtype: Any = np.float64, extra: Extra = NOTHING
+) -> Gradients:
+    """The gradients of Σ out · cot_out + Σ lse · cot_lse over the queries that see a key or a sink.
 
     Non-finite entries of k and v count as zero, which is right where the cotangents are zero for
     every query that may see them.
@@ -61,18 +93,35 @@ def gradients(q, k, v, allowed, scale, cot_out, cot_lse, dtype: Any = np.float64
     cot_out = np.asarray(cot_out, wide).swapaxes(-2, -3)
     cot_lse = np.asarray(cot_lse, wide).swapaxes(-1, -2)
     raw = q @ k.swapaxes(-1, -2)
-    p, _ = softmax(raw * scale, everywhere(allowed, q, k))
-    # With L the logits: dout/dL = p (v - out) and dlse/dL = p.
-    dp = cot_out @ v.swapaxes(-1, -2)
-    along_out = (cot_out * (p @ v)).sum(-1)
+    may = everywhere(allowed, q, k)
+    p, _, p_sink = softmax(scores.apply(extra.score, raw * scale), may, extra.sinks)
+    # With L the logits, m = keep / (1 - rate): dout/dL = p (m v - out) and dlse/dL = p. Of a sink:
+    # dout/dL = -p_sink out and dlse/dL = p_sink.
+    factor = extra.factor(wide)
+    dp = factor * (cot_out @ v.swapaxes(-1, -2))
+    along_out = (cot_out * (p * factor @ v)).sum(-1)
     dlogits = p * (dp - along_out[..., None] + cot_lse[..., None])
-    dq = scale * dlogits @ k
-    dk = scale * dlogits.swapaxes(-1, -2) @ q
-    dv = p.swapaxes(-1, -2) @ cot_out
+    dsinks = p_sink * (cot_lse - along_out)
+    size = factor * (np.abs(cot_out) @ np.abs(v).swapaxes(-1, -2))
+    size_row = (p * size).sum(-1) + np.abs(cot_lse)
+    size = p * (size + size_row[..., None])
+    (dscaled, size), dscore = scores.pull(extra.score, raw * scale, dlogits, size)
+    dq = scale * dscaled @ k
+    dk = scale * dscaled.swapaxes(-1, -2) @ q
+    dv = (p * factor).swapaxes(-1, -2) @ cot_out
     by_position = (dq, sum_groups(dk, group), sum_groups(dv, group))
+    sizes = (
+        abs(scale) * size @ np.abs(k),
+        sum_groups(abs(scale) * size.swapaxes(-1, -2) @ np.abs(q), group),
+        sum_groups((p * factor).swapaxes(-1, -2) @ np.abs(cot_out), group),
+    )
+    per_head = scores.to_shape((dsinks.shape[-2], 1))
     return Gradients(
         *(x.swapaxes(-2, -3).astype(dtype) for x in by_position),
-        scale=np.asarray((dlogits * raw).sum(), wide),
+        scale=np.asarray((dscaled * raw).sum(), wide),
+        score=dscore,
+        sinks=scores.Sum(per_head(dsinks)[:, 0], per_head(p_sink * size_row)[:, 0]),
+        sizes=sizes,
     )
 
 
@@ -83,7 +132,7 @@ def tangent(q, k, v, allowed, scale, dq, dk, dv, dscale: Any = 0.0, dtype: Any =
     q, k, v = by_head(q, k, v, wide)
     dq, dk, dv = by_head(dq, dk, dv, wide)
     raw = q @ k.swapaxes(-1, -2)
-    p, _ = softmax(raw * scale, everywhere(allowed, q, k))
+    p, _, _ = softmax(raw * scale, everywhere(allowed, q, k))
     moved = scale * (dq @ k.swapaxes(-1, -2) + q @ dk.swapaxes(-1, -2)) + wide(dscale) * raw
     dlse = (p * moved).sum(-1)
     dout = (p * moved) @ v + p @ dv - dlse[..., None] * (p @ v)
@@ -111,15 +160,52 @@ def only_finite(x):
     return np.where(np.isfinite(x), x, 0)
 
 
-def softmax(logits, allowed):
-    """Weights and log-sum-exp of each row over the allowed keys; 0 and -inf where there is none."""
+def softmax(logits, allowed, sinks=None):
+    """Weights and log-sum-exp of each row over the allowed keys, and the weight of its sink.
+
+    0 and -inf where there is nothing to see.
+    """
     logits = np.where(allowed, logits, -np.inf)
-    peak = logits.max(-1, keepdims=True, initial=-np.inf)
+    sinks = np.full(logits.shape[-3], -np.inf) if sinks is None else np.asarray(sinks)
+    sink = np.broadcast_to(sinks.astype(logits.dtype)[:, None, None], (*logits.shape[:-1], 1))
+    peak = np.maximum(logits.max(-1, keepdims=True, initial=-np.inf), sink)
     peak = np.where(peak == -np.inf, 0, peak)
-    grown = np.exp(logits - peak)
-    total = grown.sum(-1, keepdims=True)
+    grown, grown_sink = np.exp(logits - peak), np.exp(sink - peak)
+    total = grown.sum(-1, keepdims=True) + grown_sink
     with np.errstate(divide="ignore"):
         lse = (peak + np.log(total))[..., 0]
+    total = np.where(total == 0, 1, total)
+    return grown / total, lse, (grown_sink / total)[..., 0]
+
+
+def merge(outs, lses, dtype: Any = np.float64):
+    """out and lse of all the keys, from those of disjoint sets of them."""
+    wide = accumulator(dtype)
+    shares, lse = shares_of(lses, wide)
+    out = sum(x[..., None] * np.asarray(y, wide) for x, y in zip(shares, outs, strict=True))
+    return np.asarray(out).astype(dtype), lse
+
+
+def merge_gradients(outs, lses, cot_out, cot_lse, dtype: Any = np.float64):
+    """What flows back to every out, and to every lse."""
+    wide = accumulator(dtype)
+    shares, _ = shares_of(lses, wide)
+    whole, cot_out = merge(outs, lses, wide)[0], np.asarray(cot_out, wide)
+    douts = [(x[..., None] * cot_out).astype(dtype) for x in shares]
+    along = [(cot_out * (np.asarray(y, wide) - whole)).sum(-1) for y in outs]
+    dlses = [x * (cot_lse + y) for x, y in zip(shares, along, strict=True)]
+    return douts, [x.astype(wide) for x in dlses]
+
+
+def shares_of(lses, wide):
+    """The share of each part in the whole, 0 where no part sees a key; and the lse of the whole."""
+    stacked = np.stack([np.asarray(x, wide) for x in lses])
+    peak = stacked.max(0)
+    peak = np.where(peak == -np.inf, 0, peak)
+    grown = np.exp(stacked - peak)
+    total = grown.sum(0)
+    with np.errstate(divide="ignore"):
+        lse = peak + np.log(total)
     return grown / np.where(total == 0, 1, total), lse
 
 
@@ -169,4 +255,19 @@ def each(values, build, t, s):
     seen = np.zeros((*values.shape, 1, t, s), bool)
     for b in np.ndindex(values.shape):
         seen[b][0] = np.asarray(build(int(values[b])), bool).reshape(t, s)
+    return seen
+
+
+def prefix(t, s, length: Any, offset: Any = 0):
+    """[*b 1 t s]: the first `length` keys, and those at i + offset and before."""
+    first = np.arange(s) < np.asarray(length)[..., None, None, None]
+    return np.logical_or(np.broadcast_to(first, (*np.shape(length), 1, t, s)), causal(t, s, offset))
+
+
+def positions(q: Any, k: Any, left: Any = None, right: Any = 0):
+    """[*b 1 t s]: keys at p - left to p + right for a query at p; negative positions are empty."""
+    q, k = np.asarray(q)[..., None, :, None], np.asarray(k)[..., None, None, :]
+    seen = (q >= 0) & (k >= 0)
+    for bound, ahead in ((right, k - q), (left, q - k)):
+        seen = seen if bound is None else seen & (ahead <= bound)
     return seen

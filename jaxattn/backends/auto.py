@@ -24,6 +24,21 @@ class Unsupported(ValueError):
     """A backend was asked by name for what it cannot do."""
 
 
+def turned_down(
+    backend: object, problem: Problem
+) -> tuple[Reference | Blockwise, dict[Backend, str]]:
+    """The backend to run, and why each of the others would not."""
+    chosen = choose(backend, problem)
+    others: dict[Backend, str] = {}
+    for other in (Blockwise(), Reference()):
+        if type(other) is not type(chosen):
+            reason = other.refuses(problem)
+            if reason is None and not isinstance(backend, Auto):
+                reason = f"{chosen!r} was asked for"
+            others[other] = reason or "holds the whole score matrix; for checking and for reading"
+    return chosen, others
+
+
 def choose(backend: object, problem: Problem) -> Reference | Blockwise:
     """The backend to run. One that was asked for by name is never replaced.
 

@@ -66,7 +66,7 @@ def one_head(
     logits = steps.mask(logits, allowed)
     weights = steps.weights(logits)
     if rule.dropout is not None:
-        weights = part(rule.dropout).apply(weights)
+        weights = part(rule.dropout).apply(weights, place)
     seen = jnp.ones(logits.shape, bool) if allowed is None else allowed
     bad_logits = (seen & (_bad(q)[:, None] | _bad(k)[None, :])).any(axis=1)
     bad_values = steps.mix(seen.astype(v.dtype), (~jnp.isfinite(v)).astype(v.dtype)) > 0

@@ -22,12 +22,12 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float
 
-from jaxattn._axes import Index, accumulator, dot, larger
+from jaxattn._axes import Index, accumulator, dot
 from jaxattn._problem import Rule
 from jaxattn._value import Place, Span, Zero
 from jaxattn.kernels import tile
 from jaxattn.kernels.plan import Plan, ceil_div
-from jaxattn.kernels.walk import Keys, Run, Walk, read_keys, read_rows, to_rows
+from jaxattn.kernels.walk import Keys, Walk, read_keys, read_rows, to_rows
 
 NOTHING = jax.checkpoint_policies.nothing_saveable
 
@@ -84,7 +84,20 @@ def _fold_jvp(walk: Walk, primals: Any, tangents: Any) -> Any:
     )
     d = tile.Tangents(dq, dk, dv, dscale, _moving(rule.score, tangents[3].score))
     lse = tile.LogSumExp(peak, log_total)
-    mixed, dlse = _tangent(walk, q, k, v, rule, hits, lse, d)
+    narrow, fits = walk.narrow(rule.mask)
+    if narrow is None:
+        mixed, dlse = _tangent(walk, q, k, v, rule, hits, lse, d)
+    else:
+        # A block reads all the keys that it might need, and what it reads costs time, also where
+        # the mask's arrays then tell that a tile would do.
+        one_hit = None if hits is None else hits.any(axis=-1, keepdims=True)
+
+        @partial(jax.checkpoint, policy=NOTHING, prevent_cse=False)
+        def choose(*args: Any) -> tuple[Array, Array]:
+            slim = lambda q, k, v, rule, _, *rest: _tangent(narrow, q, k, v, rule, one_hit, *rest)
+            return jax.lax.cond(fits, slim, partial(_tangent, walk), *args)
+
+        mixed, dlse = choose(q, k, v, rule, hits, lse, d)
     dout = mixed - dlse[..., None] * tile.finite(out)
     return (out, peak, log_total), (dout, jnp.zeros_like(peak), dlse)
 

@@ -60,12 +60,13 @@ def nothing_seen(rows: int, features: int, dtype: jnp.dtype) -> State:
     )
 
 
-def allows(rule: Rule, place: Place, counts: Array | None) -> Bool[Array, "#r #c"] | None:
+def allows(rule: Rule, place: Place, counts: Array | None) -> Bool[Array, "#a #b"] | None:
     """Which pairs of a tile count: allowed by the mask, and of a key that counts."""
     allowed = rule.mask.allows(place)
     if counts is None:
         return allowed
-    return counts[None, :] if allowed is None else allowed & counts[None, :]
+    counts = place.each_k(counts)
+    return counts if allowed is None else allowed & counts
 
 
 def absorb(
@@ -95,7 +96,7 @@ def absorb(
     p_rc = jnp.exp(logits_rc - shift[:, None])
     total = p_rc.sum(axis=1)
     if rule.dropout is not None:
-        p_rc = rule.dropout.apply(p_rc)
+        p_rc = rule.dropout.apply(p_rc, place)
     mixed = dot(p_rc, v)
     if state is not None:
         shrink = jnp.exp(state.peak - shift)
@@ -126,7 +127,7 @@ def tangent(
     products for dk and dv. Rows and columns that hold NaN or Inf count as 0, and so does p for a
     query whose lse is NaN because it may see one: no other query may learn of it.
     """
-    q, k, v = finite(q), finite(k), finite(v)
+    q, k, v, place = finite(q), finite(k), finite(v), place._replace(keys_first=True)
     scaled_q = q * rule.scale
     dq = None if d.q is None else d.q * rule.scale
     if d.scale is not None:
@@ -135,15 +136,14 @@ def tangent(
     parts += [] if d.k is None else [dot(d.k, scaled_q.T)]
     logits_cr, dlogits_cr = dot(k, scaled_q.T), sum(parts[1:], parts[0]) if parts else None
 
-    allowed = allows(rule, place, counts)
-    allowed_cr = None if allowed is None else allowed.T
+    allowed_cr = allows(rule, place, counts)
     if rule.score:
         logits_cr, dlogits_cr = _scored(rule.score, d.score, logits_cr, dlogits_cr, place, allowed_cr)
     if allowed_cr is not None:
         logits_cr = jnp.where(allowed_cr, logits_cr, -jnp.inf)
     peak = jnp.where(jnp.isfinite(lse.peak), lse.peak, jnp.inf)
     p_cr = jnp.exp((logits_cr - peak[None, :]) - finite(lse.log_total)[None, :])
-    w_cr = p_cr if rule.dropout is None else rule.dropout.apply(p_cr, transposed=True)
+    w_cr = p_cr if rule.dropout is None else rule.dropout.apply(p_cr, place)
 
     mixed, dlse = jnp.zeros((q.shape[0], v.shape[1]), q.dtype), jnp.zeros_like(peak)
     if dlogits_cr is not None:
@@ -170,10 +170,9 @@ def _scored(
 
     def apply(logits_cr: Array, some: list[Array]) -> Array:
         every = dict(enumerate(leaves)) | dict(zip(moved, some, strict=True))
-        logits_rc = logits_cr.T
         for item in jax.tree.unflatten(structure, [every[i] for i in range(len(leaves))]):
-            logits_rc = item.apply(logits_rc, place)
-        return logits_rc.T
+            logits_cr = item.apply(logits_cr, place)
+        return logits_cr
 
     some, dsome = [leaves[i] for i in moved], [moves[i] for i in moved]
     if dlogits_cr is None and not moved:

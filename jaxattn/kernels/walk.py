@@ -7,6 +7,7 @@ left out of the second tile.
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -93,6 +94,25 @@ class Walk(NamedTuple):
         here = (run.batch, run_index % self.runs_per_batch if mask.by_head else 0, i, 0)
         row = jax.lax.dynamic_slice(hits, here, (1, 1, 1, plan.k_tiles))
         return Reach(plan, s, first, stop, base, row.reshape(plan.k_tiles))
+
+    def narrow(self, mask: Mask) -> tuple["Walk | None", Array | None]:
+        """A walk in which no block needs more than one tile of keys, and whether that holds.
+
+        None where there is little to gain, or where `needs` is known while tracing.
+        """
+        plan = self.plan
+        if plan.k_tiles < 3:
+            return None, None
+
+        def span(index: Array) -> Array:
+            batch, i = unflatten_index(index, (self.batches, plan.q_blocks))
+            reach = self.reach(mask, None, batch * self.runs_per_batch, i)
+            return reach.stop - reach.first
+
+        if isinstance(self.reach(mask, None, 0, 0).stop, int):
+            return None, None
+        spans = jax.lax.map(span, jnp.arange(self.batches * plan.q_blocks))
+        return self._replace(plan=replace(plan, k_tiles=1)), (spans <= plan.k_block).all()
 
     def find_hits(self, mask: Mask) -> Bool[Array, "b runs q_blocks k_tiles"] | None:
         """Which tiles hold a pair that the mask allows; None where the range of `needs` tells.
@@ -204,9 +224,10 @@ class Reach(NamedTuple):
         """How many keys from the begin of the j-th tile on are needed; 0 or less for none."""
         begin = self.begin(j)
         width = self.stop - begin
+        end = smaller(begin + self.plan.k_block, self.stop)
         if not all(isinstance(x, int) for x in (begin, self.first, self.stop)):
-            width = jnp.where(begin + self.plan.k_block > self.first, width, 0)
-        elif begin + self.plan.k_block <= self.first:
+            width = jnp.where(end > self.first, width, 0)
+        elif end <= self.first:
             return 0
         return width if self.hits is None else jnp.where(self.hits[j], width, 0)
 

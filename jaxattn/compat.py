@@ -1,0 +1,102 @@
+"""`jax.nn` with its attention replaced: `import jaxattn.compat as nn` for `import jax.nn as nn`.
+
+Every other name of `jax.nn` is its own.
+"""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+from jaxattn._axes import Attended
+from jaxattn._mask import Mask
+from jaxattn.attend import attend
+from jaxattn.masks import EVERYTHING, Causal, Dense, Lengths, Window
+from jaxattn.scores import Bias
+
+
+def dot_product_attention(
+    query: Float[ArrayLike, "*b t h d"],
+    key: Float[ArrayLike, "*b s n d"],
+    value: Float[ArrayLike, "*b s n e"],
+    bias: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    *,
+    scale: float | Array | None = None,
+    is_causal: bool = False,
+    query_seq_lengths: ArrayLike | None = None,
+    key_value_seq_lengths: ArrayLike | None = None,
+    local_window_size: int | tuple[int, int] | None = None,
+    implementation: Literal["xla", "cudnn"] | None = None,
+    return_residual: bool = False,
+) -> Any:
+    """`jax.nn.dot_product_attention`, in linear memory.
+
+    Where it differs from `jax.nn`, by intention:
+      A query that may see no key gets 0 and an lse of -inf; there, the mean of all values.
+      The residual has a gradient; there, none. It has the key's dtype, as there: for lse in
+        float32 use `jaxattn.attend`.
+      float64 stays float64; there, the softmax is in float32.
+      In half precision the weights stay in float32; there, they are rounded before they meet the
+        values.
+      NaN and Inf in a key or value reach no query that may not see it; there, every one.
+      A window never looks ahead of its right bound; there, one of (n, 0) does on cuDNN.
+      Values may have a width of their own, and lengths any integer dtype.
+
+    Args:
+      query, key, value: with one batch axis or none. Query head i reads key/value head i // (h/n).
+      bias: added to the scaled logits; broadcasts to [b h t s].
+      mask: booleans, True where a query may see a key; broadcasts to [b h t s].
+      scale: of the logits; 1/√d where none is given.
+      is_causal: query i sees keys 0 to i, also where t != s.
+      query_seq_lengths, key_value_seq_lengths: integers [b]; later queries get 0, later keys are
+        not seen.
+      local_window_size: (left, right): query i sees keys i - left to i + right, both inclusive; one
+        number stands for both.
+      implementation: taken for the sake of callers. jaxattn chooses its own.
+      return_residual: whether to return (out, lse), lse [*b t h].
+    Returns:
+      out [*b t h e] in the query's dtype, or (out, lse).
+    Raises:
+      ValueError, TypeError: as `jaxattn.attend`; an implementation that `jax.nn` does not know.
+    """
+    if implementation not in (None, "xla", "cudnn"):
+        raise ValueError(
+            f"implementation is 'xla', 'cudnn' or None, as in jax.nn, got {implementation!r}; to "
+            f"choose one of jaxattn's own use jaxattn.attention(backend=...)"
+        )
+    q, k, v = (jnp.asarray(x) for x in (query, key, value))
+    if q.ndim not in (3, 4):
+        raise ValueError(
+            f"query has axes [*b t h d] with one batch axis or none, got shape {q.shape}; for more "
+            f"batch axes use jaxattn.attention"
+        )
+    shape = q.shape[:-1]
+    if q.ndim == 3:
+        q, k, v = q[None], k[None], v[None]
+    masks: list[Mask] = [Causal(0)] if is_causal else []
+    if local_window_size is not None:
+        both = isinstance(local_window_size, int)
+        left, right = (local_window_size,) * 2 if both else local_window_size
+        masks.append(Window(left, right, 0))
+    if query_seq_lengths is not None or key_value_seq_lengths is not None:
+        of = lambda lengths: None if lengths is None else jnp.asarray(lengths)
+        masks.append(Lengths(of(query_seq_lengths), of(key_value_seq_lengths)))
+    if mask is not None:
+        masks.append(Dense(jnp.asarray(mask)))
+    every: Mask = EVERYTHING
+    for one in masks:
+        every = every & one
+    score = None if bias is None else Bias(jnp.asarray(bias))
+    attended: Attended = attend(q, k, v, mask=every, score=score, scale=scale)
+    out = attended.out.reshape(*shape, v.shape[-1])
+    return (out, attended.lse.astype(k.dtype).reshape(shape)) if return_residual else out
+
+
+def __getattr__(name: str) -> Any:
+    return getattr(jax.nn, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *dir(jax.nn)})

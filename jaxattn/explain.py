@@ -1,0 +1,126 @@
+"""`explain`: what `attend` would do with these arguments, and what it would cost."""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxattn._mask import Mask, check_mask
+from jaxattn._problem import check
+from jaxattn.attend import Scoring, run
+from jaxattn.backends.auto import AUTO, Backend, turned_down
+from jaxattn.backends.reference import Reference
+from jaxattn.dropout import Dropout
+from jaxattn.kernels.plan import ceil_div
+from jaxattn.kernels.walk import Walk
+from jaxattn.masks import EVERYTHING
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a call of `attend` would do.
+
+    backend: the one that would run. turned_down: why each of the others would not.
+    heads, batch: query heads and batch elements taken at a time.
+    q_block, k_block: the sides of a tile, in positions.
+    visited, tiles: tiles that the mask needs, of all tiles of all heads. visited is None where it
+      depends on arrays that are being traced.
+    flops: of the products q kᵀ and p v in the visited tiles, a multiply and an add counted as two;
+      None as for visited.
+    temporary_bytes: memory beside arguments and results, as the compiler plans it for the forward
+      pass alone; None where it does not say.
+    """
+
+    backend: Backend
+    turned_down: dict[Backend, str]
+    heads: int
+    batch: int
+    q_block: int
+    k_block: int
+    visited: int | None
+    tiles: int
+    flops: int | None
+    temporary_bytes: int | None
+
+    def __repr__(self) -> str:
+        share = "unknown while tracing"
+        if self.visited is not None and self.flops is not None:
+            percent = 100 * self.visited / max(self.tiles, 1)
+            share = f"{self.visited:,} of {self.tiles:,} visited ({percent:.0f} %)"
+            share += f", {self.flops / 1e9:,.3f} GFLOP"
+        memory = "unknown"
+        if self.temporary_bytes is not None:
+            memory = f"{self.temporary_bytes / 2**20:,.2f} MiB"
+        lines = [
+            f"backend    {self.backend!r}",
+            *(f"           not {other!r}: {why}" for other, why in self.turned_down.items()),
+            f"tile       {self.q_block} queries × {self.k_block} keys, "
+            f"{self.heads} heads and {self.batch} batch elements at a time",
+            f"tiles      {share}",
+            f"temporary  {memory} in the forward pass",
+        ]
+        return "\n".join(lines)
+
+
+def explain(
+    q: Any,
+    k: Any,
+    v: Any,
+    *,
+    mask: Mask = EVERYTHING,
+    score: Scoring | None = None,
+    scale: Any = None,
+    sinks: Any = None,
+    dropout: Dropout | None = None,
+    backend: Backend = AUTO,
+) -> Explanation:
+    """What `attend` would do with these arguments. Compiles the forward pass, and runs nothing of it.
+
+    q, k and v may be given as `jax.ShapeDtypeStruct`. Takes and raises what `attend` does.
+    """
+    build = partial(check, mask=mask, score=score, scale=scale, sinks=sinks, dropout=dropout)
+    problem = jax.eval_shape(build, q, k, v)
+    chosen, others = turned_down(backend, problem)
+    memory: Any = run.lower(chosen, problem).compile().memory_analysis()
+    temporary = None if memory is None else int(memory.temp_size_in_bytes)
+    sizes = problem.sizes
+    if problem.is_empty:
+        return Explanation(chosen, others, 0, 0, 0, 0, 0, 0, 0, temporary)
+    features = problem.q.shape[-1] + problem.v.shape[-1]
+    if isinstance(chosen, Reference):
+        count = math.prod(sizes.batch) * sizes.h
+        flops = 2 * count * sizes.t * sizes.s * features
+        whole = (sizes.h, count // sizes.h, sizes.t, sizes.s)
+        return Explanation(chosen, others, *whole, count, count, flops, temporary)
+
+    walk = chosen.walk(problem)
+    plan, per_head = walk.plan, walk.plan.q_blocks * ceil_div(sizes.s, walk.plan.k_block)
+    resolved = check_mask(mask).resolve(sizes)
+    visited, flops = None, None
+    if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(resolved)):
+        visited, keys = (int(x) for x in _count(walk, resolved))
+        flops = 2 * keys * plan.q_block * features
+    total = per_head * walk.batches * sizes.h
+    shape = (plan.heads, plan.batch, plan.q_block, plan.k_block)
+    return Explanation(chosen, others, *shape, visited, total, flops, temporary)
+
+
+@partial(jax.jit, static_argnums=0)
+def _count(walk: Walk, mask: Mask) -> tuple[Any, Any]:
+    """(tiles visited, the keys in them), over all heads and blocks of queries."""
+    plan, hits = walk.plan, walk.find_hits(mask)
+    step = plan.widths[0]
+
+    def block(index: Any) -> tuple[Any, Any]:
+        reach = walk.reach(mask, hits, index // plan.q_blocks, index % plan.q_blocks)
+        widths = jnp.stack([jnp.asarray(reach.width(j)) for j in range(plan.k_tiles)])
+        widths = jnp.clip(widths, 0, plan.k_block)
+        computed = jnp.minimum((widths + step - 1) // step * step, plan.k_block)
+        return (widths > 0).sum(), computed.sum()
+
+    tiles, keys = jax.lax.map(block, jnp.arange(walk.runs * plan.q_blocks))
+    heads = plan.heads * plan.batch
+    return tiles.sum() * heads, keys.astype(jnp.float32).sum() * heads

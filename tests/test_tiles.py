@@ -1,0 +1,239 @@
+"""Which tiles a mask has visited: those that hold an allowed pair, each once, and no others."""
+
+# pyright: reportArgumentType=false, reportCallIssue=false
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+from rules import (
+    Shape,
+    both,
+    causal,
+    dense,
+    either,
+    everything,
+    inverse,
+    lengths,
+    looked_up,
+    packed,
+    positions,
+    prefix,
+    scattered,
+    strided,
+    window,
+)
+
+import jaxattn as ja
+from jaxattn._problem import Problem, check
+from jaxattn.kernels.walk import Walk
+
+SQUARE = Shape((2,), 37, 37, 4, 2, 1, 1)
+WIDE = SQUARE._replace(s=53)
+TALL = SQUARE._replace(t=53)
+BLOCKS = ((8, 8), (5, 16), (16, 5), (37, 7), (3, 53))
+
+
+def problem_of(shape, mask) -> Problem:
+    arrays = (jnp.zeros(x) for x in (shape.q, shape.k, shape.v))
+    return check(*arrays, mask, None, None, None, None)
+
+
+def visits(walk: Walk, mask):
+    """For every batch element, run of heads, block of queries and tile: whether the tile is
+    visited, where it starts, and its first key that is in no tile before it."""
+    plan = walk.plan
+    assert plan.batch == 1
+    sizes = walk.batches, walk.runs_per_batch, plan.q_blocks, plan.k_tiles
+    hits = walk.find_hits(mask)
+
+    def one(index):
+        b, run, i, j = jnp.unravel_index(index, sizes)
+        reach = walk.reach(mask, hits, b * walk.runs_per_batch + run, i)
+        first, last = reach.tiles()
+        width = reach.width(j)
+        # The forward pass goes through the tiles of this range, the tangent through all of them.
+        outside = (width > 0) & ((j < first) | (j > last))
+        return width > 0, reach.span(j)[0].start, reach.begin(j), outside, width
+
+    found = jax.lax.map(one, jnp.arange(np.prod(sizes)))
+    return [x.reshape(sizes) for x in found]
+
+
+seen = jax.jit(visits, static_argnums=0)
+
+
+def assert_exact(masks, shape, blocks) -> None:
+    """A tile is visited if it has an allowed pair of its own."""
+    problem = problem_of(shape, masks.mask)
+    walk = ja.Blockwise(*blocks).walk(problem)
+    visited, start, begin, outside, width = map(np.asarray, seen(walk, problem.rule.mask))
+    assert not outside.any()
+    allowed = np.broadcast_to(masks.allowed, shape.scores)
+    plan, batches = walk.plan, int(np.prod(shape.batch))
+    allowed = allowed.reshape(batches, walk.runs_per_batch, plan.heads, shape.t, shape.s).any(2)
+    for b, run, i in np.ndindex(visited.shape[:3]):
+        row = min(i * plan.q_block, shape.t - plan.q_block)
+        keys = allowed[b, run, row : row + plan.q_block].any(0)
+        met = np.zeros(shape.s, int)
+        for j in range(plan.k_tiles):
+            here = b, run, i, j
+            low, high = start[here], start[here] + plan.k_block
+            assert 0 <= low <= high <= shape.s
+            low = max(low, begin[here])
+            assert visited[here] == keys[low:high].any(), here
+            if visited[here]:
+                met[low : min(high, begin[here] + width[here])] += 1
+        assert (met[keys] == 1).all(), f"block {i} meets its keys {met[keys]} times"
+        assert (met <= 1).all()
+
+
+MASKS = {
+    "everything": (WIDE, everything),
+    "causal": (SQUARE, causal()),
+    "causal-end-wide": (WIDE, causal(ja.END)),
+    "causal-end-tall": (TALL, causal(ja.END)),
+    "causal-each": (WIDE, causal(np.array([-9, 30]))),
+    "causal-beyond": (SQUARE, causal(-50)),
+    "window": (SQUARE, window(6)),
+    "window-each": (WIDE, window(3, 2, np.array([-9, 30]))),
+    "window-ahead": (WIDE, window(0, 4, 20)),
+    "lengths": (WIDE, lengths(np.array([37, 9]), np.array([0, 41]))),
+    "lengths-ints": (WIDE, lengths(11, 23)),
+    "prefix": (WIDE, prefix(9)),
+    "prefix-each": (WIDE, prefix(np.array([30, 0]), np.array([-20, 5]))),
+    "segments": (SQUARE, packed),
+    "segments-scattered": (WIDE, scattered),
+    "ring-buffer": (WIDE, positions(9)),
+    "ring-buffer-unbounded": (WIDE, positions(None, None)),
+    "dense": (WIDE, dense("b1ts", 0.01)),
+    "dense-of-each-head": (WIDE, dense("hts", 0.01)),
+    "strided": (WIDE, strided(7)),
+    "looked-up": (WIDE, looked_up),
+    "causal-segments": (SQUARE, both(causal(), packed)),
+    "causal-window": (SQUARE, both(causal(), window(9, 9))),
+    "causal-lengths": (WIDE, both(causal(ja.END), lengths(k=np.array([3, 40])))),
+    "causal-query-lengths": (WIDE, both(causal(0), lengths(q=np.array([3, 20])))),
+    "two-lengths": (WIDE, both(lengths(9, 20), lengths(np.array([30, 4]), 11))),
+    "prefix-and-window": (SQUARE, both(prefix(5), window(8, 2))),
+    "window-before-lengths": (SQUARE, both(window(4, 0, 13), lengths(k=20))),
+    "window-each-before-lengths": (WIDE, both(window(4, 0, np.array([13, 9])), lengths(k=20))),
+    "window-beyond": (SQUARE, window(2, 0, 12)),
+    "disjoint": (SQUARE, both(causal(-9), window(2, 2))),
+    "window-or-first-keys": (SQUARE, either(window(5), lengths(k=4))),
+    "two-windows": (SQUARE, either(window(3, 0, -12), window(0, 3, 12))),
+    "not-window": (SQUARE, inverse(window(6, 9))),
+    "not-causal": (WIDE, inverse(causal(ja.END))),
+    "nothing": (WIDE, inverse(everything)),
+    "nothing-or-segments": (SQUARE, either(inverse(everything), packed)),
+    "nested": (
+        SQUARE,
+        both(either(window(3), inverse(packed), lengths(k=2)), inverse(window(0, 0)), causal(1)),
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "blocks", [BLOCKS[0], *(pytest.param(b, marks=pytest.mark.long) for b in BLOCKS[1:])], ids=str
+)
+@pytest.mark.parametrize("name", MASKS)
+def test_tiles_with_an_allowed_pair_are_visited_once_and_no_others(name, blocks):
+    shape, build = MASKS[name]
+    assert_exact(build(shape, np.random.default_rng(0)), shape, blocks)
+
+
+@pytest.mark.parametrize("blocks", BLOCKS[1:], ids=str)
+@pytest.mark.parametrize("name", ["window-each", "segments", "nested", "dense-of-each-head"])
+def test_tiles_of_every_shape(name, blocks):
+    shape, build = MASKS[name]
+    assert_exact(build(shape, np.random.default_rng(1)), shape, blocks)
+
+
+@pytest.mark.parametrize("name", ["causal", "window", "causal-end-wide", "causal-window"])
+def test_blocks_whose_needs_are_known_while_tracing(name):
+    """The same numbers come as Python integers, and nothing is looked for."""
+    shape, build = MASKS[name]
+    problem = problem_of(shape, build(shape, None).mask)
+    walk, mask = ja.Blockwise(8, 8).walk(problem), problem.rule.mask
+    assert walk.find_hits(mask) is None
+    _, _, _, _, traced = map(np.asarray, seen(walk, mask))
+    for i, j in np.ndindex(walk.plan.q_blocks, walk.plan.k_tiles):
+        width = walk.reach(mask, None, 0, i).width(j)
+        assert isinstance(width, int)
+        assert max(width, 0) == max(traced[0, 0, i, j], 0)
+
+
+LONG = Shape((1,), 512, 512, 2, 1, 1, 1)
+DOCUMENTS = np.arange(512)[None] // 64
+
+FEW = {
+    "window": (ja.Window(31), 31),  # two tiles for each block of 32, one for the first
+    "window-both-sides": (ja.Window(32, 32), 46),
+    "documents": (ja.Segments(DOCUMENTS), 32),  # 8 of 2 blocks, 2 tiles each
+    "causal-documents": (ja.Causal() & ja.Segments(DOCUMENTS), 32),
+    "causal": (ja.Causal(), 136),
+    "first-keys-and-window": (ja.Causal() & (ja.Window(31) | ja.Lengths(k=4)), 45),
+    "diagonal": (ja.Where(lambda at: at.q == at.k), 16),
+    "nothing": (~ja.EVERYTHING, 0),
+}
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_few_tiles_of_a_sparse_mask(name):
+    """Of 16 blocks and 16 tiles. A block's tiles start at the first key that it needs."""
+    mask, most = FEW[name]
+    problem = problem_of(LONG, mask)
+    walk = ja.Blockwise(32, 32).walk(problem)
+    visited = np.asarray(seen(walk, problem.rule.mask)[0])
+    assert visited.sum() <= most
+
+
+leaf = st.sampled_from(
+    [
+        causal(),
+        causal(np.array([-9, 12])),
+        window(4, 1),
+        window(2, 3, np.array([5, -7])),
+        lengths(k=np.array([5, 30])),
+        lengths(20, 25),
+        prefix(6, -3),
+        packed,
+        scattered,
+        positions(6),
+        strided(5),
+        dense("b1ts", 0.02),
+        everything,
+    ]
+)
+masks = st.recursive(
+    leaf,
+    lambda inner: (
+        st.builds(both, inner, inner) | st.builds(either, inner, inner) | st.builds(inverse, inner)
+    ),
+    max_leaves=4,
+)
+
+
+def check_any(build, blocks, seed):
+    rule = build(SQUARE, np.random.default_rng(seed))
+    hypothesis.note(f"{rule.mask!r}")
+    assert_exact(rule, SQUARE, blocks)
+
+
+given = hypothesis.given(masks, st.sampled_from(BLOCKS), st.integers(0, 99))
+
+
+@given
+@hypothesis.settings(max_examples=25, deadline=None, derandomize=True, database=None)
+def test_any_combination(build, blocks, seed):
+    check_any(build, blocks, seed)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("part", range(10))
+@given
+@hypothesis.settings(max_examples=50, deadline=None, database=None, print_blob=True)
+def test_more_combinations(part, build, blocks, seed):
+    check_any(build, blocks, seed)
