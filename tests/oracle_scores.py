@@ -41,6 +41,14 @@ class Bias:
 
 
 @dataclass(frozen=True)
+class Fixed(Bias):
+    """The same of an array that nothing is differentiated in."""
+
+    def parts(self, x):
+        return []
+
+
+@dataclass(frozen=True)
 class Cap:
     """cap · tanh(x / cap), where cap broadcasts to the logits."""
 

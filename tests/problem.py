@@ -16,6 +16,9 @@ from tolerance import assert_close, eps, peak
 
 import jaxattn as ja
 
+# What is checked is numbers, of which the compiler's optimizations change little but its time.
+jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -80,8 +83,7 @@ class Asked:
 
 
 def _run(attend, inputs, cotangents):
-    # What is checked is numbers, of which the compiler's optimizations change little but its time.
-    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    @jit
     def run(inputs, cotangents):
         result, pull = jax.vjp(attend, *inputs)
         return result, pull(cotangents)

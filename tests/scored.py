@@ -70,9 +70,9 @@ def alibi(offset: Any = 0, learnt=True) -> Build:
             arrays = (slopes.astype(oracle.accumulator(dtype)),)
             make = lambda x: [ja.ALiBi(x[0], offset)]
             return Scored(arrays, make, lambda x: [theirs.alibi(x[0], shape.t, shape.s, given)])
-        slopes = ja.alibi_slopes(shape.h)
-        items = lambda x: [theirs.alibi(slopes, shape.t, shape.s, given)]
-        return Scored((), lambda x: [ja.ALiBi(offset=offset)], items)
+        standard = theirs.alibi(ja.alibi_slopes(shape.h), shape.t, shape.s, given)
+        added = standard.apply(np.zeros(shape.scores))
+        return Scored((), lambda x: [ja.ALiBi(offset=offset)], lambda x: [theirs.Fixed(added)])
 
     return build
 

@@ -11,8 +11,24 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from cases import Shape, both, causal, dense, everything, lengths, packed, scattered, window
 from hypothesis import strategies as st
+from rules import (
+    Shape,
+    both,
+    causal,
+    dense,
+    either,
+    everything,
+    inverse,
+    lengths,
+    looked_up,
+    packed,
+    positions,
+    prefix,
+    scattered,
+    strided,
+    window,
+)
 
 import jaxattn as ja
 
@@ -76,6 +92,30 @@ RULES = {
     "window-dense-lengths": (WIDE, both(window(4, 4, 0), dense("h11", 0.5), lengths(k=11))),
     "all-at-once": (SQUARE, both(causal(2), window(6, 1), packed, lengths(9, 11), dense("ts"))),
     "disjoint": (SQUARE, both(causal(-3), window(2, 2))),
+    "prefix": (WIDE, prefix(5)),
+    "prefix-end": (WIDE, prefix(3, ja.END)),
+    "prefix-each": (WIDE, prefix(np.array([9, 0]), np.array([-3, 2]))),
+    "prefix-of-all": (SQUARE, prefix(50)),
+    "ring-buffer": (WIDE, positions(4)),
+    "ring-buffer-both-sides": (WIDE, positions(2, 3, roll=-4)),
+    "ring-buffer-unbounded": (WIDE, positions(None, None)),
+    "strided": (WIDE, strided()),
+    "looked-up": (WIDE, looked_up),
+    "not-everything": (WIDE, inverse(everything)),
+    "not-causal": (WIDE, inverse(causal(ja.END))),
+    "not-window": (SQUARE, inverse(window(2, 1))),
+    "not-not-window": (SQUARE, inverse(inverse(window(2, 1)))),
+    "not-lengths": (WIDE, inverse(lengths(np.array([2, 13]), np.array([17, 3])))),
+    "not-segments": (WIDE, inverse(scattered)),
+    "not-looked-up": (WIDE, inverse(looked_up)),
+    "window-or-first-keys": (SQUARE, either(window(2), lengths(k=2))),
+    "two-windows": (SQUARE, either(window(1, 0, -5), window(0, 1, 5))),
+    "everything-or": (WIDE, either(everything, scattered)),
+    "nothing-or": (WIDE, either(inverse(everything), scattered)),
+    "segments-or-strided": (SQUARE, either(packed, strided(4), dense("hts", 0.1))),
+    "causal-and-either": (SQUARE, both(causal(), either(packed, lengths(k=2)))),
+    "either-and-either": (WIDE, both(either(scattered, strided()), either(prefix(2), looked_up))),
+    "nested": (SQUARE, inverse(both(either(window(3), inverse(packed)), inverse(strided(2))))),
 }
 
 
@@ -118,6 +158,62 @@ def test_and_is_associative_and_commutative():
         np.testing.assert_array_equal(other, first)
 
 
+@pytest.mark.parametrize("backend", BACKENDS, ids=repr)
+def test_laws_of_de_morgan(backend):
+    one, two = ja.Causal(1), ja.Segments(np.arange(T) // 4)
+    for left, right in ((~(one & two), ~one | ~two), (~(one | two), ~one & ~two)):
+        got = seen(SQUARE, left, backend)
+        assert got.any()
+        assert not got.all()
+        np.testing.assert_array_equal(got, seen(SQUARE, right, backend))
+
+
+def test_where_takes_arrays_that_are_traced():
+    """Under jit and vmap, and one that a gradient flows to, which does not reach through it."""
+    tables = np.random.default_rng(0).integers(0, T, (3, S))
+    allowed = tables[:, None, :] > np.arange(T)[:, None]
+
+    def run(table):
+        value = jnp.broadcast_to(jnp.eye(S)[:, None, :], WIDE.v)
+        mask = ja.Where(lambda at: table[at.k] > at.q)
+        q, k = jnp.zeros(WIDE.q), jnp.zeros(WIDE.k)
+        return ja.attention(q, k, value, mask=mask, backend=BACKENDS[1]).swapaxes(-2, -3) > 0
+
+    got = jax.jit(jax.vmap(run))(jnp.asarray(tables))
+    want = np.broadcast_to(allowed[:, None, None], got.shape)
+    np.testing.assert_array_equal(got, want)
+
+    def out(x):
+        q, k, v = (jnp.ones(shape) for shape in (WIDE.q, WIDE.k, WIDE.v))
+        mask = ja.Where(lambda at: x[at.k] > 0)
+        return ja.attention(q, k, v * x[:, None, None], mask=mask, backend=BACKENDS[1]).sum()
+
+    x = jnp.asarray([-1.0, 1.0] * (S // 2) + [2.0])
+    gradient = np.asarray(jax.grad(out)(x))
+    assert np.isfinite(gradient).all()
+    np.testing.assert_array_equal(gradient != 0, np.asarray(x) > 0)
+
+
+SHOWN = {
+    "Causal(offset=END) & Window(left=3, right=0, offset=None)": ja.Causal(ja.END) & ja.Window(3),
+    "Causal(offset=None) | ~Lengths(q=None, k=4)": ja.Causal() | ~ja.Lengths(k=4),
+    "(EVERYTHING | PrefixLM(length=2, offset=0)) & ~(Causal(offset=1) & Causal(offset=2))": (
+        (ja.EVERYTHING | ja.PrefixLM(2, 0)) & ~(ja.Causal(1) & ja.Causal(2))
+    ),
+    "Causal(offset=1) & Causal(offset=2) | Causal(offset=3)": (
+        ja.Causal(1) & ja.Causal(2) | ja.Causal(3)
+    ),
+    "Positions(q=int64[2, 5], k=int64[7], left=None, right=0)": ja.Positions(
+        np.zeros((2, 5), int), np.zeros(7, int)
+    ),
+}
+
+
+@pytest.mark.parametrize("text", SHOWN)
+def test_repr_is_as_it_would_be_written(text):
+    assert repr(SHOWN[text]) == text
+
+
 MASKS = {
     "everything": ja.EVERYTHING,
     "causal": ja.Causal(3),
@@ -128,6 +224,9 @@ MASKS = {
     "segments": ja.Segments(np.zeros((2, 5), int)),
     "dense": ja.Dense(np.ones((3, 5), bool)),
     "and": ja.Causal() & ja.Segments(np.zeros((2, 5), int)),
+    "or": ja.Causal() | ja.Segments(np.zeros((2, 5), int)),
+    "not": ~ja.PrefixLM(np.array([1, 2])),
+    "positions": ja.Positions(np.zeros((2, 5), int), np.zeros(5, int)),
 }
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import oracle
+import oracle_scores
 import pytest
 
 SHAPES = {
@@ -157,6 +158,11 @@ def test_dense_masks_by_hand():
     assert rows(oracle.lengths(3, 4, 2, 3)[0]) == ["xxx.", "xxx.", "...."]
     assert rows(oracle.segments([0, 0, 1, -1])[0]) == ["xx..", "xx..", "..x.", "...."]
     assert rows(oracle.segments([1, 0], [0, -1, 1])[0]) == ["..x", "x.."]
+    assert rows(oracle.prefix(3, 4, 2)[0]) == ["xx..", "xx..", "xxx."]
+    assert rows(oracle.prefix(3, 4, 3, -2)[0]) == ["xxx.", "xxx.", "xxx."]
+    assert rows(oracle.prefix(2, 3, np.array([1, 0]), np.array([1, -1]))[0, 0]) == ["xx.", "xxx"]
+    assert rows(oracle.positions([1, -1, 3], [2, 3, -1, 1])[0]) == ["...x", "....", "xx.x"]
+    assert rows(oracle.positions([1, 3], [2, 3, 0], 1, 1)[0]) == ["x.x", "xx."]
     assert oracle.causal(3, 4, np.array([0, 1])).shape == (2, 1, 3, 4)
     assert rows(oracle.causal(3, 4, np.array([0, 1]))[1, 0]) == ["xx..", "xxx.", "xxxx"]
     assert rows(oracle.lengths(3, 2, k=np.array([2, 1]))[1, 0]) == ["x.", "x.", "x."]
@@ -171,7 +177,9 @@ def test_low_precision_form_rounds_its_results_and_keeps_lse_wide():
 
 
 def test_imports_numpy_and_nothing_else():
-    tree = ast.parse(Path(oracle.__file__).read_text())
-    names = {a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names}
-    names |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert names == {"typing", "numpy"}
+    names = set()
+    for module in (oracle, oracle_scores):
+        nodes = list(ast.walk(ast.parse(Path(str(module.__file__)).read_text())))
+        names |= {a.name for node in nodes if isinstance(node, ast.Import) for a in node.names}
+        names |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
+    assert names == {"collections.abc", "dataclasses", "numpy", "oracle_scores", "typing"}

@@ -46,6 +46,8 @@ class Blockwise:
         sizes, walk = problem.sizes, self.walk(problem)
         flat = lambda x: x.reshape(math.prod(sizes.batch), *x.shape[-3:])
         q, k, v = (flat(x) for x in (problem.q, problem.k, problem.v))
-        found = fold(walk, q, k, v, problem.rule, walk.find_hits(problem.rule.mask))
+        mask = problem.rule.mask
+        hits = walk.find_hits(mask), walk.find_hits(mask, held=True)
+        found = fold(walk, q, k, v, problem.rule, hits)
         out, peak, log_total = (x.reshape(*sizes.batch, *x.shape[1:]) for x in found)
         return out, peak, log_total

@@ -39,13 +39,13 @@ def fold(
     k: Float[Array, "b s n d"],
     v: Float[Array, "b s n e"],
     rule: Rule,
-    hits: Bool[Array, "b runs q_blocks k_tiles"] | None,
+    hits: tuple[Bool[Array, "b runs q_blocks k_tiles"] | None, ...],
 ) -> tuple[Float[Array, "b t h e"], Float[Array, "b t h"], Float[Array, "b t h"]]:
     """(out, peak, log_total) of every query, in the accumulator's dtype; lse = peak + log_total.
 
     The two parts of lse are kept apart because their sum, rounded, would spoil exp(logits - lse)
     where lse is large. The peak counts as a constant. No axis may be empty. hits: what
-    `walk.find_hits` gives for the mask.
+    `walk.find_hits` gives for the mask, and what it gives with `held`.
     """
     acc = accumulator(q.dtype)
     plan = walk.plan
@@ -56,7 +56,7 @@ def fold(
 
         def each_block(i: Index, carry: tuple[Array, ...]) -> tuple[Array, ...]:
             rows = walk.rows(i)
-            block = _forward_block(walk, index, i, q, keys, rule, hits)
+            block = _forward_block(walk, index, i, q, keys, rule, hits[0])
             put = lambda whole, part: jax.lax.dynamic_update_slice(
                 whole,
                 to_rows(part),
@@ -75,7 +75,7 @@ def fold(
 @partial(fold.defjvp, symbolic_zeros=True)
 def _fold_jvp(walk: Walk, primals: Any, tangents: Any) -> Any:
     out, peak, log_total = fold(walk, *primals)
-    q, k, v, rule, hits = primals
+    q, k, v, rule, (_, hits) = primals
     acc = out.dtype
     # In the accumulator's dtype as a whole: what flows back is a sum over tiles.
     dq, dk, dv, dscale = (
@@ -243,7 +243,7 @@ def _tangent_block(
     """
     plan, acc = walk.plan, lse.peak.dtype
     run, rows = walk.run(run_index), walk.rows(i)
-    reach = walk.reach(rule.mask, hits, run_index, i)
+    reach = walk.reach(rule.mask, hits, run_index, i, held=True)
     keys = walk.keys(reach.base, min(plan.k_tiles * plan.k_block, walk.sizes.s))
 
     lse_rows = jax.tree.map(lambda x: read_rows(x, run, rows), lse)

@@ -80,15 +80,20 @@ class Walk(NamedTuple):
     def place(self, batch: Index, head: Index, rows: Span, keys: Span) -> Place:
         return Place(unflatten_index(batch, self.sizes.batch), head, rows, keys)
 
-    def reach(self, mask: Mask, hits: Array | None, run_index: Index, i: Index) -> "Reach":
-        """What the i-th block of queries of a run of heads needs."""
+    def reach(
+        self, mask: Mask, hits: Array | None, run_index: Index, i: Index, held: bool = False
+    ) -> "Reach":
+        """What the i-th block of queries of a run of heads needs.
+
+        Tiles are laid from the first key that it needs on. With `held` they are laid so that all
+        that it could need is one slice of a known size; the first tile may then begin earlier.
+        """
         run, plan, s = self.run(run_index), self.plan, self.sizes.s
         if run.batches > 1:  # they are one tile, whatever each of them needs
             return Reach(plan, s, 0, s, 0, None)
         element = mask.element(unflatten_index(run.batch, self.sizes.batch))
         first, stop = element.needs(self.rows(i), s)
-        held = min(plan.k_tiles * plan.k_block, s)
-        base = _moved_back(first, held, s)
+        base = _moved_back(first, min(plan.k_tiles * plan.k_block, s), s) if held else first
         if hits is None:
             return Reach(plan, s, first, stop, base, None)
         here = (run.batch, run_index % self.runs_per_batch if mask.by_head else 0, i, 0)
@@ -114,10 +119,12 @@ class Walk(NamedTuple):
         spans = jax.lax.map(span, jnp.arange(self.batches * plan.q_blocks))
         return self._replace(plan=replace(plan, k_tiles=1)), (spans <= plan.k_block).all()
 
-    def find_hits(self, mask: Mask) -> Bool[Array, "b runs q_blocks k_tiles"] | None:
+    def find_hits(
+        self, mask: Mask, held: bool = False
+    ) -> Bool[Array, "b runs q_blocks k_tiles"] | None:
         """Which tiles hold a pair that the mask allows; None where the range of `needs` tells.
 
-        runs: of a batch element; 1 if heads do not differ.
+        runs: of a batch element; 1 if heads do not differ. held: as in `reach`.
         """
         plan = self.plan
         if mask.exact or plan.q_blocks * plan.k_tiles == 1:
@@ -131,7 +138,7 @@ class Walk(NamedTuple):
             run, rows = self.run(run_index), self.rows(i)
             if not mask.by_head:
                 run = run._replace(kv=1, group=1)
-            reach = self.reach(mask, None, run_index, i)
+            reach = self.reach(mask, None, run_index, i, held)
             keys, begin = reach.span(j)
 
             def look() -> Array:
@@ -218,7 +225,8 @@ class Reach(NamedTuple):
     @property
     def overlaps(self) -> bool:
         """Whether the last tile may be moved back over the one before it."""
-        return self.plan.k_tiles * self.plan.k_block > self.s
+        known = isinstance(self.base, int)
+        return not known or self.base + self.plan.k_tiles * self.plan.k_block > self.s
 
     def width(self, j: Index) -> Index:
         """How many keys from the begin of the j-th tile on are needed; 0 or less for none."""

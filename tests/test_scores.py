@@ -1,0 +1,306 @@
+"""Scores on every backend: results and the gradient of every array, against float64."""
+
+# pyright: reportArgumentType=false, reportCallIssue=false, reportMissingImports=false
+
+import math
+from functools import partial
+
+import dense
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import oracle_scores
+import pytest
+from cases import DTYPES, SMALL
+from problem import Asked, jit
+from rules import both, causal, window
+from rules import dense as dense_mask
+from scored import Scored, alibi, bias, bucket_of, cap, cap_of_each_head, chain, function, relative
+from small import BACKENDS, for_backends
+
+import jaxattn as ja
+from jaxattn.scores import relative_buckets
+
+TILED = ja.Blockwise(q_block=4, k_block=3)
+RANK_2 = SMALL._replace(batch=(2, 3))
+MASK = both(causal(ja.END), dense_mask("ts", 0.8))
+
+SCORES = {
+    "bias-1": bias("1"),
+    "bias-s": bias("s"),
+    "bias-t1": bias("t1"),
+    "bias-ts": bias("ts"),
+    "bias-h1s": bias("h1s"),
+    "bias-ht1": bias("ht1"),
+    "bias-hts": bias("hts"),
+    "bias-h11": bias("h11"),
+    "bias-b11s": bias("b11s"),
+    "bias-b1ts": bias("b1ts"),
+    "bias-bht1": bias("bht1"),
+    "bias-bhts": bias("bhts"),
+    "bias-hiding": bias("hts", hidden=0.3),
+    "alibi": alibi(ja.END),
+    "alibi-standard": alibi(3, learnt=False),
+    "alibi-each": alibi(np.array([-2, 5], np.int32)),
+    "relative": relative(),
+    "relative-end": relative(offset=ja.END),
+    "relative-causal": relative(False, 6, 9, offset=ja.END),
+    "relative-each": relative(offset=np.array([-2, 5], np.int32)),
+    "cap": cap(),
+    "cap-of-each-head": cap_of_each_head,
+    "function-of-head-and-key": function("add-by-head-and-key"),
+    "function-of-distance": function("add-by-distance"),
+    "function-of-batch-and-query": function("times-by-batch-and-query"),
+    "bias-cap": chain(bias("h1s"), cap()),
+    "cap-bias": chain(cap(), bias("h1s")),
+    "bias-gate-cap-bias": chain(
+        bias("ts"), function("times-by-batch-and-query"), cap(), bias("b111", 0.0)
+    ),
+    "function-and-relative": chain(function("add-by-distance"), relative()),
+    "two-functions-alibi-relative": chain(
+        function("add-by-distance"), alibi(), cap_of_each_head, relative()
+    ),
+}
+TELLING = ("bias-bhts", "bias-h1s", "alibi", "relative-causal", "function-of-head-and-key")
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_score_matches_float64(name):
+    Asked(SMALL, MASK, SCORES[name]).check(TILED)
+
+
+@pytest.mark.parametrize("backend", [b for b in BACKENDS if b != TILED], ids=repr)
+@pytest.mark.parametrize("name", [*TELLING, "bias-gate-cap-bias"])
+def test_score_on_every_backend(name, backend):
+    Asked(SMALL, causal(ja.END), SCORES[name]).check(backend)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize("name", ["bias-hts", "function-and-relative"])
+def test_score_in_every_dtype(name, dtype):
+    """A bias has the dtype of q here, and so has its gradient."""
+    Asked(SMALL, MASK, SCORES[name], dtype=dtype).check(TILED)
+
+
+PARTIAL = [(1, 3, 6, 11, 13), (2, 1, 1, 11, 1), (3, 1, 1, 13)]
+
+
+@pytest.mark.parametrize("shape", PARTIAL, ids=str)
+def test_bias_that_broadcasts_in_part_over_a_batch_of_rank_2(shape):
+    def build(_, rng, dtype):
+        array = rng.standard_normal(shape).astype(dtype)
+        return Scored((array,), lambda x: [ja.Bias(x[0])], lambda x: [oracle_scores.Bias(x[0])])
+
+    Asked(RANK_2, causal(ja.END), build).check(TILED)
+
+
+@pytest.mark.long
+@for_backends
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize("name", SCORES)
+def test_score_matrix(name, dtype, backend):
+    for shape in (SMALL, SMALL._replace(batch=(), t=13, s=11)):
+        mask = causal(0) if shape.batch else both(causal(0), window(9, 0, 0))
+        if shape.batch or not name.endswith("each"):
+            Asked(shape, mask, SCORES[name], 0.5, dtype=dtype).check(backend)
+
+
+@for_backends
+def test_a_row_that_a_bias_hides_is_one_that_sees_no_key(backend):
+    """out 0, lse -inf, and finite gradients that are 0 for the row and for what is hidden."""
+    rng = np.random.default_rng(0)
+    shapes = SMALL.q, SMALL.k, SMALL.v
+    q, k, v = (jnp.asarray(rng.standard_normal(x), jnp.float32) for x in shapes)
+    array = rng.standard_normal((SMALL.h, SMALL.t, SMALL.s)).astype(np.float32)
+    array[2, 4], array[:, 7, 3] = -np.inf, -np.inf
+
+    @jit
+    def run(q, k, v, array):
+        attend = lambda q, k, v, x: ja.attend(q, k, v, score=ja.Bias(x), backend=backend)
+        result, pull = jax.vjp(attend, q, k, v, array)
+        return result, pull(jax.tree.map(jnp.ones_like, result))
+
+    result, (dq, *others, dbias) = run(q, k, v, jnp.asarray(array))
+    assert not np.asarray(result.out)[:, 4, 2].any()
+    assert (np.asarray(result.lse)[:, 4, 2] == -np.inf).all()
+    assert not np.asarray(dq)[:, 4, 2].any()
+    assert not np.asarray(dbias)[array == -np.inf].any()
+    assert all(np.isfinite(x).all() for x in (dq, *others, dbias))
+    masked = ja.attend(
+        q,
+        k,
+        v,
+        score=ja.Bias(np.where(array == -np.inf, 0, array)),
+        mask=ja.Dense(array > -np.inf),
+        backend=backend,
+    )
+    for got, want in zip(result, masked, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
+
+
+def published_slopes(h):
+    """As in the code of the paper: github.com/ofirpress/attention_with_linear_biases."""
+
+    def of_power_of_2(n):
+        start = 2 ** (-(2 ** -(math.log2(n) - 3)))
+        return [start * start**i for i in range(n)]
+
+    if math.log2(h).is_integer():
+        return of_power_of_2(h)
+    below = 2 ** math.floor(math.log2(h))
+    return of_power_of_2(below) + published_slopes(2 * below)[0::2][: h - below]
+
+
+def test_alibi_slopes_are_the_published_ones():
+    eight = [2.0**-i for i in range(1, 9)]
+    np.testing.assert_array_equal(ja.alibi_slopes(8), np.array(eight, np.float32))
+    twelve = [*eight, 2**-0.5, 2**-1.5, 2**-2.5, 2**-3.5]
+    np.testing.assert_allclose(ja.alibi_slopes(12), twelve, rtol=1e-7)
+    for h in range(1, 130):
+        np.testing.assert_allclose(ja.alibi_slopes(h), published_slopes(h), rtol=1e-6)
+
+
+BUCKETS = [(32, 128), (32, 64), (8, 20), (64, 256), (4, 5), (6, 9), (16, 1000)]
+
+
+@pytest.mark.parametrize("bidirectional", [True, False])
+@pytest.mark.parametrize(("buckets", "furthest"), BUCKETS)
+def test_buckets_are_those_of_t5(buckets, furthest, bidirectional):
+    got = relative_buckets(buckets, bidirectional, furthest)
+    away = range(-furthest, furthest + 1)
+    want = [bucket_of(x, bidirectional, buckets, furthest) for x in away]
+    np.testing.assert_array_equal(got, want)
+    beyond = [bucket_of(x, bidirectional, buckets, furthest) for x in (-9999, 9999)]
+    np.testing.assert_array_equal(got[[0, -1]], beyond)
+
+
+@pytest.mark.parametrize("bidirectional", [True, False])
+@pytest.mark.parametrize(("buckets", "furthest"), BUCKETS)
+def test_buckets_are_those_of_the_same_formula_in_torch(buckets, furthest, bidirectional):
+    """Whose float32 decides at the edges of buckets, in the models that are published."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    away = torch.arange(-furthest, furthest + 1)
+    n, side, want = -away, buckets, torch.zeros_like(away)
+    if bidirectional:
+        side //= 2
+        want, n = (n < 0).long() * side, n.abs()
+    else:
+        n = n.clamp(min=0)
+    exact = side // 2
+    large = torch.log(n.float() / exact) / math.log(furthest / exact) * (side - exact)
+    large = (exact + large.clamp(min=0).long()).clamp(max=side - 1)
+    want = want + torch.where(n < exact, n, large)
+    np.testing.assert_array_equal(relative_buckets(buckets, bidirectional, furthest), want.numpy())
+
+
+@for_backends
+def test_order_matters(backend):
+    """A bias is capped where it comes before the cap, and not where it comes after."""
+    q, k, v = (jnp.ones(x) for x in (SMALL.q, SMALL.k, SMALL.v))
+    high = jnp.zeros(SMALL.s).at[0].set(1e3)
+    attend = partial(ja.attend, q, k, v, backend=backend)
+    capped = attend(score=(ja.Bias(high), ja.SoftCap(2.0))).lse
+    added = attend(score=[ja.SoftCap(2.0), ja.Bias(high)]).lse
+    assert np.asarray(capped).max() < 2 + np.log(SMALL.s)
+    assert np.asarray(added).min() > 1e3
+
+
+# A function that the tests below differentiate in what it closes over.
+POINT = np.random.default_rng(5)
+QKV = [POINT.standard_normal(x) for x in (SMALL.q[1:], SMALL.k[1:], SMALL.v[1:])]
+TABLE, CAPS = POINT.standard_normal((SMALL.h, SMALL.s)), 1 + POINT.random(SMALL.h)
+
+
+def ours(backend, table, caps):
+    def score(logit, at):
+        logit = logit + jnp.where(at.k > at.q, 0.3, 1.0) * table[at.head, at.k]
+        return caps[at.head] * jnp.tanh(logit / caps[at.head])
+
+    out, lse = ja.attend(*map(jnp.asarray, QKV), score=score, backend=backend)
+    return (out**2).sum() + (lse**2).sum()
+
+
+def whole(table, caps):
+    def score(logits):
+        after = jnp.arange(SMALL.s) > jnp.arange(SMALL.t)[:, None]
+        logits = logits + jnp.where(after, 0.3, 1.0) * table[:, None, :]
+        return caps[:, None, None] * jnp.tanh(logits / caps[:, None, None])
+
+    out, lse = dense.attend(*map(jnp.asarray, QKV), score=score)
+    return (out**2).sum() + (lse**2).sum()
+
+
+def along(f):
+    return lambda *x: jax.jvp(f, x, (jnp.cos(x[0]), jnp.sin(x[1])))
+
+
+def mapped(f):
+    return lambda x, y: jax.vmap(jax.grad(f, (0, 1)), (0, None))(jnp.stack([x, 2 * x, -x]), y)
+
+
+CLOSED_OVER = {
+    "value": lambda f: f,
+    "grad": lambda f: jax.grad(f, (0, 1)),
+    "jvp": along,
+    "forward-over-reverse": lambda f: along(jax.grad(f, (0, 1))),
+    "reverse-over-reverse": lambda f: jax.grad(lambda *x: (jax.grad(f)(*x) ** 2).sum(), (0, 1)),
+    "vmap-of-grad": mapped,
+    "hessian": lambda f: jax.hessian(f, 1),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [
+        pytest.param(
+            name, backend, marks=() if backend == TILED or name == few else pytest.mark.long
+        )
+        for name in CLOSED_OVER
+        for backend in BACKENDS
+        for few in ["forward-over-reverse"]
+    ],
+    ids=str,
+)
+def test_arrays_that_a_function_closes_over(name, backend):
+    """They need no declaration, under any transformation."""
+    transform = CLOSED_OVER[name]
+    with jax.enable_x64(True):
+        point = jnp.asarray(TABLE), jnp.asarray(CAPS)
+        got = jit(transform(partial(ours, backend)))(*point)
+        want = jit(transform(whole))(*point)
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10)
+
+
+def test_gradient_of_a_function_outside_jit():
+    with jax.enable_x64(True):
+        point = jnp.asarray(TABLE), jnp.asarray(CAPS)
+        got, want = (jax.grad(f, (0, 1))(*point) for f in (partial(ours, ja.AUTO), whole))
+        for a, b in zip(got, want, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10)
+
+
+@for_backends
+def test_function_that_closes_over_other_dtypes(backend):
+    """bfloat16 tables have bfloat16 gradients, and integers and booleans none."""
+    q, k, v = (jnp.asarray(x, jnp.float32) for x in QKV)
+    table, shift = jnp.asarray(TABLE, jnp.bfloat16), jnp.arange(SMALL.t) % 3
+    on = jnp.arange(SMALL.h) > 2
+
+    def out(table):
+        def score(logit, at):
+            extra = table[at.head, (at.k + shift[at.q]) % SMALL.s]
+            return logit + jnp.where(on[at.head], extra, 0)
+
+        return ja.attention(q, k, v, score=score, backend=backend)
+
+    index = np.arange(SMALL.h)[:, None, None], (np.arange(SMALL.s) + shift[:, None]) % SMALL.s
+    added = np.asarray(table, np.float64)[index] * np.asarray(on)[:, None, None]
+    want, _ = oracle.attention(q, k, v, extra=oracle.Extra((oracle_scores.Bias(added),)))
+    got, pull = jax.vjp(out, table)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+    (dtable,) = pull(jnp.ones_like(got))
+    assert dtable.dtype == jnp.bfloat16
+    assert np.asarray(dtable[3:], np.float32).any(axis=1).all()
+    assert not np.asarray(dtable[:3], np.float32).any()
