@@ -17,7 +17,8 @@ from tqdm import tqdm
 from benchmarks import machine, plots, report, run
 from benchmarks.contenders import contenders
 from benchmarks.results import Results, load, save, write_atomically
-from benchmarks.workloads import SETS, Workload
+from benchmarks.sets import SETS
+from benchmarks.workloads import Workload
 
 HERE = Path(__file__).parent
 
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             run.run(
                 works,
-                contenders(),
+                contenders(works),
                 run.budget(options.seconds),
                 name=name,
                 command=command,

@@ -9,17 +9,18 @@ that no compiler can leave the forward pass out.
 import contextlib
 import importlib.util
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-import jaxattn as ja
-from benchmarks.masks import Causal, Full, Mask, Window
+from benchmarks import calls
+from benchmarks.chance import Pattern
+from benchmarks.masks import Window
+from benchmarks.options import Bias, DenseMask, Nothing
 from benchmarks.workloads import Dtype, Inputs, Kind, Workload
 
 
@@ -39,11 +40,17 @@ class Built:
     """Bytes the computation takes in all, known or estimated before it is run."""
     compile_seconds: float | None = None
     """Tracing, lowering and compiling; None where nothing is compiled."""
+    read_off: Callable[[int], Pattern] | None = None
+    """Which weights of how many first queries it keeps, where it drops some and can tell."""
 
 
 class Contender(Protocol):
     @property
     def name(self) -> str: ...
+
+    def asked(self, work: Workload, /) -> Workload | None:
+        """What it is to compute where `work` is measured; None where it does not take part."""
+        ...
 
     def supports(self, work: Workload, /) -> str | None:
         """Why it cannot run `work`; None if it can."""
@@ -52,27 +59,31 @@ class Contender(Protocol):
     def build(self, work: Workload, inputs: Inputs) -> Built: ...
 
 
-Attention = Callable[[jax.Array, jax.Array, jax.Array, Mask], jax.Array]
-
-
 def _anything(work: Workload) -> str | None:
     return None
 
 
+def _itself(work: Workload) -> Workload | None:
+    return work
+
+
 @dataclass(frozen=True)
 class JaxContender:
-    """A function of q, k, v and a mask, compiled by `jax.jit`."""
+    """A function of q, k, v, the workload and the arrays of its option, compiled by `jax.jit`."""
 
     name: str
-    attention: Attention
+    attention: calls.Attention
     supports: Callable[[Workload], str | None] = _anything
+    asked: Callable[[Workload], Workload | None] = _itself
+    kept: Callable[[Workload, Mapping[str, jax.Array], int], Pattern] | None = None
 
     def build(self, work: Workload, inputs: Inputs) -> Built:
         dtype = jnp.dtype(work.dtype.numpy)
         wanted = [inputs.q, inputs.k, inputs.v]
         if work.kind is Kind.GRADIENT:
             wanted.append(inputs.cotangent)
-        arrays = [jnp.asarray(x, dtype) for x in wanted]
+        extra = {name: jnp.asarray(x) for name, x in inputs.extra.items()}
+        arrays = extra, *(jnp.asarray(x, dtype) for x in wanted)
         jax.block_until_ready(arrays)
         jax.clear_caches()  # else a peer's traces would shorten this one's compile time
         with _honest_float32(work):
@@ -81,6 +92,7 @@ class JaxContender:
             seconds = time.perf_counter() - begin
         memory: Any = compiled.memory_analysis()
         temp = None if memory is None else int(memory.temp_size_in_bytes)
+        kept = self.kept
         return Built(
             run=lambda: compiled(*arrays),
             wait=jax.block_until_ready,
@@ -88,16 +100,15 @@ class JaxContender:
             temp_bytes=lambda: temp,
             needs_bytes=work.bytes + (temp or 0),
             compile_seconds=seconds,
+            read_off=None if kept is None else lambda rows: kept(work, extra, rows),
         )
 
     def _program(self, work: Workload) -> Callable[..., tuple[jax.Array, ...]]:
-        def forward(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            return self.attention(q, k, v, work.mask)
+        def only_forward(extra, q, k, v):
+            return (self.attention(q, k, v, work, extra),)
 
-        def only_forward(q, k, v):
-            return (forward(q, k, v),)
-
-        def with_gradient(q, k, v, cotangent):
+        def with_gradient(extra, q, k, v, cotangent):
+            forward = lambda q, k, v: self.attention(q, k, v, work, extra)
             out, pull_back = jax.vjp(forward, q, k, v)
             return (out, *pull_back(cotangent))
 
@@ -111,84 +122,47 @@ def _honest_float32(work: Workload) -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext()
 
 
-def _jaxattn(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask) -> jax.Array:
-    match mask:
-        case Full():
-            return ja.attention(q, k, v)
-        case Causal():
-            return ja.attention(q, k, v, mask=ja.Causal())
-        case Window(left):
-            return ja.attention(q, k, v, mask=ja.Causal() & ja.Window(left=left))
+def is_plain(work: Workload) -> bool:
+    """Whether the workload has neither an option nor segments."""
+    return work.plain == work
 
 
-def _jax_nn(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask) -> jax.Array:
-    return _jax_nn_by(None, q, k, v, mask)
+def _without_option(work: Workload) -> Workload | None:
+    return None if is_plain(work) else work.plain
 
 
-def _jax_nn_cudnn(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask) -> jax.Array:
-    return _jax_nn_by("cudnn", q, k, v, mask)
+def _drop_in(work: Workload) -> Workload | None:
+    """What jax.nn has too, where keeping up counts: few tokens, and the length of the ratios."""
+    taken = isinstance(work.option, Nothing | Bias | DenseMask) and not isinstance(
+        work.mask, Window
+    )
+    forward = work.kind is Kind.FORWARD and work.queries == work.keys and work.batch == 1
+    return work if taken and forward and (work.queries <= 128 or work.queries == 2048) else None
 
 
-def _jax_nn_by(implementation: Any, q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask):
-    call = jax.nn.dot_product_attention
-    match mask:
-        case Full():
-            return call(q, k, v, implementation=implementation)
-        case Causal():
-            return call(q, k, v, is_causal=True, implementation=implementation)
-        case Window(left):
-            # cuDNN's window looks ahead unless is_causal is given too.
-            window = (left, 0)
-            return call(
-                q,
-                k,
-                v,
-                is_causal=implementation == "cudnn",
-                local_window_size=window,
-                implementation=implementation,
-            )
+JAXATTN = JaxContender("jaxattn", calls.jaxattn, kept=calls.jaxattn_kept)
+PLAIN = JaxContender("jaxattn, plain", calls.jaxattn, asked=_without_option)
+"""jaxattn without the option: what the option costs is a ratio of interleaved rounds too."""
+COMPAT = JaxContender("jaxattn.compat", calls.compat, asked=_drop_in)
+JAX_NN = JaxContender("jax.nn", calls.jax_nn, calls.jax_nn_limits)
+FLAX_NNX = JaxContender("Flax NNX", calls.flax_nnx, calls.flax_limits)
+JAX_NN_CUDNN = JaxContender("jax.nn cuDNN", calls.jax_nn_cudnn, calls.cudnn_limits)
 
 
-def _flax_nnx(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask) -> jax.Array:
-    match mask:
-        case Full():
-            return nnx.dot_product_attention(q, k, v)
-        case Causal():
-            return nnx.dot_product_attention(q, k, v, is_causal=True)
-        case Window(left):  # it has no window of its own: a boolean mask
-            ahead_ts = jnp.arange(k.shape[1])[None, :] - jnp.arange(q.shape[1])[:, None]
-            seen = (-left <= ahead_ts) & (ahead_ts <= 0)
-            return nnx.dot_product_attention(q, k, v, mask=seen[None, None])
+def contenders(works: Sequence[Workload]) -> Sequence[Contender]:
+    """Everyone who can be measured on this machine, jaxattn first.
 
-
-def _cudnn_limits(work: Workload) -> str | None:
-    if jax.default_backend() != "gpu":
-        return "cuDNN needs an NVIDIA GPU"
-    if work.dtype is Dtype.FLOAT32:
-        return "cuDNN's attention is for 16-bit inputs"
-    return None
-
-
-def _flax_limits(work: Workload) -> str | None:
-    scores = work.batch * work.heads * work.queries * work.keys
-    if jax.default_backend() == "cpu" and scores > 2**29:
-        return "it calls jax.nn.dot_product_attention, which takes seconds here: timed once"
-    return None
-
-
-JAXATTN = JaxContender("jaxattn", _jaxattn)
-JAX_NN = JaxContender("jax.nn", _jax_nn)
-FLAX_NNX = JaxContender("Flax NNX", _flax_nnx, _flax_limits)
-JAX_NN_CUDNN = JaxContender("jax.nn cuDNN", _jax_nn_cudnn, _cudnn_limits)
-
-
-def contenders() -> Sequence[Contender]:
-    """Everyone who can be measured on this machine, jaxattn first."""
-    everyone: list[Contender] = [JAXATTN, JAX_NN, FLAX_NNX]
+    Those who are there for the sake of options only where some workload has one.
+    """
+    options = not all(map(is_plain, works))
+    everyone: list[Contender] = [JAXATTN, PLAIN, COMPAT] if options else [JAXATTN]
+    everyone += [JAX_NN, FLAX_NNX]
     if jax.default_backend() == "gpu":
         everyone.append(JAX_NN_CUDNN)
     if importlib.util.find_spec("torch") is not None:
+        from benchmarks.torch_flex import torch_flex
         from benchmarks.torch_sdpa import torch_contenders
 
-        everyone.extend(torch_contenders())
+        everyone += torch_contenders()
+        everyone += torch_flex() if options else ()
     return tuple(everyone)

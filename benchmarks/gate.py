@@ -9,16 +9,17 @@ with eps the spacing at 1 of the inputs' dtype, and eps32 that of float32, in wh
 summed one after another, their rounding errors adding up like a random walk. A gradient, which
 subtracts nearly equal numbers, may be off by twice as much. One key too many or too few is an
 error of about 1 / sqrt s, far more. What float64 did not reach is compared with the median of all
-contenders that passed.
+contenders that passed. Weights dropped at random have rules of their own: see `chance.py`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from benchmarks.reference import OUTPUTS, expected
+from benchmarks.chance import Chance, Pattern, judge
+from benchmarks.reference import OUTPUTS, Piece, expected, row_count
 from benchmarks.workloads import Dtype, Inputs, Workload
 
 
@@ -37,6 +38,9 @@ class Error:
         # Written so that NaN is too large.
         return not (self.rms <= self.allowed_rms and self.peak <= self.allowed_peak)
 
+    def facts(self) -> dict[str, Any]:
+        return {"rms": float(f"{self.rms:.2e}"), "peak": float(f"{self.peak:.2e}")}
+
     def __str__(self) -> str:
         return (
             f"{self.output} is off by {self.rms:.1e} in rms ({self.allowed_rms:.1e} allowed) "
@@ -44,25 +48,49 @@ class Error:
         )
 
 
+ReadOff = Callable[[int], Pattern]
+"""From a number of first queries to the weights that a contender keeps."""
+
+
+class WrongPattern(ValueError):
+    """The weights that a contender says it drops are not a random share of them."""
+
+
 class Gate:
     """Checks the outputs of contenders for one workload."""
 
     def __init__(self, work: Workload, inputs: Inputs, most_pairs: int = 2**24) -> None:
-        self._work = work
+        self._work, self._inputs, self._most_pairs = work, inputs, most_pairs
         self._names = OUTPUTS[work.kind]
         self._pieces = expected(work, inputs, most_pairs=most_pairs)
 
-    def errors(self, outputs: Sequence[np.ndarray]) -> list[Error]:
-        """The error of every output against float64."""
+    def errors(
+        self, outputs: Sequence[np.ndarray], read_off: ReadOff | None = None
+    ) -> list[Error] | list[Chance]:
+        """The error of every output against float64.
+
+        read_off: what a contender that drops weights keeps; without it, chances are judged.
+        Raises:
+          ValueError: outputs of other shapes; a pattern that is not as random as it has to be.
+        """
         shapes = _shapes(self._work)
         got_shapes = [x.shape for x in outputs]
         if got_shapes != shapes[: len(self._names)]:
             raise ValueError(f"outputs have shapes {got_shapes}, expected {shapes}")
+        rate, pieces = self._work.option.rate, self._pieces
+        if rate and read_off is None:
+            named = enumerate(self._names)
+            return [judge(name, outputs[i], _of(i, pieces), rate) for i, name in named]
+        if rate and read_off is not None:
+            kept = read_off(row_count(self._work, self._most_pairs))
+            if complaint := kept.complaint(rate):
+                raise WrongPattern(complaint)
+            pieces = expected(self._work, self._inputs, most_pairs=self._most_pairs, kept=kept)
         errors = []
         for number, name in enumerate(self._names):
-            pieces = [p for p in self._pieces if p.output == number]
-            want = np.concatenate([p.want.ravel() for p in pieces])
-            got = np.concatenate([outputs[number][p.index].ravel() for p in pieces])
+            its = _of(number, pieces)
+            want = np.concatenate([p.want.ravel() for p in its])
+            got = np.concatenate([outputs[number][p.index].ravel() for p in its])
             errors.append(_error(self._work, name, got, want))
         return errors
 
@@ -72,9 +100,12 @@ class Gate:
         return [x.ravel()[random.integers(x.size, size=min(size, x.size))] for x in outputs]
 
     def dissenters(self, samples: Mapping[str, Sequence[np.ndarray]]) -> dict[str, Error]:
-        """Who is far from the median of everyone's samples; with two, both are or neither."""
+        """Who is far from the median of everyone's samples; with two, both are or neither.
+
+        Nobody, where everyone drops other weights.
+        """
         found = {}
-        if len(samples) < 2:
+        if len(samples) < 2 or self._work.option.rate:
             return found
         for number, name in enumerate(self._names):
             middle = np.median([s[number] for s in samples.values()], axis=0)
@@ -85,11 +116,13 @@ class Gate:
         return found
 
 
-def summary(errors: Sequence[Error]) -> dict[str, Any]:
+def summary(errors: Sequence[Error] | Sequence[Chance]) -> dict[str, Any]:
     """What a results file says about a contender's errors, relative to the reference."""
-    return {
-        e.output: {"rms": float(f"{e.rms:.2e}"), "peak": float(f"{e.peak:.2e}")} for e in errors
-    }
+    return {e.output: e.facts() for e in errors}
+
+
+def _of(number: int, pieces: Sequence[Piece]) -> list[Piece]:
+    return [p for p in pieces if p.output == number]
 
 
 def _error(work: Workload, name: str, got: np.ndarray, want: np.ndarray) -> Error:

@@ -50,7 +50,26 @@ class Window:
         return f"window{self.left + 1}"
 
 
-Mask: TypeAlias = Full | Causal | Window
+@dataclass(frozen=True)
+class Segments:
+    """Documents of equal length, packed one after another, that see only themselves."""
+
+    count: int
+
+    def ids(self, tokens: int) -> np.ndarray:
+        """[t]: the document of each token."""
+        return (np.arange(tokens) * self.count // tokens).astype(np.int32)
+
+    def spans(self, queries: int, keys: int) -> tuple[np.ndarray, np.ndarray]:
+        """The first key each query sees, and one past the last."""
+        ids, own = self.ids(keys), self.ids(queries)
+        return np.searchsorted(ids, own), np.searchsorted(ids, own, side="right")
+
+    def __str__(self) -> str:
+        return f"segments{self.count}"
+
+
+Mask: TypeAlias = Full | Causal | Window | Segments
 
 EVERY_PAIR = Full()
 

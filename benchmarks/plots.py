@@ -14,9 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from benchmarks.report import MIB
+from benchmarks.option_plot import Dots, dots, draw_dots
 from benchmarks.results import Results
-from benchmarks.targets import OURS
+from benchmarks.style import LOOK, OTHER, STYLES
+from benchmarks.tables import MIB
+from benchmarks.targets import COMPAT, OURS, PLAIN
 
 
 @dataclass(frozen=True)
@@ -45,52 +47,7 @@ class Plot:
     logarithmic: bool
 
 
-@dataclass(frozen=True)
-class Style:
-    """How a contender looks: told apart by marker and label as much as by colour."""
-
-    colour: str
-    marker: str
-    width: float = 1.6
-    size: float = 5.5
-    line: Any = "-"
-
-
-# Okabe and Ito's palette, which colour-blind readers can tell apart.
-STYLES = {
-    OURS: Style("#0072B2", "o", 2.6, 7),
-    "jax.nn": Style("#E06A00", "s", 1.8, 6),
-    "Flax NNX": Style("#9B4F96", "D", 1.8, 4, (0, (2.2, 2.2))),
-    "jax.nn cuDNN": Style("#8A6D00", "v"),
-    "torch SDPA": Style("#007A5A", "^", size=6.5),
-}
-_OTHER = Style("#555555", "x")
-
-_LOOK: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 12,
-    "axes.titlesize": 13,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#888888",
-    "axes.grid": True,
-    "grid.color": "#E4E4E4",
-    "grid.linewidth": 0.8,
-    "axes.axisbelow": True,
-    "xtick.color": "#444444",
-    "ytick.color": "#444444",
-    "axes.labelcolor": "#222222",
-    "figure.facecolor": "white",
-    "figure.constrained_layout.w_pad": 0.12,
-    "figure.constrained_layout.h_pad": 0.12,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "jaxattn",
-}
-
-
-def plots(results: Results) -> dict[str, Plot]:
+def plots(results: Results) -> dict[str, Plot | Dots]:
     """Every plot that the results have points for, by its key in `report.PLOTS`."""
 
     def time(work: str, contender: str) -> float | None:
@@ -105,12 +62,17 @@ def plots(results: Results) -> dict[str, Plot]:
         found = results.share(work, contender)
         return None if found is None else found * 100
 
-    found = {
+    found: dict[str, Plot | Dots] = {
         "time": Plot("Time of a call", "ms", curves(results, time), True),
         "memory": Plot("Temporary memory", "MiB", curves(results, memory), True),
         "share": Plot("Share of a matrix product's speed", "%", curves(results, share), False),
+        "options": dots(results),
     }
     return {key: plot for key, plot in found.items() if plot.panels}
+
+
+FEWEST_LENGTHS = 6
+"""A curve through fewer is not worth a panel; the tables have the numbers."""
 
 
 def curves(results: Results, value: Callable[[str, str], float | None]) -> tuple[Panel, ...]:
@@ -121,6 +83,8 @@ def curves(results: Results, value: Callable[[str, str], float | None]) -> tuple
             works = _longest_family(results, kind, mask)
             lines = []
             for contender in results.contenders:
+                if contender in (PLAIN, COMPAT):
+                    continue
                 points = [
                     (w["queries"], x, bool(results.samples(w["name"], contender)))
                     for w in works
@@ -128,7 +92,7 @@ def curves(results: Results, value: Callable[[str, str], float | None]) -> tuple
                 ]
                 if points:
                     lines.append(Curve(contender, *zip(*sorted(points), strict=True)))
-            if any(len(line.lengths) > 1 for line in lines):
+            if any(len(line.lengths) >= FEWEST_LENGTHS for line in lines):
                 panels.append(Panel(f"{kind}, {mask}", tuple(lines)))
     return tuple(panels)
 
@@ -137,7 +101,8 @@ def _longest_family(results: Results, kind: str, mask: str) -> list[Any]:
     """The workloads that differ in length alone, of the first shape with the most lengths."""
     families: dict[tuple, list[Any]] = {}
     for work in results.works:
-        if work["queries"] == work["keys"] and work["kind"] == kind and work["mask"] == mask:
+        same = work["queries"] == work["keys"] and not work.get("option")
+        if same and work["kind"] == kind and work["mask"] == mask:
             shape = tuple(work[x] for x in ("batch", "heads", "kv_heads", "features", "dtype"))
             families.setdefault(shape, []).append(work)
     return max(families.values(), key=len, default=[])
@@ -167,7 +132,7 @@ def draw(figure: Figure, plot: Plot) -> None:
 
 
 def _draw_curve(ax: Axes, curve: Curve) -> None:
-    style = STYLES.get(curve.contender, _OTHER)
+    style = STYLES.get(curve.contender, OTHER)
     ours = curve.contender == OURS
     ax.plot(
         curve.lengths,
@@ -224,7 +189,7 @@ def _label(ax: Axes, lines: Sequence[Curve]) -> None:
     gap = ax.figure.dpi * 15 / 72
     heights = _apart([float(at[1]) for _, at in ends], gap, floor=ax.bbox.y0 + gap / 2)
     for (curve, at), height in zip(ends, heights, strict=True):
-        style = STYLES.get(curve.contender, _OTHER)
+        style = STYLES.get(curve.contender, OTHER)
         points = 72 / ax.figure.dpi
         ax.annotate(
             curve.contender,
@@ -254,12 +219,17 @@ def _apart(heights: Sequence[float], gap: float, floor: float = -math.inf) -> li
     return [max(height, floor + i * gap) for i, height in enumerate(found)]
 
 
-def render(plot: Plot, kind: str) -> bytes:
+def render(plot: Plot | Dots, kind: str) -> bytes:
     """The plot as `png` or `svg`, the same bytes every time."""
-    with matplotlib.rc_context(_LOOK):
-        rows = -(-len(plot.panels) // 2)
-        figure = Figure(figsize=(11, 0.6 + 3.7 * rows), layout="constrained")
-        draw(figure, plot)
+    with matplotlib.rc_context(LOOK):
+        if isinstance(plot, Dots):
+            lines = max(len(panel.rows) for panel in plot.panels)
+            figure = Figure(figsize=(11, 1.7 + 0.43 * lines), layout="constrained")
+            draw_dots(figure, plot)
+        else:
+            rows = -(-len(plot.panels) // 2)
+            figure = Figure(figsize=(11, 0.6 + 3.7 * rows), layout="constrained")
+            draw(figure, plot)
         content = io.BytesIO()
         metadata = {"Date": None} if kind == "svg" else {"Software": None}
         figure.savefig(content, format=kind, dpi=150, metadata=metadata)

@@ -3,15 +3,16 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks import option_tables
 from benchmarks.results import Results
-from benchmarks.targets import OURS, Verdict, verdicts
-
-MIB = 2**20
+from benchmarks.tables import mebibytes, milliseconds, table, times
+from benchmarks.targets import COMPAT, OURS, PLAIN, Verdict, verdicts
 
 PLOTS = {
     "time": "Time against length",
     "memory": "Temporary memory against length",
     "share": "Share of a matrix product's speed against length",
+    "options": "Time with each option",
 }
 """The plots of a report, and what they show; each is NAME-<key>.png and .svg."""
 
@@ -20,6 +21,8 @@ _CAPTIONS = {
     "memory": "Both axes logarithmic. Hollow: compiled, so its need is known, but not run, as it "
     "would not fit.",
     "share": "100 % is a large square matrix product measured in the same run.",
+    "options": "Every call over jaxattn's own without the option, in the same rounds. A contender "
+    "that is not on a line has no such option, or was not run.",
 }
 
 HEADLINE_LENGTHS = (9, 128, 512, 2048, 4096, 8192, 16384)
@@ -31,8 +34,12 @@ def markdown(results: Results, plots: Sequence[str] = ()) -> str:
     if summary := headline(results):
         parts += ["## Summary", _SUMMARY, summary]
     judged = verdicts(results)
-    if any(v.measured is not None for v in judged):
+    if judged:
         parts += ["## Targets", _targets(judged)]
+    if cost := option_tables.options(results):
+        parts += ["## Options", option_tables.OPTIONS, cost]
+    if drop_in := option_tables.drop_in(results):
+        parts += ["## In place of jax.nn", option_tables.DROP_IN, drop_in]
     for key in plots:
         name = f"{results.data['name']}-{key}"
         parts += [f"## {PLOTS[key]}", f"![{PLOTS[key]}]({name}.png)", _CAPTIONS[key]]
@@ -50,7 +57,7 @@ def headline(results: Results) -> str:
 
     Empty where the results hold no such workload.
     """
-    others = [c for c in results.contenders if c != OURS and c != "Flax NNX"]
+    others = [c for c in results.contenders if c not in (OURS, *_ASIDE)]
     head = ["Computation", "T", f"{OURS}, ms", *(f"{c}, times as long" for c in others)]
     head += [f"{OURS}, MiB", *(f"{c}, MiB" for c in others if _any_memory(results, c))]
     rows = []
@@ -58,17 +65,20 @@ def headline(results: Results) -> str:
         plain = {"batch": 1, "heads": 12, "kv_heads": 12, "features": 64, "dtype": "float32"}
         if any(work[k] != v for k, v in plain.items()) or work["queries"] != work["keys"]:
             continue
-        if work["queries"] not in HEADLINE_LENGTHS:
+        if work["queries"] not in HEADLINE_LENGTHS or option_tables.what(work):
             continue
         name = work["name"]
         row = [f"{work['kind']}, {work['mask']}", str(work["queries"])]
-        row.append(_milliseconds(results.seconds(name, OURS)))
+        row.append(milliseconds(results.seconds(name, OURS)))
         row += [_times_as_long(results, name, c) for c in others]
-        row.append(_mebibytes(results.temp_bytes(name, OURS)))
-        row += [_mebibytes(results.temp_bytes(name, c)) for c in others if _any_memory(results, c)]
+        row.append(mebibytes(results.temp_bytes(name, OURS)))
+        row += [mebibytes(results.temp_bytes(name, c)) for c in others if _any_memory(results, c)]
         rows.append(row)
-    return _table(head, rows, left=1) if rows else ""
+    return table(head, rows, left=1) if rows else ""
 
+
+_ASIDE = (PLAIN, COMPAT, "Flax NNX", "torch Flex")
+"""Contenders that stand in tables of their own, or do what another does."""
 
 _SUMMARY = (
     "float32, batch 1, 12 heads, 64 features, T tokens. Median milliseconds of a call; how many "
@@ -135,53 +145,58 @@ def _targets(judged: Sequence[Verdict]) -> str:
     rows = [
         [v.what, f"≤ {v.limit}", v.measured or "", f"`{v.worst}`" if v.worst else "", words[v.met]]
         for v in judged
+        if v.measured is not None
     ]
     head = ["Target", "Limit", "Measured, worst", "At", "Verdict"]
-    return _table(head, rows, left=1)
+    left_out = len(judged) - len(rows)
+    more = f"\n\nNothing was measured for {left_out} more targets." if left_out else ""
+    return table(head, rows, left=1) + more
 
 
 def _times(results: Results) -> str:
-    others = [c for c in results.contenders if c != OURS]
+    others = [c for c in _taking_part(results) if c != OURS]
     rows = []
     for work in results.works:
         name = work["name"]
         spread = results.spread(name, OURS)
-        row = [f"`{name}`", _milliseconds(results.seconds(name, OURS))]
+        row = [f"`{name}`", milliseconds(results.seconds(name, OURS))]
         row.append("" if spread is None else f"{spread / 2:.0%}")
         for other in others:
-            cell = _milliseconds(results.seconds(name, other)) or _why(results, name, other)
+            cell = milliseconds(results.seconds(name, other)) or _why(results, name, other)
             if ratio := _times_as_long(results, name, other):
                 cell += f" ({ratio})"
             row.append(cell)
         row.append(str(len(results.samples(name, OURS)) or ""))
         rows.append(row)
-    return _table(["Workload", OURS, "±", *others, "Rounds"], rows, left=1)
+    return table(["Workload", OURS, "±", *others, "Rounds"], rows, left=1)
 
 
 def _memory(results: Results) -> str:
-    shown = [c for c in results.contenders if _any_memory(results, c)]
+    shown = [c for c in _taking_part(results) if _any_memory(results, c)]
+    compiled = [c for c in _taking_part(results) if _any_compile(results, c)]
     rows = []
     for work in results.works:
         name = work["name"]
-        row = [f"`{name}`", *(_mebibytes(results.temp_bytes(name, c)) for c in shown)]
-        for c in shown:
+        row = [f"`{name}`", *(mebibytes(results.temp_bytes(name, c)) for c in shown)]
+        for c in compiled:
             seconds = results.compile_seconds(name, c)
             row.append("" if seconds is None else f"{seconds:.2f}")
         rows.append(row)
-    head = ["Workload", *(f"{c}, MiB" for c in shown), *(f"{c}, compile s" for c in shown)]
-    return _table(head, rows, left=1)
+    head = ["Workload", *(f"{c}, MiB" for c in shown), *(f"{c}, compile s" for c in compiled)]
+    return table(head, rows, left=1)
 
 
 def _speeds(results: Results) -> str:
+    shown = _taking_part(results)
     rows = []
     for work in results.works:
         row = [f"`{work['name']}`", f"{work['flops'] / 1e9:,.3g}"]
-        for c in results.contenders:
+        for c in shown:
             gflops, share = results.gflops(work["name"], c), results.share(work["name"], c)
             cell = "" if gflops is None else f"{gflops:,.0f}"
             row.append(cell if share is None else f"{cell} ({share:.0%})")
         rows.append(row)
-    return _table(["Workload", "GFLOP", *results.contenders], rows, left=1)
+    return table(["Workload", "GFLOP", *shown], rows, left=1)
 
 
 def _not_timed(results: Results) -> str:
@@ -199,29 +214,18 @@ def _why(results: Results, work: str, contender: str) -> str:
 
 
 def _times_as_long(results: Results, work: str, other: str) -> str:
-    ratio = results.ratio(work, other, OURS)
-    return "" if ratio is None else f"{ratio:.2f}" if ratio < 10 else f"{ratio:.1f}"
+    return times(results.ratio(work, other, OURS))
+
+
+def _taking_part(results: Results) -> list[str]:
+    """Those with a time in some workload, or the reason why not; the plain one is no workload's."""
+    there = {c for w in results.works for c in w["contenders"]}
+    return [c for c in results.contenders if c != PLAIN and c in there]
+
+
+def _any_compile(results: Results, contender: str) -> bool:
+    return any(results.compile_seconds(w["name"], contender) is not None for w in results.works)
 
 
 def _any_memory(results: Results, contender: str) -> bool:
     return any(results.temp_bytes(w["name"], contender) is not None for w in results.works)
-
-
-def _milliseconds(seconds: float | None) -> str:
-    return "" if seconds is None else f"{_three_digits(seconds * 1e3)}"
-
-
-def _mebibytes(count: int | None) -> str:
-    return "" if count is None else _three_digits(count / MIB)
-
-
-def _three_digits(x: float) -> str:
-    return (
-        f"{x:,.0f}" if x >= 100 else f"{x:.1f}" if x >= 10 else f"{x:.2f}" if x >= 1 else f"{x:.3f}"
-    )
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> str:
-    """A Markdown table; the first `left` columns are flush left, the others right."""
-    rule = [":--" if i < left else "--:" for i in range(len(head))]
-    return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *rows))

@@ -2,7 +2,7 @@
 
 The results, all of them JSON: `machine`, `versions`, `command`, `date`; `load_before`, the
 machine's load when the run began (near 0 if it was quiet); `peaks`, a matrix product for every
-dtype; and `workloads`, each with its facts and a record for every contender:
+dtype; and `workloads`, each with its facts and a record for every contender that takes part in it:
 
     status           timed | unsupported | does not fit | wrong | failed
     reason           why it was not timed
@@ -26,7 +26,7 @@ import numpy as np
 
 from benchmarks import machine
 from benchmarks.contenders import Built, Contender
-from benchmarks.gate import Gate, summary
+from benchmarks.gate import Gate, WrongPattern, summary
 from benchmarks.peak import MatrixProduct, matrix_size
 from benchmarks.reference import is_whole
 from benchmarks.timing import Budget, Samples, interquartile, measure
@@ -107,21 +107,29 @@ def measure_workload(
     say: Callable[[str], None] = lambda phase: None,
 ) -> dict[str, Any]:
     """Builds, checks and times every contender on one workload."""
-    inputs = work.inputs()
-    say("float64 reference")
-    gate = Gate(work, inputs, MOST_PAIRS)
+    gates: dict[Workload, tuple[Inputs, Gate]] = {}
     records: dict[str, dict[str, Any]] = {}
     runners: dict[str, Built] = {}
     samples: dict[str, list[np.ndarray]] = {}
     for contender in contenders:
+        asked = contender.asked(work)
+        if asked is None:
+            continue
+        if asked not in gates:
+            say("float64 reference")
+            inputs = asked.inputs()
+            gates[asked] = inputs, Gate(asked, inputs, MOST_PAIRS)
         say(f"checking {contender.name}")
-        records[contender.name], passed = _admit(contender, work, inputs, gate)
+        records[contender.name], passed = _admit(contender, asked, *gates[asked])
         if passed is not None:
-            runners[contender.name], samples[contender.name] = passed
-    if not is_whole(work, MOST_PAIRS):
-        for who, error in gate.dissenters(samples).items():
+            runners[contender.name], sample = passed
+            if asked == work:
+                samples[contender.name] = sample
+    if samples and not is_whole(work, MOST_PAIRS):
+        for who, error in gates[work][1].dissenters(samples).items():
             records[who] |= {"status": "wrong", "reason": f"against the others, {error}"}
             del runners[who]
+    del gates
     timed = measure(runners, timing, lambda done, of: say(f"round {done} of {of}"))
     for who, seconds in timed.items():
         records[who] |= _times(seconds)
@@ -157,7 +165,9 @@ def _admit(
         built.wait(got)
         outputs = built.outputs(got)
         record["temp_bytes"] = built.temp_bytes()
-        errors = gate.errors(outputs)
+        errors = gate.errors(outputs, built.read_off)
+    except WrongPattern as error:
+        return record | {"status": "wrong", "reason": str(error)}, None
     except Exception as error:
         return record | _failed(error), None
     record["errors"] = summary(errors)

@@ -9,10 +9,22 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from benchmarks.masks import Window
+from benchmarks.options import Bias, DenseMask, Option
 from benchmarks.results import Results
-from benchmarks.workloads import CAUSAL, CAUSAL_GRADIENT, FORWARD, GRADIENT, Workload, over
+from benchmarks.sets import (
+    CAUSAL,
+    CAUSAL_GRADIENT,
+    FORWARD,
+    GRADIENT,
+    PACKED,
+    STRUCTURED,
+    with_options,
+)
+from benchmarks.workloads import Kind, Workload, over
 
 OURS = "jaxattn"
+PLAIN = "jaxattn, plain"
+COMPAT = "jaxattn.compat"
 MIB = 2**20
 
 Measured: TypeAlias = tuple[str, float | None]
@@ -28,6 +40,8 @@ class Target:
     form: str
     """How to print the limit and the number, such as "{:.1f} MiB"."""
     measure: Callable[[Results], list[Measured]]
+    group: str = "default"
+    """The set of workloads that shows it."""
 
 
 @dataclass(frozen=True)
@@ -63,16 +77,18 @@ def _names(lengths: Iterable[int], work: Workload) -> list[str]:
     return [w.name for w in over(lengths, work)]
 
 
-def _ours(results: Results, work: str, number: float | None) -> Measured:
+def _ours(results: Results, work: str, number: float | None, who: str = OURS) -> Measured:
     """The number if our contender was timed; infinity if it was tried and gave no right answer."""
-    status = results.record(work, OURS).get("status")
+    status = results.record(work, who).get("status")
     if status in ("wrong", "failed", "does not fit"):
         return work, math.inf
     return work, number
 
 
-def _ratios(works: Sequence[str], other: str) -> Callable[[Results], list[Measured]]:
-    return lambda results: [_ours(results, w, results.ratio(w, OURS, other)) for w in works]
+def _ratios(
+    works: Sequence[str], other: str, who: str = OURS
+) -> Callable[[Results], list[Measured]]:
+    return lambda results: [_ours(results, w, results.ratio(w, who, other), who) for w in works]
 
 
 def _mebibytes(works: Sequence[str]) -> Callable[[Results], list[Measured]]:
@@ -102,6 +118,10 @@ def _compile(results: Results) -> list[Measured]:
 
 def _faster(what: str, limit: float, works: Sequence[str], other: str) -> Target:
     return Target(f"{what}, time over {other}'s", limit, "{:.3f}", _ratios(works, other))
+
+
+def _option(what: str, limit: float, works: Sequence[str], who: str, other: str) -> Target:
+    return Target(what, limit, "{:.3f}", _ratios(works, other, who), "options")
 
 
 _TINY = _names((9, 16, 32, 64, 128), FORWARD)
@@ -136,5 +156,52 @@ TARGETS = (
 """float32, batch 1, 12 heads, 64 features; times are compared round by round."""
 
 
-def verdicts(results: Results, targets: Sequence[Target] = TARGETS) -> list[Verdict]:
-    return [judge(target, results) for target in targets]
+def _with(options: Iterable[Option], t: int) -> list[str]:
+    return [w.name for w in with_options(options, over((t,), FORWARD)[0])]
+
+
+_FEW = (9, 32, 128)
+_DROP_IN = [*_names(_FEW, FORWARD), *_names(_FEW, CAUSAL)]
+_DROP_IN += [name for t in _FEW for name in _with((Bias(), DenseMask()), t)]
+_PACKED = [*_names((8192,), PACKED), *_names((8192,), replace(PACKED, kind=Kind.GRADIENT))]
+
+OPTION_TARGETS = (
+    *(
+        _option(f"Forward, {w}, T = 4096, time over plain's", 1.35, _with([o], 4096), OURS, PLAIN)
+        for w, o in zip(("ALiBi", "soft cap", "relative bias"), STRUCTURED, strict=True)
+    ),
+    Target(
+        "Forward, structured scores, temporary memory at T = 8192 over 4096 (linear: at most 2, "
+        "and 5 % to spare)",
+        2.1,
+        "{:.2f}",
+        _growth(list(zip(_with(STRUCTURED, 4096), _with(STRUCTURED, 8192), strict=True))),
+        "options",
+    ),
+    _option("Forward, 8 segments, T = 8192, time over plain's", 0.25, _PACKED[:1], OURS, PLAIN),
+    _option("Gradient, 8 segments, T = 8192, time over plain's", 0.25, _PACKED[1:], OURS, PLAIN),
+    _option("compat, forward, T = 9 to 128, time over jax.nn's", 1.05, _DROP_IN, COMPAT, "jax.nn"),
+    _option(
+        "compat, forward, full, T = 2048, time over jax.nn's",
+        1 / 3,
+        _names((2048,), FORWARD),
+        COMPAT,
+        "jax.nn",
+    ),
+    _option(
+        "compat, forward, causal, T = 2048, time over jax.nn's",
+        1 / 4,
+        _names((2048,), CAUSAL),
+        COMPAT,
+        "jax.nn",
+    ),
+)
+"""As above. What an option costs is a ratio to the same call without it, in the same rounds."""
+
+
+def verdicts(results: Results, targets: Sequence[Target] | None = None) -> list[Verdict]:
+    """Those of a set of which nothing was measured are left out."""
+    targets = (*TARGETS, *OPTION_TARGETS) if targets is None else targets
+    judged = [(target.group, judge(target, results)) for target in targets]
+    shown = {group for group, verdict in judged if verdict.measured is not None}
+    return [verdict for group, verdict in judged if group in shown]

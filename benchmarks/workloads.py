@@ -1,22 +1,23 @@
-"""Named attention shapes, with the arithmetic and the traffic each of them stands for.
+"""Attention problems: shapes and options, with the arithmetic and the traffic of each.
 
 Conventions, the ones of the FlashAttention papers:
   FLOPs: two for a multiply and an add, and only pairs that the mask allows are counted (so causal
     counts half): forward 2 * pairs * (d + e); gradient (forward and backward) 3.5 times that.
-  Bytes: every input read once and every result written once.
-Softmax, masking and a contender's own recomputation count as nothing.
+    What a mask given as an array hides is counted too: it does not say where it can be skipped.
+  Bytes: every input read once and every result written once, the option's arrays among them.
+Softmax, masking, what an option does and a contender's own recomputation count as nothing.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
-from types import MappingProxyType
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from benchmarks.masks import EVERY_PAIR, Causal, Full, Mask, Window
+from benchmarks.masks import EVERY_PAIR, Full, Mask, Segments
+from benchmarks.options import NOTHING, Option
 
 
 class Kind(Enum):
@@ -25,7 +26,8 @@ class Kind(Enum):
     FORWARD = "forward"
     """The output."""
     GRADIENT = "gradient"
-    """The output, and the gradients of sum(out * cotangent) for q, k and v: one training step."""
+    """The output, and the gradients of sum(out * cotangent) for q, k and v: one training step. The
+    arrays of an option are held fixed."""
 
 
 class Dtype(Enum):
@@ -56,11 +58,13 @@ class Inputs:
     """[b, s, n, e]"""
     cotangent: np.ndarray
     """[b, t, h, e]: the gradient of the loss with respect to the output"""
+    extra: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """The arrays of the option by name, as they are; with segments also `ids` [t]"""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """One attention problem: shapes, dtype, mask, and whether gradients are wanted."""
+    """One attention problem: shapes, dtype, mask, option, and whether gradients are wanted."""
 
     queries: int
     keys: int
@@ -71,6 +75,7 @@ class Workload:
     value_features: int = 64
     dtype: Dtype = Dtype.FLOAT32
     mask: Mask = EVERY_PAIR
+    option: Option = NOTHING
     kind: Kind = Kind.FORWARD
 
     def __post_init__(self) -> None:
@@ -88,6 +93,8 @@ class Workload:
     def name(self) -> str:
         """Unique, and stable from run to run: what differs from the usual shape is spelled out."""
         parts = [self.kind.value, str(self.mask)]
+        if self.has_option:
+            parts.append(str(self.option))
         same_length = self.queries == self.keys
         parts.append(f"t{self.queries}" if same_length else f"t{self.queries}-s{self.keys}")
         if self.batch != 1:
@@ -107,6 +114,16 @@ class Workload:
     def __str__(self) -> str:
         return self.name
 
+    @property
+    def has_option(self) -> bool:
+        return self.option != NOTHING
+
+    @property
+    def plain(self) -> "Workload":
+        """The same without its option, and without segments."""
+        mask = EVERY_PAIR if isinstance(self.mask, Segments) else self.mask
+        return replace(self, mask=mask, option=NOTHING)
+
     def describe(self) -> str:
         """A sentence for readers."""
         heads = f"{self.heads} heads"
@@ -115,8 +132,9 @@ class Workload:
         length = f"{self.queries} tokens"
         if self.queries != self.keys:
             length = f"{self.queries} queries over {self.keys} keys"
+        option = f", {self.option}" if self.has_option else ""
         return (
-            f"{self.kind.value}, {self.mask} mask, {length}, batch {self.batch}, {heads}, "
+            f"{self.kind.value}, {self.mask} mask{option}, {length}, batch {self.batch}, {heads}, "
             f"{self.features} features, {self.dtype.value}"
         )
 
@@ -124,6 +142,7 @@ class Workload:
         """What a results file says about the workload."""
         fields = asdict(self)
         fields.update(dtype=self.dtype.value, kind=self.kind.value, mask=str(self.mask))
+        fields.update(option=str(self.option) if self.has_option else None)
         return {"name": self.name, **fields, "flops": self.flops, "bytes": self.bytes}
 
     @property
@@ -144,7 +163,11 @@ class Workload:
         out = sizes["cotangent"]
         # The gradient also reads the cotangent and writes dq, dk and dv.
         total = inputs + out if self.kind is Kind.FORWARD else 2 * (inputs + out)
-        return total * self.dtype.numpy.itemsize
+        return total * self.dtype.numpy.itemsize + self.option.bytes(*self._sizes)
+
+    @property
+    def _sizes(self) -> tuple[int, int, int]:
+        return self.heads, self.queries, self.keys
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -159,98 +182,18 @@ class Workload:
     def inputs(self, seed: int = 0) -> Inputs:
         """Standard normal arrays, never zeros: constant inputs run faster than real ones."""
         random = np.random.default_rng(seed)
-        return Inputs(
-            **{
-                name: random.standard_normal(shape, dtype=np.float32)
-                .astype(self.dtype.numpy)
-                .astype(np.float32)
-                for name, shape in self.shapes.items()
-            }
-        )
+        arrays = {
+            name: random.standard_normal(shape, dtype=np.float32)
+            .astype(self.dtype.numpy)
+            .astype(np.float32)
+            for name, shape in self.shapes.items()
+        }
+        extra = dict(self.option.arrays(*self._sizes, random))
+        if isinstance(self.mask, Segments):
+            extra["ids"] = self.mask.ids(self.queries)
+        return Inputs(**arrays, extra=extra)
 
 
 def over(lengths: Iterable[int], work: Workload) -> tuple[Workload, ...]:
     """`work` at each of these lengths."""
     return tuple(replace(work, queries=t, keys=t) for t in lengths)
-
-
-FORWARD = Workload(1, 1)
-CAUSAL = replace(FORWARD, mask=Causal())
-GRADIENT = replace(FORWARD, kind=Kind.GRADIENT)
-CAUSAL_GRADIENT = replace(GRADIENT, mask=Causal())
-
-SMOKE = (
-    *over((9, 128), FORWARD),
-    *over((128,), CAUSAL),
-    *over((128,), replace(FORWARD, mask=Window(left=31))),
-    *over((9,), GRADIENT),
-    *over((64,), replace(CAUSAL_GRADIENT, batch=2, kv_heads=4)),
-)
-"""Seconds in all: one workload of every sort, for tests."""
-
-_SHORT = (9, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
-
-DEFAULT = (
-    *over((*_SHORT, 8192, 16384), FORWARD),
-    *over((9, 32, 128, 512, 1024, 2048, 4096, 8192, 16384), CAUSAL),
-    *over((9, 32, 128, 512, 1024, 2048, 4096), GRADIENT),
-    *over((9, 32, 128, 512, 1024, 2048, 4096), CAUSAL_GRADIENT),
-    *over((8192,), replace(FORWARD, mask=Window(left=511))),
-    *over((2048,), replace(FORWARD, features=128, value_features=128)),
-    *over((1024,), replace(CAUSAL_GRADIENT, features=128, value_features=128)),
-    *over((128, 512), replace(FORWARD, batch=8)),
-    *over((512,), replace(CAUSAL_GRADIENT, batch=8)),
-    *over((2048,), replace(CAUSAL, kv_heads=4)),
-    *over((1024,), replace(CAUSAL_GRADIENT, kv_heads=4)),
-    replace(FORWARD, queries=1, keys=8192),
-)
-"""What `python -m benchmarks` runs on a CPU: about ten minutes on two cores."""
-
-FULL = (
-    *DEFAULT,
-    *over((577, 1000, 2047, 3000), FORWARD),
-    *over((16, 64, 256), CAUSAL),
-    *over((8192,), GRADIENT),
-    *over((8192,), CAUSAL_GRADIENT),
-    *over((2048, 16384), replace(FORWARD, mask=Window(left=511))),
-    *over((2048,), replace(GRADIENT, mask=Window(left=511))),
-    *over((4096,), replace(CAUSAL, features=128, value_features=128)),
-    *over((2048,), replace(GRADIENT, features=128, value_features=128)),
-    *over((2048,), replace(CAUSAL, batch=8)),
-)
-"""The default set, and odd lengths, longer gradients and more of every variant."""
-
-_LONG = (512, 1024, 2048, 4096, 8192, 16384)
-
-
-def _gpu(work: Workload) -> tuple[Workload, ...]:
-    return over(_LONG, replace(work, batch=4, heads=16, kv_heads=16, dtype=Dtype.BFLOAT16))
-
-
-def _wide(work: Workload) -> Workload:
-    return replace(work, features=128, value_features=128)
-
-
-_GROUPED = replace(
-    _wide(CAUSAL), batch=4, heads=32, kv_heads=8, queries=8192, keys=8192, dtype=Dtype.BFLOAT16
-)
-
-GPU = (
-    *_gpu(FORWARD),
-    *_gpu(CAUSAL),
-    *_gpu(GRADIENT),
-    *_gpu(CAUSAL_GRADIENT),
-    *_gpu(_wide(FORWARD)),
-    *_gpu(_wide(CAUSAL)),
-    *_gpu(_wide(GRADIENT)),
-    *_gpu(_wide(CAUSAL_GRADIENT)),
-    *over((8192, 16384), replace(_gpu(_wide(FORWARD))[0], mask=Window(left=511))),
-    *over((8192,), replace(_gpu(_wide(GRADIENT))[0], mask=Window(left=511))),
-    _GROUPED,
-    replace(_GROUPED, kind=Kind.GRADIENT),
-)
-"""What `python -m benchmarks` runs on a GPU: bfloat16, batch 4, 16 heads."""
-
-SETS: Mapping[str, tuple[Workload, ...]] = MappingProxyType(
-    {"smoke": SMOKE, "default": DEFAULT, "full": FULL, "gpu": GPU}
-)

@@ -1,5 +1,6 @@
 """Attention for JAX that you can see through."""
 
+from jaxattn import observe
 from jaxattn._axes import Attended
 from jaxattn.attend import attend, attention
 from jaxattn.backends.auto import AUTO, Unsupported
@@ -52,4 +53,5 @@ __all__ = [
     "attention",
     "explain",
     "merge",
+    "observe",
 ]

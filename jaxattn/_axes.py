@@ -18,15 +18,17 @@ Index: TypeAlias = int | Array
 
 
 class Attended(NamedTuple):
-    """What `attend` returns. Both fields are differentiable.
+    """What `attend` returns. All of it is differentiable.
 
     out: the mixed values, in q's dtype; 0 for a query that may see no key.
     lse: log-sum-exp of the logits of every query, in nats, in the accumulator's dtype (float64
       for float64 inputs, else float32); -inf for a query that may see no key.
+    observed: what was asked for with `observe`, by name; empty if nothing was.
     """
 
     out: Float[Array, "*b t h e"]
     lse: Float[Array, "*b t h"]
+    observed: dict[str, Any] = {}  # noqa: RUF012 - a NamedTuple's default is never written to
 
 
 def accumulator(dtype: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
@@ -83,7 +83,9 @@ class And(Mask):
     masks: tuple[Mask, ...]
 
     def __repr__(self) -> str:
-        return " & ".join(f"({mask!r})" if isinstance(mask, Or) else repr(mask) for mask in self.masks)
+        return " & ".join(
+            f"({mask!r})" if isinstance(mask, Or) else repr(mask) for mask in self.masks
+        )
 
     def resolve(self, sizes: Sizes) -> Mask:
         """Flat, with all its bands as one."""
@@ -123,7 +125,7 @@ class And(Mask):
 
     @property
     def exact(self) -> bool:
-        """A band cut at the same key for every row is one; two other rules may pass by each other."""
+        """A band cut at one key for all rows is one; two other rules may pass by each other."""
         return sum(not mask.same_for_rows for mask in self.masks) <= 1 and all(
             mask.exact for mask in self.masks
         )
@@ -220,7 +222,7 @@ class Band(Mask):
     What `Causal` and `Window` resolve to.
     """
 
-    AXES = {"low": "", "high": ""}
+    AXES: ClassVar = {"low": "", "high": ""}
 
     low: Any
     high: Any

@@ -1,25 +1,47 @@
 """All validation, once, at the door."""
 
 import math
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxattn._axes import accumulator
+from jaxattn._batched import fit
 from jaxattn._mask import Mask, check_mask
 from jaxattn._score import Score, check_scores
-from jaxattn._value import Sizes, show
+from jaxattn._value import Sizes, Value, show
 from jaxattn.dropout import Drop, Dropout
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class Sinks(Value):
+    """A logit for each query head that joins the denominator of the softmax only."""
+
+    AXES: ClassVar = {"logits": "h"}
+
+    logits: Float[Array, " h"]
+
+    def join(self, peak: Float[Array, "*a"], log_total: Float[Array, "*a"]) -> Float[Array, "*a"]:
+        """log_total with the sink in it, for lse = peak + log_total; as it was where that is -inf.
+
+        In this order, so that a large peak takes no digits from the rest.
+        """
+        blind = jnp.isneginf(peak)
+        above = self.logits - jnp.where(blind, 0, peak) - log_total
+        return log_total + jnp.where(blind, 0, jax.nn.softplus(jnp.where(blind, 0, above)))
+
+
 class Rule(NamedTuple):
-    """What makes weights of the products q kᵀ: scale, then scores in order, then mask, softmax,
-    then dropout. All of it resolved."""
+    """What makes weights of the products q kᵀ: scale, then scores in order, then mask, softmax with
+    sinks, then dropout. All of it resolved."""
 
     scale: Float[Array, ""]
     score: tuple[Score, ...]
     mask: Mask
+    sinks: Sinks | None
     dropout: Drop | None
 
 
@@ -30,7 +52,6 @@ class Problem(NamedTuple):
     k: Float[Array, "*b s n d"]
     v: Float[Array, "*b s n e"]
     rule: Rule
-    sinks: Float[Array, " h"] | None
 
     @property
     def sizes(self) -> Sizes:
@@ -79,9 +100,10 @@ def check(
         _scale(scale, q),
         check_scores(score, sizes, q.dtype),
         check_mask(mask).resolve(sizes),
+        _sinks(sinks, sizes, q.dtype),
         _dropout(dropout, sizes),
     )
-    return Problem(q, k, v, rule, _sinks(sinks, h, q.dtype))
+    return Problem(q, k, v, rule)
 
 
 def _arrays(*arrays: Any) -> tuple[Any, ...]:
@@ -122,16 +144,16 @@ def _scale(scale: Any, q: Any) -> Array:
     return scale
 
 
-def _sinks(sinks: Any, h: int, dtype: Any) -> Array | None:
+def _sinks(sinks: Any, sizes: Sizes, dtype: Any) -> Sinks | None:
     if sinks is None:
         return None
     sinks = jnp.asarray(sinks)
-    if sinks.shape != (h,) or not jnp.issubdtype(sinks.dtype, jnp.floating):
+    if sinks.shape != (sizes.h,) or not jnp.issubdtype(sinks.dtype, jnp.floating):
         raise ValueError(
-            f"sinks are one logit for each query head, floating point [h] with h={h}, got "
+            f"sinks are one logit for each query head, floating point [h] with h={sizes.h}, got "
             f"{show(sinks)}; for several sinks of a head pass the logsumexp of them"
         )
-    return sinks.astype(accumulator(dtype))
+    return Sinks(fit(sinks.astype(accumulator(dtype)), "sinks", sizes, "h"))
 
 
 def _dropout(dropout: Any, sizes: Sizes) -> Drop | None:

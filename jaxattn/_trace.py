@@ -84,7 +84,9 @@ def trace(
     """
     at = At((POSITION,) * batch_axes, POSITION, POSITION, POSITION)
     try:
-        closed, result = jax.make_jaxpr(function, return_shape=True)(*scalars, at)
+        # A function of its own: JAX remembers what another one closed over when it was last traced.
+        fresh = lambda *scalars_at: function(*scalars_at)
+        closed, result = jax.make_jaxpr(fresh, return_shape=True)(*scalars, at)
     except Exception as error:
         error.add_note(f"{what} is asked about one pair at a time: at.q and at.k are scalars")
         raise

@@ -102,7 +102,7 @@ def _fields(value: Any) -> list[Any]:
 
 
 def _flatten(value: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """Children, and the structure, in which (x,) holds what is fixed and None stands for a child."""
+    """Children, and the structure: (x,) holds what is fixed, None stands for a child."""
     structure = tuple(
         (x,) if x is None or isinstance(x, int | Enum | Fixed) else None for x in _fields(value)
     )
@@ -214,7 +214,11 @@ def _read(array: Any, axes: str | None, block: Block) -> Array:
         array = array.reshape(-1, *array.shape[lead:])
         starts, sizes = ([0], [1]) if array.shape[0] == 1 else ([block.batch], [block.batches])
         lead = 1
-    spans = {"t": block.rows, "s": block.keys, "h": Span(block.head, block.heads[0] * block.heads[1])}
+    spans = {
+        "t": block.rows,
+        "s": block.keys,
+        "h": Span(block.head, block.heads[0] * block.heads[1]),
+    }
     for axis, n in zip(axes, array.shape[lead:], strict=True):
         span = spans.get(axis, Span(0, n))
         starts.append(0 if n == 1 else span.start)

@@ -1,22 +1,23 @@
 """`attention` and `attend`: check, choose a backend, run it over all heads."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jaxattn._axes import Attended, accumulator
+from jaxattn._observation import Observation, check_observations
 from jaxattn._problem import Problem, check
 from jaxattn._score import Score
 from jaxattn.backends.auto import AUTO, Backend, choose
 from jaxattn.backends.blockwise import Blockwise
 from jaxattn.backends.reference import Reference
 from jaxattn.dropout import Dropout
+from jaxattn.kernels.watch import unseen
 from jaxattn.masks import EVERYTHING, Mask
-from jaxattn.merge import add_sinks
 
 Scoring: TypeAlias = Score | Callable[..., Array] | Sequence[Score | Callable[..., Array]]
 
@@ -79,27 +80,50 @@ def attend(
     scale: float | Float[Array, ""] | None = None,
     sinks: Float[Array, " h"] | None = None,
     dropout: Dropout | None = None,
+    observe: Mapping[str, Observation] | None = None,
     backend: Backend = AUTO,
 ) -> Attended:
-    """`attention`, and with it the log-sum-exp of every query's logits and sink.
+    """`attention`, and with it the log-sum-exp of every query's logits and sink, and observations.
 
-    Takes and raises what `attention` does. Both results are differentiable, to any order, in q, k,
-    v, scale, sinks and every array in `score`.
+    Takes and raises what `attention` does. The results are differentiable, to any order, in q, k,
+    v, scale, sinks and every array in `score`; an observation where its mathematics is.
+
+    Args:
+      observe: what to see of the weights, by name, such as {"entropy": jaxattn.observe.Entropy()}.
+        Several share the work. Observing changes neither out nor lse, nor how they are computed,
+        and takes no memory that grows with t · s.
+    Raises:
+      TypeError: also, something in `observe` that is not an observation.
     """
     problem = check(q, k, v, mask, score, scale, sinks, dropout)
-    return run(choose(backend, problem), problem)
+    observations = check_observations(observe, problem.sizes, problem.q.dtype)
+    answer, live = run(choose(backend, problem), problem, tuple(observations.values()))
+    finished = (
+        each.finish(state, live)
+        for each, state in zip(observations.values(), answer.observed.values(), strict=True)
+    )
+    return answer._replace(observed=dict(zip(observations, finished, strict=True)))
 
 
 @partial(jax.jit, static_argnums=0)
-def run(backend: Reference | Blockwise, problem: Problem) -> Attended:
-    """The answer to a checked problem, as one compiled function."""
-    q, v, sinks = problem.q, problem.v, problem.sinks
+def run(
+    backend: Reference | Blockwise, problem: Problem, watched: tuple[Observation, ...]
+) -> tuple[Attended, Bool[Array, "*b t h"]]:
+    """The answer to a checked problem, as one compiled function, and which queries see any key.
+
+    Observed are states, by number.
+    """
+    q, v, sinks, sizes = problem.q, problem.v, problem.rule.sinks, problem.sizes
+    acc = accumulator(q.dtype)
     if problem.is_empty:  # no query, or no key to answer with
-        nothing = jnp.zeros(q.shape[:-1], accumulator(q.dtype))
+        nothing = jnp.zeros(q.shape[:-1], acc)
         out, peak, log_total = jnp.zeros((*q.shape[:-1], v.shape[-1])), nothing - jnp.inf, nothing
+        states = unseen(sizes, watched, acc)
     else:
-        out, peak, log_total = backend.run(problem)
-    if sinks is None:
-        return Attended(out.astype(q.dtype), peak + log_total)
-    out, lse = add_sinks(out, peak, log_total, sinks)
-    return Attended(out.astype(q.dtype), lse)
+        out, peak, log_total, states = backend.run(problem, watched)
+    lse = peak + log_total
+    if sinks is not None:
+        joined = sinks.join(peak, log_total)
+        out = out * jnp.exp(log_total - joined)[..., None]
+        lse = jnp.where(jnp.isneginf(peak), sinks.logits, peak + joined)
+    return Attended(out.astype(q.dtype), lse, dict(enumerate(states))), ~jnp.isneginf(peak)

@@ -7,7 +7,7 @@ or the direction of differentiation. It is computed in the tile; no array of ran
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ class Dropout(Value):
         """What tiles need of it; None for a rate that is known to be 0."""
         if isinstance(self.rate, int | float) and self.rate == 0:
             return None
-        rate = jnp.asarray(self.rate, jnp.float32)
+        rate = jnp.asarray(self.rate, jnp.result_type(float))
         if rate.ndim:
             raise ValueError(f"a dropout rate is one number, got shape {rate.shape}")
         key = _as_key(self.key)
@@ -67,9 +67,9 @@ class Dropout(Value):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Drop(Value):
-    """A resolved `Dropout`: random words of every head, query and key, which a pair's hash mixes."""
+    """A resolved `Dropout`: random words of heads, queries and keys, which a pair's hash mixes."""
 
-    AXES = {"head": "h", "head_2": "h", "row": "t", "row_2": "t", "column": "s"}
+    AXES: ClassVar = {"head": "h", "head_2": "h", "row": "t", "row_2": "t", "column": "s"}
 
     rate: Float[Array, ""]
     head: UInt32[Array, "*b h"]
@@ -82,7 +82,7 @@ class Drop(Value):
         """Which pairs of a tile are kept, as the tile lies. Asked of its part."""
         bits = _mix(place.each_q(self.row ^ self.head) + place.each_k(self.column))
         bits = _mix(bits + place.each_q(self.row_2 ^ self.head_2))
-        return (bits >> 8).astype(jnp.float32) * 2**-24 >= self.rate
+        return (bits >> 8).astype(jnp.float32) * 2**-24 >= self.rate.astype(jnp.float32)
 
     def apply(self, weights: Float[Array, "a b"], place: Place) -> Float[Array, "a b"]:
         """The weights of a tile, dropped or grown. Asked of its part."""

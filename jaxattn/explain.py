@@ -77,14 +77,14 @@ def explain(
     dropout: Dropout | None = None,
     backend: Backend = AUTO,
 ) -> Explanation:
-    """What `attend` would do with these arguments. Compiles the forward pass, and runs nothing of it.
+    """What `attend` would do with these arguments. Compiles the forward pass; runs nothing of it.
 
     q, k and v may be given as `jax.ShapeDtypeStruct`. Takes and raises what `attend` does.
     """
     build = partial(check, mask=mask, score=score, scale=scale, sinks=sinks, dropout=dropout)
     problem = jax.eval_shape(build, q, k, v)
     chosen, others = turned_down(backend, problem)
-    memory: Any = run.lower(chosen, problem).compile().memory_analysis()
+    memory: Any = run.lower(chosen, problem, ()).compile().memory_analysis()
     temporary = None if memory is None else int(memory.temp_size_in_bytes)
     sizes = problem.sizes
     if problem.is_empty:
@@ -96,7 +96,7 @@ def explain(
         whole = (sizes.h, count // sizes.h, sizes.t, sizes.s)
         return Explanation(chosen, others, *whole, count, count, flops, temporary)
 
-    walk = chosen.walk(problem)
+    walk = chosen.walks(problem).forward
     plan, per_head = walk.plan, walk.plan.q_blocks * ceil_div(sizes.s, walk.plan.k_block)
     resolved = check_mask(mask).resolve(sizes)
     visited, flops = None, None

@@ -9,7 +9,7 @@ too.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,6 @@ from jaxattn._batched import check_integers, fit
 from jaxattn._mask import (
     END,
     EVERYTHING,
-    Align,
     And,
     Band,
     Everything,
@@ -50,7 +49,7 @@ __all__ = [
     "Window",
 ]
 
-Offset: TypeAlias = int | Align | Int[Array, "*b"] | None
+Offset: TypeAlias = Any  # a number, END, integers [*b], or None
 
 
 @dataclass(frozen=True, repr=False)
@@ -103,7 +102,7 @@ class PrefixLM(Mask):
     Source: Raffel et al. 2020, section 3.2.1.
     """
 
-    AXES = {"length": "", "offset": ""}
+    AXES: ClassVar = {"length": "", "offset": ""}
 
     length: int | Int[Array, "*b"]
     offset: Offset = None
@@ -134,7 +133,7 @@ class Lengths(Mask):
     q, k: numbers, or integers that broadcast to the batch.
     """
 
-    AXES = {"q": "", "k": ""}
+    AXES: ClassVar = {"q": "", "k": ""}
 
     q: int | Int[Array, "*b"] | None = None
     k: int | Int[Array, "*b"] | None = None
@@ -178,7 +177,7 @@ class Segments(Mask):
       negative id marks padding, which sees nothing and is seen by nothing.
     """
 
-    AXES = {"q_ids": "t", "k_ids": "s"}
+    AXES: ClassVar = {"q_ids": "t", "k_ids": "s"}
 
     q_ids: Int[Array, "*b t"]
     k_ids: Int[Array, "*b s"] | None = None
@@ -202,7 +201,8 @@ class Segments(Mask):
         live = lambda ids: ids >= 0
         ids = _cut(self.q_ids, rows)
         least = jnp.min(ids, where=live(ids), initial=jnp.iinfo(ids.dtype).max)
-        return _ends((live(self.k_ids) & (least <= self.k_ids) & (self.k_ids <= jnp.max(ids))), s)
+        k_ids = jnp.asarray(self.k_ids)
+        return _ends(live(k_ids) & (least <= k_ids) & (k_ids <= jnp.max(ids)), s)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -217,7 +217,7 @@ class Positions(Mask):
     left, right: in positions, at least 0; None for no bound on that side. The defaults are causal.
     """
 
-    AXES = {"q": "t", "k": "s"}
+    AXES: ClassVar = {"q": "t", "k": "s"}
 
     q: Int[Array, "*b t"]
     k: Int[Array, "*b s"]
@@ -257,7 +257,7 @@ class Dense(Mask):
     array: booleans that broadcast to [*b h t s].
     """
 
-    AXES = {"array": "hts"}
+    AXES: ClassVar = {"array": "hts"}
 
     array: Bool[Array, "*#b #h #t #s"]
 
@@ -283,8 +283,8 @@ class Where(Mask):
     """Any mask at all, as a function of one pair: `Where(lambda at: at.k % 8 == at.q % 8)`.
 
     seen: given `at`, with `at.batch`, `at.head`, `at.q` and `at.k`, says whether the query may see
-      the key. Written for one pair: `at.q` and `at.k` are integer scalars. It may close over arrays,
-      also traced ones, and index them with these. Outside `jit` each new function compiles anew.
+      the key. Written for one pair: `at.q` and `at.k` are integer scalars. It may close over
+      arrays, also traced ones, and index them with these. Outside `jit` each new function compiles anew.
     """
 
     seen: Any

@@ -4,7 +4,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from jaxattn._axes import Attended, accumulator
 
@@ -45,21 +44,3 @@ def merge(first: Attended, *others: Attended) -> Attended:
     merged = jnp.where(jnp.isnan(total), total, merged)
     out = jnp.asarray(mixed) / jnp.where(jnp.isnan(total), total, whole)[..., None]
     return Attended(out.astype(first.out.dtype), merged)
-
-
-def add_sinks(
-    out: Float[Array, "*b t h e"],
-    peak: Float[Array, "*b t h"],
-    log_total: Float[Array, "*b t h"],
-    sinks: Float[Array, " h"],
-) -> tuple[Float[Array, "*b t h e"], Float[Array, "*b t h"]]:
-    """(out, lse) of a softmax whose denominator has exp(sink) added; lse = peak + log_total before.
-
-    Source: Xiao et al. 2024, section 3.3; learnt for each head, as in OpenAI 2025, "gpt-oss".
-    """
-    blind = jnp.isneginf(peak)
-    # In this order, so that a large peak takes no digits from the rest.
-    above = jnp.where(blind, 0, sinks - jnp.where(blind, 0, peak) - log_total)
-    out = out * jax.nn.sigmoid(-above)[..., None]
-    lse = jnp.where(blind, sinks, peak + (log_total + jax.nn.softplus(above)))
-    return out, lse

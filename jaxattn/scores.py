@@ -6,7 +6,7 @@ but `Bias` are computed in the tile and never held whole.
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ class Bias(Score):
       has its own shape.
     """
 
-    AXES = {"array": "hts"}
+    AXES: ClassVar = {"array": "hts"}
 
     array: Float[Array, "*#b #h #t #s"]
 
@@ -53,13 +53,15 @@ class ALiBi(Score):
     Source: Press et al. 2022, section 3.
     """
 
-    AXES = {"slopes": "h", "offset": ""}
+    AXES: ClassVar = {"slopes": "h", "offset": ""}
 
     slopes: Float[Array, " h"] | None = None
     offset: Offset = None
 
     def resolve(self, sizes: Sizes, dtype: Any) -> "ALiBi":
-        slopes = _real(alibi_slopes(sizes.h) if self.slopes is None else self.slopes, "ALiBi.slopes")
+        slopes = _real(
+            alibi_slopes(sizes.h) if self.slopes is None else self.slopes, "ALiBi.slopes"
+        )
         if slopes.shape != (sizes.h,):
             raise ValueError(
                 f"ALiBi takes one slope for each query head, {sizes.h} of them, got shape "
@@ -102,7 +104,7 @@ class RelativeBias(Score):
     Source: Raffel et al. 2020, section 2.1, and the code published with it.
     """
 
-    AXES = {"table": "h.", "offset": ""}
+    AXES: ClassVar = {"table": "h.", "offset": ""}
 
     table: Float[Array, "buckets h"]
     bidirectional: bool = True
@@ -176,7 +178,7 @@ class SoftCap(Score):
     Source: Gemma Team 2024, "Gemma 2", section 2.
     """
 
-    AXES = {"cap": ""}
+    AXES: ClassVar = {"cap": ""}
 
     cap: float | Float[Array, ""]
 
@@ -201,9 +203,10 @@ class SoftCap(Score):
 
 def _real(array: Any, name: str) -> Array:
     array = jnp.asarray(array)
-    if not jnp.issubdtype(array.dtype, jnp.floating) and not jnp.issubdtype(array.dtype, jnp.integer):
+    if not jnp.issubdtype(array.dtype, jnp.floating) and not jnp.issubdtype(
+        array.dtype, jnp.integer
+    ):
         raise TypeError(f"{name} holds real numbers, got {show(array)}; cast it first")
     if not jnp.issubdtype(array.dtype, jnp.floating):
         array = array.astype(jnp.float32)
     return array
-

@@ -6,7 +6,8 @@ of its derivatives are arrays of that shape:
     apply(x)   the logits after it
     slope(x)   the derivative of each by the logit before it
     parts(x)   for each array of the item: the derivative of each logit by the entry that it reads,
-               and `collect`, which sums such terms to the array's shape
+               the size of the terms it is the difference of, and `collect`, which sums over pairs
+               to the array's shape
 """
 
 from collections.abc import Callable
@@ -37,7 +38,7 @@ class Bias:
         return np.ones_like(x)
 
     def parts(self, x):
-        return [(np.ones_like(x), to_shape(np.shape(self.array)))]
+        return [(np.ones_like(x), 1, to_shape(np.shape(self.array)))]
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,9 @@ class Cap:
         return 1 - np.tanh(x / np.asarray(self.cap, x.dtype)) ** 2
 
     def parts(self, x):
-        part = x / np.asarray(self.cap, x.dtype)
-        part = np.tanh(part) - part * (1 - np.tanh(part) ** 2)
-        return [(part, to_shape(np.shape(self.cap)))]
+        u = x / np.asarray(self.cap, x.dtype)
+        one, two = np.tanh(u), u * (1 - np.tanh(u) ** 2)
+        return [(one - two, np.abs(one) + np.abs(two), to_shape(np.shape(self.cap)))]
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ class Lookup:
         return np.ones_like(x)
 
     def parts(self, x):
-        return [(self.factor * np.ones_like(x), to_index(np.shape(self.array), self.index))]
+        part = self.factor * np.ones_like(x)
+        return [(part, np.abs(part), to_index(np.shape(self.array), self.index))]
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class Gate:
         return np.broadcast_to(np.asarray(self.array, x.dtype)[self.index], x.shape)
 
     def parts(self, x):
-        return [(x, to_index(np.shape(self.array), self.index))]
+        return [(x, np.abs(x), to_index(np.shape(self.array), self.index))]
 
 
 def alibi(slopes, t, s, offset: Any = 0) -> Lookup:
@@ -149,8 +151,8 @@ def pull(items, x, cot, size) -> tuple[Sum, tuple[Sum, ...]]:
     sums: list[Sum] = []
     for item, x in zip(reversed(items), reversed(before[:-1]), strict=True):
         here = [
-            Sum(collect(_product(cot, part)), collect(_product(size, np.abs(part))))
-            for part, collect in item.parts(x)
+            Sum(collect(_product(cot, part)), collect(_product(size, among)))
+            for part, among, collect in item.parts(x)
         ]
         sums = here + sums
         slope = item.slope(x)

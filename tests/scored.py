@@ -163,8 +163,8 @@ class PerHeadCap(theirs.Cap):
     """A cap [h 1 1] whose gradient is [h]."""
 
     def parts(self, x):
-        ((part, collect),) = super().parts(x)
-        return [(part, lambda terms: collect(terms)[:, 0, 0])]
+        ((part, size, collect),) = super().parts(x)
+        return [(part, size, lambda terms: collect(terms)[:, 0, 0])]
 
 
 def nothing(shape, rng, dtype) -> Scored:

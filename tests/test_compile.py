@@ -48,7 +48,20 @@ def numbers(seed):
     return jnp.asarray(np.random.default_rng(seed).integers(0, T, B), jnp.int32)
 
 
+def twice_the_head(logit, at):
+    return logit + 2.0 * at.head
+
+
 SAME = {
+    "the same function": lambda seed: {"score": twice_the_head},
+    "other biases": lambda seed: {"score": ja.Bias(jnp.full(S, 1.0 + seed))},
+    "other caps and slopes": lambda seed: {
+        "score": (ja.ALiBi(jnp.arange(4.0) + seed, 0), ja.SoftCap(2.0 + seed))
+    },
+    "other sinks": lambda seed: {"sinks": jnp.arange(4.0) + seed},
+    "other rates and keys": lambda seed: {
+        "dropout": ja.Dropout(0.1 + seed / 2, jax.random.key(seed))
+    },
     "no mask": lambda seed: {},
     "equal masks": lambda seed: {"mask": ja.Causal(ja.END) & ja.Window(3, 1, offset=2)},
     "other scales": lambda seed: {"scale": 0.5 + seed},
@@ -80,6 +93,27 @@ def test_a_new_number_in_a_mask_is_a_new_program():
     with compilations() as again:
         ja.attend(*x, mask=ja.Causal(3))
     assert len(again) == 1
+
+
+def test_one_function_that_closes_over_other_arrays_is_the_same_program():
+    """It is traced each time that it is asked for, and compiled only if it reads otherwise."""
+    x, box = draw(0), [jnp.arange(1.0, S + 1), 2.0]
+
+    def score(logit, at):
+        return logit * box[1] + box[0][at.k]
+
+    ja.attention(*x, score=score)
+    box[0] = jnp.cos(box[0])
+    with compilations() as again:
+        second = ja.attention(*x, score=score)
+    assert again == []
+    fresh = ja.attention(*x, score=lambda logit, at: logit * 2.0 + box[0][at.k])
+    np.testing.assert_array_equal(second, fresh)
+    box[1] = 2.0 + 1e-4
+    with compilations() as again:
+        third = ja.attention(*x, score=score)
+    assert len(again) == 1
+    assert not np.array_equal(third, second)
 
 
 def test_a_mask_and_a_scale_are_arguments_of_jit():

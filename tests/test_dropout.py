@@ -131,7 +131,7 @@ def test_share_that_is_dropped(rate):
 def test_traced_rate_drops_the_same():
     got = jax.jit(lambda rate: ja.attention(Q, K, V, dropout=ja.Dropout(rate, KEY)))(0.3)
     want = ja.attention(Q, K, V, dropout=ja.Dropout(0.3, KEY))
-    np.testing.assert_allclose(got, want, rtol=1e-6)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
 def correlations(x, y):

@@ -83,6 +83,42 @@ def test_memory_is_linear_with_a_mask(name):
     assert large < 4 * 8192**2 * 4 / 6
 
 
+def with_options(t, options):
+    """The gradient in q, k, v and in what `options` makes of an array [4]."""
+
+    def loss(q, k, v, x):
+        out, lse = ja.attend(q, k, v, mask=ja.Causal(), **options(x))
+        return (out**2).sum() + lse.sum()
+
+    shape, x = (jax.ShapeDtypeStruct(x, jnp.float32) for x in ((1, t, 4, 64), (4,)))
+    lowered = jax.jit(jax.grad(loss, (0, 1, 2, 3))).lower(shape, shape, shape, x)
+    analysis = lowered.compile().memory_analysis()
+    assert analysis is not None
+    return analysis.temp_size_in_bytes
+
+
+KEY = jax.random.key(0)
+OPTIONS = {
+    "sinks-dropout": lambda x: {"sinks": x, "dropout": ja.Dropout(0.1, KEY)},
+    "alibi-cap": lambda x: {"score": (ja.ALiBi(x), ja.SoftCap(x[0]))},
+    "relative": lambda x: {"score": ja.RelativeBias(jnp.ones((32, 1)) * x)},
+    "function": lambda x: {"score": lambda logit, at: logit + x[at.head] * ((at.q - at.k) % 7)},
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("sinks-dropout", "function"),
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("alibi-cap", "relative")),
+    ],
+)
+def test_memory_is_linear_with_options(name):
+    small, large = (with_options(t, OPTIONS[name]) for t in (4096, 8192))
+    assert large <= 2.3 * small
+    assert large < 4 * 8192**2 * 4 / 6
+
+
 @pytest.mark.parametrize(("t", "limit"), [(8192, 40 * MIB), (16384, 64 * MIB)])
 def test_forward_fits(t, limit):
     assert temporary(forward, t, heads=12) <= limit

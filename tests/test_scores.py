@@ -5,11 +5,9 @@
 import math
 from functools import partial
 
-import dense
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracle
 import oracle_scores
 import pytest
 from cases import DTYPES, SMALL
@@ -204,103 +202,3 @@ def test_order_matters(backend):
     added = attend(score=[ja.SoftCap(2.0), ja.Bias(high)]).lse
     assert np.asarray(capped).max() < 2 + np.log(SMALL.s)
     assert np.asarray(added).min() > 1e3
-
-
-# A function that the tests below differentiate in what it closes over.
-POINT = np.random.default_rng(5)
-QKV = [POINT.standard_normal(x) for x in (SMALL.q[1:], SMALL.k[1:], SMALL.v[1:])]
-TABLE, CAPS = POINT.standard_normal((SMALL.h, SMALL.s)), 1 + POINT.random(SMALL.h)
-
-
-def ours(backend, table, caps):
-    def score(logit, at):
-        logit = logit + jnp.where(at.k > at.q, 0.3, 1.0) * table[at.head, at.k]
-        return caps[at.head] * jnp.tanh(logit / caps[at.head])
-
-    out, lse = ja.attend(*map(jnp.asarray, QKV), score=score, backend=backend)
-    return (out**2).sum() + (lse**2).sum()
-
-
-def whole(table, caps):
-    def score(logits):
-        after = jnp.arange(SMALL.s) > jnp.arange(SMALL.t)[:, None]
-        logits = logits + jnp.where(after, 0.3, 1.0) * table[:, None, :]
-        return caps[:, None, None] * jnp.tanh(logits / caps[:, None, None])
-
-    out, lse = dense.attend(*map(jnp.asarray, QKV), score=score)
-    return (out**2).sum() + (lse**2).sum()
-
-
-def along(f):
-    return lambda *x: jax.jvp(f, x, (jnp.cos(x[0]), jnp.sin(x[1])))
-
-
-def mapped(f):
-    return lambda x, y: jax.vmap(jax.grad(f, (0, 1)), (0, None))(jnp.stack([x, 2 * x, -x]), y)
-
-
-CLOSED_OVER = {
-    "value": lambda f: f,
-    "grad": lambda f: jax.grad(f, (0, 1)),
-    "jvp": along,
-    "forward-over-reverse": lambda f: along(jax.grad(f, (0, 1))),
-    "reverse-over-reverse": lambda f: jax.grad(lambda *x: (jax.grad(f)(*x) ** 2).sum(), (0, 1)),
-    "vmap-of-grad": mapped,
-    "hessian": lambda f: jax.hessian(f, 1),
-}
-
-
-@pytest.mark.parametrize(
-    ("name", "backend"),
-    [
-        pytest.param(
-            name, backend, marks=() if backend == TILED or name == few else pytest.mark.long
-        )
-        for name in CLOSED_OVER
-        for backend in BACKENDS
-        for few in ["forward-over-reverse"]
-    ],
-    ids=str,
-)
-def test_arrays_that_a_function_closes_over(name, backend):
-    """They need no declaration, under any transformation."""
-    transform = CLOSED_OVER[name]
-    with jax.enable_x64(True):
-        point = jnp.asarray(TABLE), jnp.asarray(CAPS)
-        got = jit(transform(partial(ours, backend)))(*point)
-        want = jit(transform(whole))(*point)
-        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10)
-
-
-def test_gradient_of_a_function_outside_jit():
-    with jax.enable_x64(True):
-        point = jnp.asarray(TABLE), jnp.asarray(CAPS)
-        got, want = (jax.grad(f, (0, 1))(*point) for f in (partial(ours, ja.AUTO), whole))
-        for a, b in zip(got, want, strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10)
-
-
-@for_backends
-def test_function_that_closes_over_other_dtypes(backend):
-    """bfloat16 tables have bfloat16 gradients, and integers and booleans none."""
-    q, k, v = (jnp.asarray(x, jnp.float32) for x in QKV)
-    table, shift = jnp.asarray(TABLE, jnp.bfloat16), jnp.arange(SMALL.t) % 3
-    on = jnp.arange(SMALL.h) > 2
-
-    def out(table):
-        def score(logit, at):
-            extra = table[at.head, (at.k + shift[at.q]) % SMALL.s]
-            return logit + jnp.where(on[at.head], extra, 0)
-
-        return ja.attention(q, k, v, score=score, backend=backend)
-
-    index = np.arange(SMALL.h)[:, None, None], (np.arange(SMALL.s) + shift[:, None]) % SMALL.s
-    added = np.asarray(table, np.float64)[index] * np.asarray(on)[:, None, None]
-    want, _ = oracle.attention(q, k, v, extra=oracle.Extra((oracle_scores.Bias(added),)))
-    got, pull = jax.vjp(out, table)
-    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
-    (dtable,) = pull(jnp.ones_like(got))
-    assert dtable.dtype == jnp.bfloat16
-    assert np.asarray(dtable[3:], np.float32).any(axis=1).all()
-    assert not np.asarray(dtable[:3], np.float32).any()

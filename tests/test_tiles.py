@@ -2,6 +2,8 @@
 
 # pyright: reportArgumentType=false, reportCallIssue=false
 
+from typing import Any
+
 import hypothesis
 import jax
 import jax.numpy as jnp
@@ -65,18 +67,23 @@ def visits(walk: Walk, mask):
 seen = jax.jit(visits, static_argnums=0)
 
 
+def _arrays(found) -> list[Any]:
+    return [np.asarray(x) for x in found]
+
+
 def assert_exact(masks, shape, blocks) -> None:
     """A tile is visited if it has an allowed pair of its own."""
     problem = problem_of(shape, masks.mask)
     walk = ja.Blockwise(*blocks).walk(problem)
-    visited, start, begin, outside, width = map(np.asarray, seen(walk, problem.rule.mask))
+    visited, start, begin, outside, width = _arrays(seen(walk, problem.rule.mask))
     assert not outside.any()
     allowed = np.broadcast_to(masks.allowed, shape.scores)
     plan, batches = walk.plan, int(np.prod(shape.batch))
-    allowed = allowed.reshape(batches, walk.runs_per_batch, plan.heads, shape.t, shape.s).any(2)
+    allowed = allowed.reshape(batches, walk.runs_per_batch, plan.heads, shape.t, shape.s)
+    allowed = np.asarray(np.any(allowed, axis=2))
     for b, run, i in np.ndindex(visited.shape[:3]):
         row = min(i * plan.q_block, shape.t - plan.q_block)
-        keys = allowed[b, run, row : row + plan.q_block].any(0)
+        keys = np.asarray(np.any(allowed[b, run, row : row + plan.q_block], axis=0))
         met = np.zeros(shape.s, int)
         for j in range(plan.k_tiles):
             here = b, run, i, j

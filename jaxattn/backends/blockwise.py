@@ -2,14 +2,19 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxattn._problem import Problem
-from jaxattn.kernels.fold import fold
-from jaxattn.kernels.plan import make_plan
+from jaxattn.kernels.fold import Folded, Hits, Walks, fold
+from jaxattn.kernels.plan import make_plan, whole_rows
+from jaxattn.kernels.sweep import sweep
+from jaxattn.kernels.tile import LogSumExp
 from jaxattn.kernels.walk import Walk
+from jaxattn.kernels.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -35,19 +40,32 @@ class Blockwise:
         del problem
         return None
 
-    def walk(self, problem: Problem) -> Walk:
-        """How the score matrices of a problem are gone through."""
+    def walks(self, problem: Problem) -> Walks:
+        """How the score matrices of a problem are gone through, forward and back."""
         sizes, n, platform = problem.sizes, problem.kv_heads, jax.default_backend()
         plan = make_plan(problem.rule.mask, sizes, n, platform, self.q_block, self.k_block)
-        return Walk(plan, sizes, n)
+        tangent = Walk(plan, sizes, n)
+        if self.q_block is None and self.k_block is None:
+            plan = whole_rows(plan, problem.rule.mask, sizes, n, platform)
+        return Walks(Walk(plan, sizes, n), tangent)
 
-    def run(self, problem: Problem) -> tuple[Array, Array, Array]:
-        """(out, peak, log_total), lse being their sum, of a problem that is not empty."""
-        sizes, walk = problem.sizes, self.walk(problem)
+    def run(self, problem: Problem, watched: Watch) -> Folded:
+        """The answer to a problem that is not empty, over its batch axes."""
+        sizes, walks, mask = problem.sizes, self.walks(problem), problem.rule.mask
         flat = lambda x: x.reshape(math.prod(sizes.batch), *x.shape[-3:])
         q, k, v = (flat(x) for x in (problem.q, problem.k, problem.v))
-        mask = problem.rule.mask
-        hits = walk.find_hits(mask), walk.find_hits(mask, held=True)
-        found = fold(walk, q, k, v, problem.rule, hits)
-        out, peak, log_total = (x.reshape(*sizes.batch, *x.shape[1:]) for x in found)
-        return out, peak, log_total
+        hits = Hits(walks.forward.find_hits(mask), walks.tangent.find_hits(mask, held=True))
+        folded = fold(walks, q, k, v, problem.rule, watched, hits)
+        return jax.tree.map(lambda x: x.reshape(*sizes.batch, *x.shape[1:]), folded)
+
+    def observe(self, problem: Problem, watched: Watch, lse: Array) -> tuple[Any, ...]:
+        """The states of observations of a problem that is not empty, from its lse."""
+        sizes, walk = problem.sizes, self.walks(problem).tangent
+        flat = lambda x, n: x.reshape(math.prod(sizes.batch), *x.shape[-n:])
+        q, k, lse = flat(problem.q, 3), flat(problem.k, 3), flat(lse, 2)
+        # A peak, which counts as a constant, and the rest.
+        peak = jax.lax.stop_gradient(lse)
+        parts = LogSumExp(peak, jnp.where(jnp.isneginf(peak), 0, lse - peak))
+        hits = walk.find_hits(problem.rule.mask, held=True)
+        states = sweep(walk, q, k, problem.rule, watched, hits, parts)
+        return jax.tree.map(lambda x: x.reshape(*sizes.batch, *x.shape[1:]), states)

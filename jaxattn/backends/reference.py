@@ -1,6 +1,7 @@
 """The textbook steps over every head, with the whole score matrix in memory: what is right."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ from jaxtyping import Array, Float
 
 from jaxattn import steps
 from jaxattn._axes import accumulator
+from jaxattn._observation import HEAD, Observation, Seen
 from jaxattn._problem import Problem, Rule
 from jaxattn._value import Block, Place, Sizes, Span
 
@@ -21,17 +23,21 @@ class Reference:
         del problem
         return None
 
-    def run(self, problem: Problem) -> tuple[Array, Array, Array]:
-        """(out, peak, log_total), lse being their sum, of a problem that is not empty."""
-        q, k, v, rule, _ = problem
+    def run(self, problem: Problem, watched: tuple[Observation, ...]) -> tuple[Any, ...]:
+        """(out, peak, log_total, states of observations) of a problem that is not empty.
+
+        lse is peak + log_total.
+        """
+        q, k, v, rule = problem
         sizes, acc = problem.sizes, accumulator(q.dtype)
         repeat = lambda x: jnp.repeat(x, sizes.h // problem.kv_heads, axis=-2)
         q, k, v = (x.astype(acc) for x in (q, repeat(k), repeat(v)))
 
-        def one(q: Array, k: Array, v: Array, *index: Array) -> tuple[Array, Array, Array]:
-            return one_head(q, k, v, rule, sizes, index)
+        def one(q: Array, k: Array, v: Array, *index: Array) -> tuple[Any, ...]:
+            return one_head(q, k, v, rule, watched, sizes, index)
 
-        each = jax.vmap(one, in_axes=(1, 1, 1, *(None for _ in sizes.batch), 0), out_axes=1)
+        heads_at = (1, 1, 1, tuple(0 if x.per is HEAD else 1 for x in watched))
+        each = jax.vmap(one, (1, 1, 1, *(None for _ in sizes.batch), 0), heads_at)
         for axis in reversed(range(len(sizes.batch))):
             index = [0 if i == axis else None for i in range(len(sizes.batch))]
             each = jax.vmap(each, in_axes=(0, 0, 0, *index, None))
@@ -43,9 +49,10 @@ def one_head(
     k: Float[Array, "s d"],
     v: Float[Array, "s e"],
     rule: Rule,
+    watched: tuple[Observation, ...],
     sizes: Sizes,
     index: tuple[Array, ...],
-) -> tuple[Float[Array, "t e"], Float[Array, " t"], Float[Array, " t"]]:
+) -> tuple[Any, ...]:
     """The steps of the head at `index`, [*b h], with NaN and Inf kept from queries that may not see
     them.
 
@@ -58,13 +65,13 @@ def one_head(
     block = Block(sizes, flat, 1, head, (1, 1), place.rows, place.keys)
     part = lambda value: jax.tree.map(lambda x: x.reshape(x.shape[3:]), value.read(block))
 
-    logits = steps.scores(_finite(q), _finite(k), rule.scale).scaled
+    logits = scaled = steps.scores(_finite(q), _finite(k), rule.scale).scaled
     for item in rule.score:
         logits = part(item).apply(logits, place)
     allowed = part(rule.mask).allows(place)
     allowed = None if allowed is None else jnp.broadcast_to(allowed, logits.shape)
     logits = steps.mask(logits, allowed)
-    weights = steps.weights(logits)
+    whole = weights = steps.weights(logits)
     if rule.dropout is not None:
         weights = part(rule.dropout).apply(weights, place)
     seen = jnp.ones(logits.shape, bool) if allowed is None else allowed
@@ -75,7 +82,11 @@ def one_head(
     log_total = steps.log_sum_exp(logits - peak[:, None])
     blind = log_total == -jnp.inf
     peak, log_total = jnp.where(blind, -jnp.inf, peak), jnp.where(blind, 0, log_total)
-    return out, peak, jnp.where(bad_logits, jnp.nan, log_total)
+    log_total = jnp.where(bad_logits, jnp.nan, log_total)
+    joined = log_total if rule.sinks is None else part(rule.sinks).join(peak, log_total)
+    shrunk = whole * jnp.exp(log_total - joined)[:, None]
+    seen = Seen(shrunk, logits, scaled, seen, peak + joined, ~blind, place)
+    return out, peak, log_total, tuple(part(each).absorb(seen) for each in watched)
 
 
 def _finite(x: Array) -> Array:
@@ -85,4 +96,3 @@ def _finite(x: Array) -> Array:
 def _bad(x: Array) -> Array:
     """Whether there is a NaN or Inf in each row."""
     return ~jnp.isfinite(x).all(axis=1)
-

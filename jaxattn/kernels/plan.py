@@ -12,6 +12,7 @@ from jaxattn._mask import Mask
 from jaxattn._value import Sizes, Span
 
 K_STEPS = 4  # a row of tiles ends in one of this many widths, so that a mask's edge wastes little
+K_STEP = 1024  # or in more of them, no further apart than this
 
 UNROLL = 4  # blocks of queries
 
@@ -23,6 +24,7 @@ class Budget:
     tile: scores in a tile, of q_block queries at most. small: a head with no more scores than this
     is one block of queries, or four where the mask leaves keys out, and several such heads go at a
     time: as many as have `whole` scores. Of those no more than `keys` keys are held at a time.
+    row: a row that needs no more keys than this can be in one forward tile, of `whole` scores.
     """
 
     tile: int
@@ -30,10 +32,11 @@ class Budget:
     small: int
     whole: int
     keys: int
+    row: int
 
 
-CPU = Budget(tile=2**20, q_block=512, small=2**19, whole=2**21, keys=2**13)
-ACCELERATOR = Budget(tile=2**25, q_block=512, small=2**16, whole=2**26, keys=2**22)
+CPU = Budget(tile=2**20, q_block=512, small=2**19, whole=2**21, keys=2**13, row=2**14)
+ACCELERATOR = Budget(tile=2**25, q_block=512, small=2**16, whole=2**26, keys=2**22, row=0)
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,9 @@ class Plan:
     @property
     def widths(self) -> tuple[int, ...]:
         """The widths that the last tile of a row can take, ascending; the last is k_block."""
-        step = ceil_div(self.k_block, K_STEPS)
-        return tuple(sorted({min(step * i, self.k_block) for i in range(1, K_STEPS + 1)}))
+        steps = max(K_STEPS, self.k_block // K_STEP)
+        step = ceil_div(self.k_block, steps)
+        return tuple(sorted({min(step * i, self.k_block) for i in range(1, steps + 1)}))
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -114,3 +118,16 @@ def make_plan(
     known = not jax.tree.leaves(mask) and any(limits != (0, s) for limits in spans)
     unrolled = known and q_blocks <= UNROLL
     return Plan(batch, heads, q_block, k_block, q_blocks, ceil_div(span, k_block), unrolled)
+
+
+def whole_rows(plan: Plan, mask: Mask, sizes: Sizes, kv_heads: int, platform: str) -> Plan:
+    """`plan` for the forward pass: with all keys of a row in one tile, where that is as fast.
+
+    Then the final lse is at hand in the tile. Not where a mask may leave out tiles in between.
+    """
+    budget = CPU if platform == "cpu" else ACCELERATOR
+    span = plan.k_tiles * plan.k_block
+    if plan.k_tiles == 1 or span > budget.row or not mask.exact:
+        return plan
+    q_block = min(max(budget.whole // span // 8 * 8, 8), budget.q_block)
+    return make_plan(mask, sizes, kv_heads, platform, q_block, min(span, sizes.s))

@@ -27,6 +27,14 @@ class State(NamedTuple):
     mixed: Float[Array, "r e"]
 
 
+class Products(NamedTuple):
+    """What a tile was on the way. p: exp(logits - peak)."""
+
+    scaled: Float[Array, "r c"]
+    logits: Float[Array, "r c"]
+    p: Float[Array, "r c"]
+
+
 class Tangents(NamedTuple):
     """Tangents of what a tile depends on; None where a tangent is zero, in scores `Zero`."""
 
@@ -69,6 +77,17 @@ def allows(rule: Rule, place: Place, counts: Array | None) -> Bool[Array, "#a #b
     return counts if allowed is None else allowed & counts
 
 
+def logits(
+    scaled: Float[Array, "r c"], rule: Rule, place: Place, counts: Bool[Array, " c"] | None
+) -> Float[Array, "r c"]:
+    """Scores and mask, in this order."""
+    changed = scaled
+    for item in rule.score:
+        changed = item.apply(changed, place)
+    allowed = allows(rule, place, counts)
+    return changed if allowed is None else jnp.where(allowed, changed, -jnp.inf)
+
+
 def absorb(
     state: State | None,
     q: Float[Array, "r d"],
@@ -77,31 +96,26 @@ def absorb(
     rule: Rule,
     place: Place,
     counts: Bool[Array, " c"] | None,
-) -> State:
+) -> tuple[State, Products]:
     """`state` after the keys of this tile as well; None stands for no keys seen before.
 
     The values are finite: a NaN or Inf would reach every query of the tile, by a weight of 0.
     """
-    logits_rc = dot(q * rule.scale, k.T)
-    for item in rule.score:
-        logits_rc = item.apply(logits_rc, place)
-    allowed = allows(rule, place, counts)
-    if allowed is not None:
-        logits_rc = jnp.where(allowed, logits_rc, -jnp.inf)
+    scaled_rc = dot(q * rule.scale, k.T)
+    logits_rc = logits(scaled_rc, rule, place, counts)
     peak = logits_rc.max(axis=1)
     if state is not None:
         peak = jnp.maximum(peak, state.peak)
-    all_finite = allowed is None and not rule.score
+    all_finite = logits_rc is scaled_rc
     shift = peak if all_finite else jnp.where(peak == -jnp.inf, 0, peak)
     p_rc = jnp.exp(logits_rc - shift[:, None])
     total = p_rc.sum(axis=1)
-    if rule.dropout is not None:
-        p_rc = rule.dropout.apply(p_rc, place)
-    mixed = dot(p_rc, v)
+    products = Products(scaled_rc, logits_rc, p_rc)
+    mixed = dot(p_rc if rule.dropout is None else rule.dropout.apply(p_rc, place), v)
     if state is not None:
         shrink = jnp.exp(state.peak - shift)
         total, mixed = state.total * shrink + total, state.mixed * shrink[:, None] + mixed
-    return State(peak, total, mixed)
+    return State(peak, total, mixed), products
 
 
 def finish(state: State) -> tuple[Float[Array, "r e"], Float[Array, " r"], Float[Array, " r"]]:
@@ -138,7 +152,9 @@ def tangent(
 
     allowed_cr = allows(rule, place, counts)
     if rule.score:
-        logits_cr, dlogits_cr = _scored(rule.score, d.score, logits_cr, dlogits_cr, place, allowed_cr)
+        logits_cr, dlogits_cr = _scored(
+            rule.score, d.score, logits_cr, dlogits_cr, place, allowed_cr
+        )
     if allowed_cr is not None:
         logits_cr = jnp.where(allowed_cr, logits_cr, -jnp.inf)
     peak = jnp.where(jnp.isfinite(lse.peak), lse.peak, jnp.inf)
@@ -148,7 +164,7 @@ def tangent(
     mixed, dlse = jnp.zeros((q.shape[0], v.shape[1]), q.dtype), jnp.zeros_like(peak)
     if dlogits_cr is not None:
         pdl_cr = p_cr * dlogits_cr
-        wdl_cr = pdl_cr if rule.dropout is None else w_cr * dlogits_cr
+        wdl_cr = pdl_cr if rule.dropout is None else rule.dropout.apply(pdl_cr, place)
         mixed, dlse = dot(wdl_cr.T, v), pdl_cr.sum(axis=0)
     if d.v is not None:
         mixed = mixed + dot(w_cr.T, d.v)

@@ -64,6 +64,12 @@ class Walk(NamedTuple):
         size = self.plan.q_block
         return Span(_moved_back(index * size, size, self.sizes.t), size)
 
+    def new_rows(self, index: Index) -> Bool[Array, " r"] | None:
+        """Which rows of the index-th block are in none before it; None for all."""
+        if self.plan.q_blocks * self.plan.q_block == self.sizes.t:
+            return None
+        return self.rows(index).positions() >= index * self.plan.q_block
+
     def keys(self, start: Index, width: int) -> Span:
         """`width` keys from `start` on, or the last ones."""
         return Span(_moved_back(start, width, self.sizes.s), width)
@@ -109,7 +115,7 @@ class Walk(NamedTuple):
         if plan.k_tiles < 3:
             return None, None
 
-        def span(index: Array) -> Array:
+        def span(index: Array) -> Index:
             batch, i = unflatten_index(index, (self.batches, plan.q_blocks))
             reach = self.reach(mask, None, batch * self.runs_per_batch, i)
             return reach.stop - reach.first
@@ -187,7 +193,9 @@ class Walk(NamedTuple):
             if sizes[axis] > 1:
                 each = [0 if own[axis] else None for own in split]
                 one = jax.vmap(one, (*axes, *each))
-        return jax.tree.map(lambda a: jax.lax.expand_dims(a, once), one(x, kv, batch, head, *leaves))
+        return jax.tree.map(
+            lambda a: jax.lax.expand_dims(a, once), one(x, kv, batch, head, *leaves)
+        )
 
     def join(self, x: Float[Array, "blocks batches kv group r *e"]) -> Float[Array, "b t h *e"]:
         """The blocks of every run, stacked in the order of the walk, as one array."""
@@ -225,8 +233,9 @@ class Reach(NamedTuple):
     @property
     def overlaps(self) -> bool:
         """Whether the last tile may be moved back over the one before it."""
-        known = isinstance(self.base, int)
-        return not known or self.base + self.plan.k_tiles * self.plan.k_block > self.s
+        if not isinstance(self.base, int):
+            return True
+        return self.base + self.plan.k_tiles * self.plan.k_block > self.s
 
     def width(self, j: Index) -> Index:
         """How many keys from the begin of the j-th tile on are needed; 0 or less for none."""

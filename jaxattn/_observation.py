@@ -1,0 +1,144 @@
+"""What an observation is: a fold over the tiles of the weights, one that never holds them whole."""
+
+from enum import Enum
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxattn._axes import Index
+from jaxattn._value import Place, Sizes, Value
+
+
+class Per(Enum):
+    """What an observation has one of: the axes that its state begins with."""
+
+    QUERY = "query"
+    KEY = "key"
+    HEAD = "head"
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+QUERY, KEY, HEAD = Per.QUERY, Per.KEY, Per.HEAD
+
+
+class Seen(NamedTuple):
+    """A tile of one head's weights, as an observation sees it. No pair is in two tiles.
+
+    weights: the softmax, before dropout; 0 where a query may not see a key.
+    logits: after scores and mask; -inf where a query may not see a key.
+    scaled: q kᵀ · scale, before scores and mask.
+    allowed: which pairs the mask allows.
+    lse: of the rows, over all keys and the sink.
+    live: which rows see any key, here or in another tile.
+    place: where the tile is.
+    """
+
+    weights: Float[Array, "t s"]
+    logits: Float[Array, "t s"]
+    scaled: Float[Array, "t s"]
+    allowed: Bool[Array, "t s"]
+    lse: Float[Array, " t"]
+    live: Bool[Array, " t"]
+    place: Place
+
+    @property
+    def q(self) -> Int[Array, " t"]:
+        """The positions of the queries."""
+        return self.place.rows.positions()
+
+    @property
+    def k(self) -> Int[Array, " s"]:
+        """The positions of the keys."""
+        return self.place.keys.positions()
+
+    @property
+    def batch(self) -> tuple[Index, ...]:
+        """The index along each batch axis."""
+        return self.place.batch
+
+    @property
+    def head(self) -> Index:
+        """The query head."""
+        return self.place.head
+
+
+class Observation(Value):
+    """Base of observations. Give it to `attend(..., observe={name: observation})`.
+
+    PER says what it has one of. The state of a tile is a tree of arrays whose first axis is t for
+    QUERY, s for KEY, and that have no such axis for HEAD.
+    """
+
+    PER: ClassVar[Per]
+
+    @property
+    def per(self) -> Per:
+        return self.PER
+
+    def resolve(self, sizes: Sizes, dtype: Any) -> "Observation":
+        """This observation with every default made explicit, for weights of `dtype`."""
+        del sizes, dtype
+        return self
+
+    def start(self, sizes: Sizes, dtype: Any) -> Any:
+        """The state of no pairs: of one query or key (without an axis for it), or of the head."""
+        raise NotImplementedError(f"{type(self).__name__}.start")
+
+    def absorb(self, seen: Seen) -> Any:
+        """The state of the pairs of a tile. Asked of the tile's part."""
+        raise NotImplementedError(f"{type(self).__name__}.absorb")
+
+    def merge(self, a: Any, b: Any) -> Any:
+        """The state of the pairs of both, elementwise in the first axis."""
+        raise NotImplementedError(f"{type(self).__name__}.merge")
+
+    def finish(self, state: Any, live: Bool[Array, "*b t h"]) -> Any:
+        """What is shown for a state with leading axes [*b t h], [*b s h] or [*b h].
+
+        live: which queries see any key.
+        """
+        del live
+        return state
+
+
+class Sum(Observation):
+    """An observation whose states add up; the state of no pairs is zeros."""
+
+    def merge(self, a: Any, b: Any) -> Any:
+        return jax.tree.map(jnp.add, a, b)
+
+
+class Largest(Observation):
+    """An observation that keeps the largest."""
+
+    def merge(self, a: Any, b: Any) -> Any:
+        return jax.tree.map(jnp.maximum, a, b)
+
+
+def check_observations(observe: Any, sizes: Sizes, dtype: Any) -> dict[str, Observation]:
+    """The observations of a call, resolved.
+
+    Raises:
+      TypeError: not a dict of observations.
+    """
+    if observe is None:
+        return {}
+    if not isinstance(observe, dict):
+        raise TypeError(
+            f"observe is a dict of observations by name, got {observe!r}; pass "
+            f'observe={{"entropy": Entropy()}}'
+        )
+    for name, observation in observe.items():
+        if not isinstance(observation, Observation):
+            hint = (
+                f"; make one: {observation.__name__}(...)" if isinstance(observation, type) else ""
+            )
+            raise TypeError(
+                f"an observation is a value such as Entropy() or Map(cells=256), got "
+                f"{observation!r} for {name!r}{hint}"
+            )
+    return {name: each.resolve(sizes, dtype) for name, each in observe.items()}

@@ -1,0 +1,171 @@
+"""The forward fold: softmax and products, tile by tile, with a running peak and total.
+
+Source: Rabe and Staats 2021; Dao et al. 2022.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxattn._axes import Index, accumulator, dot
+from jaxattn._problem import Rule
+from jaxattn._value import Place
+from jaxattn.kernels import tile, watch
+from jaxattn.kernels.loops import by_width, repeat
+from jaxattn.kernels.plan import ceil_div
+from jaxattn.kernels.walk import Keys, Walk, read_keys, read_rows, to_rows
+from jaxattn.kernels.watch import Watch
+
+
+def forward(
+    walk: Walk, q: Array, k: Array, v: Array, rule: Rule, hits: Array | None, watched: Watch
+) -> tuple[Array, Array, Array, tuple[Any, ...]]:
+    """(out, peak, log_total, states) of every query, as `fold`.
+
+    watched: observations to make on the way; only where one tile holds all that a row needs.
+    """
+    acc, plan = accumulator(q.dtype), walk.plan
+
+    def each_run(index: Index, carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        run = walk.run(index)
+        keys = Keys.of(k, v, run, acc, keep=plan.q_blocks > 1)
+
+        def each_block(i: Index, carry: tuple[Any, ...]) -> tuple[Any, ...]:
+            *wholes, states = carry
+            *parts, added, first_key = _block(walk, index, i, q, keys, rule, hits, watched)
+            rows = walk.rows(i)
+
+            def put(whole: Array, part: Array) -> Array:
+                starts = (run.batch, rows.start, run.q_head, *(0,) * (whole.ndim - 3))
+                return jax.lax.dynamic_update_slice(whole, to_rows(part), starts)
+
+            if watched:
+                states = watch.add(watched, states, added, run, rows, first_key)
+            return (*map(put, wholes, parts), states)
+
+        return repeat(plan.q_blocks, each_block, carry, plan.unrolled)
+
+    flat = jnp.zeros(q.shape[:3], acc)
+    empty = jnp.zeros((*q.shape[:3], v.shape[3]), acc), flat, flat
+    out, peak, log_total, states = repeat(
+        walk.runs, each_run, (*empty, watch.start(walk, watched, acc))
+    )
+    return _poison(walk, out, v, rule), peak, log_total, states
+
+
+def _block(
+    walk: Walk,
+    run_index: Index,
+    i: Index,
+    q: Array,
+    keys: Keys,
+    rule: Rule,
+    hits: Array | None,
+    watched: Watch,
+) -> tuple[Any, ...]:
+    """The i-th block of queries of a run of heads against every key it needs.
+
+    (out, peak, log_total, what it adds to the states, the first key of that).
+    """
+    plan, features = walk.plan, keys.v.shape[-1]
+    run, rows = walk.run(run_index), walk.rows(i)
+    reach = walk.reach(rule.mask, hits, run_index, i)
+    q_rows = tile.nan_unless_finite(read_rows(q, run, rows).astype(keys.dtype))
+    held = walk.keys(reach.begin(0), plan.k_block)
+    unseen = watch.nothing(walk, watched, run, rows.size, held.size, keys.dtype)
+
+    def visit(j: Index, width: int, state: tile.State | None) -> tuple[tile.State, Any]:
+        begin = reach.begin(j)
+        span = walk.keys(begin, width)
+        part = walk.read((rule, watched), run, rows, span)
+        fresh = span.positions() >= begin if reach.overlaps else None
+
+        def one(
+            q: Array, state: tile.State | None, k: Array, v: Array, part: Any, place: Place
+        ) -> tuple[tile.State, Any]:
+            rule, watched = part
+            after, tiles = tile.absorb(state, q, k, v, rule, place, fresh)
+            if not watched:
+                return after, ()
+            return after, _look(walk, i, watched, after, tiles, rule, place, fresh)
+
+        state, added = walk.over_heads(run, one, (q_rows, state), keys.read(span), part, rows, span)
+        return state, watch.widen(watched, added, span.start - held.start, unseen)
+
+    def blank() -> tuple[tile.State, Any]:
+        none = tile.nothing_seen(rows.size, features, q_rows.dtype)
+        grow = lambda x: jnp.broadcast_to(x, (*q_rows.shape[:3], *x.shape))
+        return jax.tree.map(grow, none), unseen
+
+    # The last tile goes first: it may be narrower, and it starts the state.
+    first, last = reach.tiles()
+    state, added = by_width(plan, reach.width(last), blank, lambda w: visit(last, w, None))
+    if plan.k_tiles > 1:
+
+        def more(j: Index, state: tile.State) -> tile.State:
+            full = lambda: visit(j, plan.k_block, state)[0]
+            if hits is None:
+                return full()
+            return jax.lax.cond(reach.width(j) > 0, full, lambda: state)
+
+        state = jax.lax.fori_loop(first, last, more, state)
+    close = lambda state, part, place: tile.finish(state)
+    return *walk.over_heads(run, close, (state,), (), (), rows, rows), added, held.start
+
+
+def _look(
+    walk: Walk,
+    i: Index,
+    watched: Watch,
+    state: tile.State,
+    tiles: tile.Products,
+    rule: Rule,
+    place: Place,
+    fresh: Array | None,
+) -> Any:
+    """What a tile that holds all keys of its rows adds to the states."""
+    # Behind the barrier, so that the products are made as they are where nobody watches.
+    tiles, state = jax.lax.optimization_barrier((tiles, state))
+    _, *lse = tile.finish(state)
+    rest = rule, place, fresh, walk.new_rows(i)
+    return watch.look(watched, tiles.scaled, tiles.logits, tile.LogSumExp(*lse), *rest, p=tiles.p)
+
+
+def _poison(
+    walk: Walk, out: Float[Array, "b t h e"], v: Float[Array, "b s n e"], rule: Rule
+) -> Float[Array, "b t h e"]:
+    """`out` with NaN in every feature in which its query may see a NaN or Inf."""
+    plan, sizes = walk.plan, walk.sizes
+
+    def each_block(index: Index, out: Array) -> Array:
+        run, rows = walk.run(index // plan.q_blocks), walk.rows(index % plan.q_blocks)
+
+        def each_tile(j: Index, seen: Array) -> Array:
+            span = walk.keys(j * plan.k_block, plan.k_block)
+            bad = ~jnp.isfinite(read_keys(v, run, span))
+
+            def one(seen: Array, bad: Array, rule: Rule, place: Place) -> Array:
+                allowed = tile.allows(rule, place, None)
+                every = jnp.broadcast_to(
+                    True if allowed is None else allowed, (rows.size, span.size)
+                )
+                return seen | (dot(every.astype(out.dtype), bad.astype(out.dtype)) > 0)
+
+            part = walk.read(rule, run, rows, span)
+            return walk.over_heads(run, one, (seen,), (bad,), part, rows, span)
+
+        old = read_rows(out, run, rows)
+        tiles = ceil_div(sizes.s, plan.k_block)
+        seen = jax.lax.fori_loop(0, tiles, each_tile, jnp.zeros(old.shape, bool))
+        new = to_rows(jnp.where(seen, jnp.nan, old))
+        return jax.lax.dynamic_update_slice(out, new, (run.batch, rows.start, run.q_head, 0))
+
+    def poison(carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        return repeat(walk.runs * plan.q_blocks, each_block, carry[0]), jnp.zeros_like(carry[1])
+
+    # A loop of at most one turn, not a cond: under vmap a cond would run both of its branches.
+    # A sum is the fastest test there is; where it overflows the loop finds nothing to do.
+    any_bad = ~jnp.isfinite(v.sum(dtype=accumulator(v.dtype)))
+    return jax.lax.while_loop(lambda carry: carry[1], poison, (out, any_bad))[0]

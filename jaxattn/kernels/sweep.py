@@ -1,0 +1,103 @@
+"""The second sweep: observations of the weights, from queries, keys and lse alone.
+
+Plain JAX throughout, so that it can be differentiated as it stands: a scan over runs of heads and
+blocks of queries, each block checkpointed with nothing saved, and again each of its tiles.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxattn._axes import Index, dot
+from jaxattn._problem import Rule
+from jaxattn.kernels import tile, watch
+from jaxattn.kernels.loops import NOTHING, by_width
+from jaxattn.kernels.walk import Walk, read_keys, read_rows
+from jaxattn.kernels.watch import Watch
+
+
+def sweep(
+    walk: Walk,
+    q: Array,
+    k: Array,
+    rule: Rule,
+    watched: Watch,
+    hits: Array | None,
+    lse: tile.LogSumExp,
+) -> tuple[Any, ...]:
+    """The states of observations. hits: of the mask, with `held`."""
+    plan, acc = walk.plan, lse.peak.dtype
+
+    def each_block(carry: Any, index: Index) -> tuple[Any, Any]:
+        run_index, i = index // plan.q_blocks, index % plan.q_blocks
+        block = partial(_block, walk, run_index, i)
+        block = jax.checkpoint(block, policy=NOTHING, prevent_cse=False)
+        added, first_key = block(q, k, rule, watched, hits, lse)
+        return watch.add(watched, carry, added, walk.run(run_index), walk.rows(i), first_key), None
+
+    states = watch.start(walk, watched, acc)
+    n = walk.runs * plan.q_blocks
+    if n == 1:
+        return each_block(states, 0)[0]
+    return jax.lax.scan(each_block, states, jnp.arange(n))[0]
+
+
+def _block(
+    walk: Walk,
+    run_index: Index,
+    i: Index,
+    q: Array,
+    k: Array,
+    rule: Rule,
+    watched: Watch,
+    hits: Array | None,
+    lse: tile.LogSumExp,
+) -> tuple[Any, Index]:
+    """What the i-th block of queries of a run of heads adds to the states, and its first key."""
+    plan, acc = walk.plan, lse.peak.dtype
+    run, rows = walk.run(run_index), walk.rows(i)
+    reach = walk.reach(rule.mask, hits, run_index, i, held=True)
+    held = walk.keys(reach.base, min(plan.k_tiles * plan.k_block, walk.sizes.s))
+    q_rows = tile.finite(read_rows(q, run, rows).astype(acc))
+    k_held = tile.finite(read_keys(k, run, held).astype(acc))
+    lse_rows = jax.tree.map(lambda x: read_rows(x, run, rows), lse)
+    unseen = watch.nothing(walk, watched, run, rows.size, held.size, acc)
+
+    def each_tile(j: Index) -> Any:
+        begin = reach.begin(j)
+
+        def visit(width: int) -> Any:
+            span = walk.keys(begin, width)
+            fresh = span.positions() >= begin if reach.overlaps else None
+
+            def one(*x: Any) -> Any:
+                q, (peak, log_total), k, (rule, watched), place = x
+                scaled = dot(q * rule.scale, k.T)
+                logits = tile.logits(scaled, rule, place, fresh)
+                lse = tile.LogSumExp(peak, log_total)
+                rest = rule, place, fresh, walk.new_rows(i)
+                return watch.look(watched, scaled, logits, lse, *rest)
+
+            @partial(jax.checkpoint, policy=NOTHING, prevent_cse=False)
+            def compute(q_rows: Array, lse_rows: Any, k_held: Array) -> Any:
+                at = span.start - held.start
+                keys = jax.lax.dynamic_slice_in_dim(k_held, at, width, axis=2)
+                part = walk.read((rule, watched), run, rows, span)
+                rows_in = (q_rows, tuple(lse_rows))
+                added = walk.over_heads(run, one, rows_in, (keys,), part, rows, span)
+                return watch.widen(watched, added, at, unseen)
+
+            return compute(q_rows, lse_rows, k_held)
+
+        return by_width(plan, reach.width(j), lambda: unseen, visit)
+
+    if plan.k_tiles == 1:
+        return each_tile(0), held.start
+    merge = lambda states, added: tuple(
+        each.merge(*x) for each, *x in zip(watched, states, added, strict=True)
+    )
+    more = lambda states, j: (merge(states, each_tile(j)), None)
+    return jax.lax.scan(more, unseen, jnp.arange(plan.k_tiles))[0], held.start

@@ -1,0 +1,132 @@
+"""Observations while tiles go by: their states as arrays, and what a tile adds to them.
+
+A state is an array with leading axes [b t h], [b s h] or [b h], or a tree of them. What a tile of a
+run of heads adds has leading axes [batches kv group], and then its rows or its keys.
+"""
+
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxattn._axes import Index
+from jaxattn._observation import KEY, QUERY, Observation, Seen
+from jaxattn._problem import Rule
+from jaxattn._value import Place, Sizes, Span
+from jaxattn.kernels import tile
+from jaxattn.kernels.walk import Run, Walk, to_rows
+
+Watch: TypeAlias = tuple[Observation, ...]
+
+
+def start(walk: Walk, watch: Watch, dtype: Any) -> tuple[Any, ...]:
+    """The states of no pairs."""
+    states = unseen(walk.sizes, watch, dtype)
+    lead = len(walk.sizes.batch)
+    return jax.tree.map(lambda x: x.reshape(walk.batches, *x.shape[lead:]), states)
+
+
+def unseen(sizes: Sizes, watch: Watch, dtype: Any) -> tuple[Any, ...]:
+    """`start` with the batch axes apart."""
+    lead = {QUERY: (sizes.t, sizes.h), KEY: (sizes.s, sizes.h)}
+
+    def one(observation: Observation) -> Any:
+        shape = *sizes.batch, *lead.get(observation.per, (sizes.h,))
+        grow = lambda x: jnp.broadcast_to(x, (*shape, *jnp.shape(x)))
+        return jax.tree.map(grow, observation.start(sizes, dtype))
+
+    return tuple(map(one, watch))
+
+
+def nothing(walk: Walk, watch: Watch, run: Run, rows: int, keys: int, dtype: Any) -> Any:
+    """What a tile without a pair adds."""
+    lead = {QUERY: (rows,), KEY: (keys,)}
+
+    def one(observation: Observation) -> Any:
+        shape = run.batches, run.kv, run.group, *lead.get(observation.per, ())
+        grow = lambda x: jnp.broadcast_to(x, (*shape, *jnp.shape(x)))
+        return jax.tree.map(grow, observation.start(walk.sizes, dtype))
+
+    return tuple(map(one, watch))
+
+
+def look(
+    watch: Watch,
+    scaled: Array,
+    logits: Array,
+    lse: tile.LogSumExp,
+    rule: Rule,
+    place: Place,
+    counts: Array | None,
+    counts_rows: Array | None,
+    p: Array | None = None,
+) -> tuple[Any, ...]:
+    """What a tile of one head adds to each state.
+
+    counts, counts_rows: the keys and rows that are in no earlier tile; None for all. A row that was
+    met before adds nothing, except to what there is one of for each query: it is the same again.
+    p: exp(logits - peak), where it is at hand.
+    """
+    live = ~jnp.isneginf(lse.peak)
+    log_total = lse.log_total
+    if rule.sinks is not None:
+        log_total = rule.sinks.join(lse.peak, log_total)
+    if p is None:
+        peak = jnp.where(live, lse.peak, jnp.inf)
+        weights = jnp.exp((logits - peak[:, None]) - log_total[:, None])
+    else:
+        weights = p * jnp.exp(-log_total)[:, None]
+    allowed = tile.allows(rule, place, counts)
+    allowed = jnp.broadcast_to(True if allowed is None else allowed, logits.shape)
+    seen = Seen(weights, logits, scaled, allowed, lse.peak + log_total, live, place)
+    once = seen
+    if counts_rows is not None:
+        new = counts_rows[:, None]
+        once = seen._replace(
+            weights=jnp.where(new, weights, 0),
+            logits=jnp.where(new, logits, -jnp.inf),
+            scaled=jnp.where(new, scaled, -jnp.inf),
+            allowed=allowed & new,
+            live=live & counts_rows,
+        )
+    return tuple(each.absorb(seen if each.per is QUERY else once) for each in watch)
+
+
+def widen(watch: Watch, added: Any, at: Index, empty: Any) -> Any:
+    """`added` with the keys' axis as long as in `empty`, its first key at `at`."""
+
+    def one(observation: Observation, added: Any, empty: Any) -> Any:
+        if observation.per is not KEY:
+            return added
+        put = lambda x, whole: jax.lax.dynamic_update_slice_in_dim(whole, x, at, axis=3)
+        return jax.tree.map(put, added, empty)
+
+    return tuple(one(*x) for x in zip(watch, added, empty, strict=True))
+
+
+def add(watch: Watch, states: Any, added: Any, run: Run, rows: Span, first_key: Index) -> Any:
+    """The states after a tile, or a block of rows, of a run of heads."""
+
+    def one(observation: Observation, state: Any, added: Any) -> Any:
+        per_head = observation.per not in (QUERY, KEY)
+        first = rows.start if observation.per is QUERY else first_key
+        lead = (run.batch, run.q_head) if per_head else (run.batch, first, run.q_head)
+
+        def fit(x: Array) -> Array:
+            return x.reshape(x.shape[0], -1, *x.shape[3:]) if per_head else to_rows(x)
+
+        added = jax.tree.map(fit, added)
+
+        def starts(x: Array) -> tuple[Index, ...]:
+            return (*lead, *(0,) * (x.ndim - len(lead)))
+
+        here = jax.tree.map(
+            lambda x, new: jax.lax.dynamic_slice(x, starts(x), new.shape), state, added
+        )
+        # A block of rows holds all that there is of them; rows met before are the same again.
+        merged = added if observation.per is QUERY else observation.merge(here, added)
+        put = lambda x, new: jax.lax.dynamic_update_slice(x, new.astype(x.dtype), starts(x))
+        return jax.tree.map(put, state, merged)
+
+    return tuple(one(*x) for x in zip(watch, states, added, strict=True))

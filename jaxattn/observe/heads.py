@@ -1,0 +1,66 @@
+"""Observations with one result for each head, [*b h ...]."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxattn._observation import HEAD, Largest, Seen, Sum
+from jaxattn._value import Sizes
+
+
+@dataclass(frozen=True, repr=False)
+class MaxLogit(Largest):
+    """The largest logit of every head, over the batch, its queries and the keys they see: [h].
+
+    before_scores: of the scaled products alone, before a soft cap, say; else of what the softmax
+      gets. -inf where no query sees a key.
+    Source: Kimi Team 2025, "Kimi K2", section 2.1 (QK-clip).
+    """
+
+    PER = HEAD
+
+    before_scores: bool = False
+
+    def start(self, sizes: Sizes, dtype: Any) -> Array:
+        return jnp.asarray(-jnp.inf, dtype)
+
+    def absorb(self, seen: Seen) -> Float[Array, ""]:
+        if not self.before_scores:
+            return seen.logits.max()
+        return jnp.where(seen.logits > -jnp.inf, seen.scaled, -jnp.inf).max()
+
+    def finish(self, state: Array, live: Array) -> Float[Array, " h"]:
+        return state.max(axis=tuple(range(state.ndim - 1)), initial=-jnp.inf)
+
+
+class Pairs(NamedTuple):
+    total: Array
+    count: Array
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Diagonal(Sum):
+    """The mean weight of key i + offset for query i, over the queries that may see it: [*b h].
+
+    offset: -1 for the previous token.
+    """
+
+    PER = HEAD
+
+    offset: int = 0
+
+    def start(self, sizes: Sizes, dtype: Any) -> Pairs:
+        return Pairs(jnp.zeros((), dtype), jnp.zeros((), dtype))
+
+    def absorb(self, seen: Seen) -> Pairs:
+        at = seen.q + self.offset - seen.place.keys.start
+        inside = (at >= 0) & (at < seen.weights.shape[1])
+        pick = lambda x: jnp.take_along_axis(x, at[:, None], axis=1, mode="clip")[:, 0]
+        counts = inside & pick(seen.allowed)
+        weights = jnp.where(counts, pick(seen.weights), 0)
+        return Pairs(weights.sum(), counts.sum(dtype=seen.weights.dtype))
+
+    def finish(self, state: Pairs, live: Array) -> Float[Array, "*b h"]:
+        return state.total / jnp.maximum(state.count, 1)

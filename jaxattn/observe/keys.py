@@ -1,0 +1,113 @@
+"""Observations with one result for each key, [*b s h ...]: what it receives."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxattn._axes import dot
+from jaxattn._batched import fit
+from jaxattn._observation import KEY, Largest, Seen, Sum
+from jaxattn._value import Sizes
+
+
+class ReceivedMass(NamedTuple):
+    """mass: Σ_t w p for every key. queries: how many queries may see the key.
+
+    mass / queries is the mean weight that a key gets, by which caches are evicted.
+    """
+
+    mass: Float[Array, "*b s h"]
+    queries: Int[Array, "*b s h"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Received(Sum):
+    """The weight that every key gets from all queries: `ReceivedMass`.
+
+    of: how much each query counts, numbers that broadcast to [*b h t]; all the same if not given.
+    Source: Zhang et al. 2023, "H2O", section 4.
+    """
+
+    PER = KEY
+    AXES: ClassVar = {"of": "ht"}
+
+    of: Float[Array, "*#b #h #t"] | None = None
+
+    def resolve(self, sizes: Sizes, dtype: Any) -> "Received":
+        if self.of is None:
+            return self
+        return Received(fit(jnp.asarray(self.of, dtype), "Received.of", sizes, "ht"))
+
+    def start(self, sizes: Sizes, dtype: Any) -> ReceivedMass:
+        return ReceivedMass(jnp.zeros((), dtype), jnp.zeros((), jnp.int32))
+
+    def absorb(self, seen: Seen) -> ReceivedMass:
+        weights = seen.weights if self.of is None else seen.weights * self.of[:, None]
+        return ReceivedMass(weights.sum(axis=0), seen.allowed.sum(axis=0, dtype=jnp.int32))
+
+
+@dataclass(frozen=True, repr=False)
+class ReceivedMax(Largest):
+    """The largest weight that every key gets from any query: [*b s h].
+
+    Source: Kim et al. 2025, "KVzip", section 3.
+    """
+
+    PER = KEY
+
+    def start(self, sizes: Sizes, dtype: Any) -> Array:
+        return jnp.zeros((), dtype)
+
+    def absorb(self, seen: Seen) -> Float[Array, " s"]:
+        return seen.weights.max(axis=0)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ApplyTransposed(Sum):
+    """Aᵀ w, for the weights A: [*b s h x].
+
+    w: numbers that broadcast to [*b h t x].
+    """
+
+    PER = KEY
+    AXES: ClassVar = {"w": "ht."}
+
+    w: Float[Array, "*#b #h t x"]
+
+    def resolve(self, sizes: Sizes, dtype: Any) -> "ApplyTransposed":
+        return ApplyTransposed(fit(jnp.asarray(self.w, dtype), "ApplyTransposed.w", sizes, "ht."))
+
+    def start(self, sizes: Sizes, dtype: Any) -> Array:
+        return jnp.zeros(self.w.shape[-1], dtype)
+
+    def absorb(self, seen: Seen) -> Float[Array, "s x"]:
+        w = jnp.broadcast_to(self.w, (seen.weights.shape[0], self.w.shape[-1]))
+        return dot(seen.weights.T, w)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Rows(Sum):
+    """All weights of some queries: [*b h n s].
+
+    queries: positions, integers [n]; a position outside the queries has weights 0.
+    """
+
+    PER = KEY
+
+    queries: Int[Array, " n"]
+
+    def resolve(self, sizes: Sizes, dtype: Any) -> "Rows":
+        return Rows(jnp.atleast_1d(jnp.asarray(self.queries, jnp.int32)))
+
+    def start(self, sizes: Sizes, dtype: Any) -> Array:
+        return jnp.zeros(self.queries.shape[0], dtype)
+
+    def absorb(self, seen: Seen) -> Float[Array, "s n"]:
+        at = self.queries - seen.place.rows.start
+        inside = (at >= 0) & (at < seen.weights.shape[0])
+        return jnp.where(inside[:, None], jnp.take(seen.weights, at, axis=0, mode="clip"), 0).T
+
+    def finish(self, state: Array, live: Array) -> Float[Array, "*b h n s"]:
+        return jnp.moveaxis(state, -3, -1)

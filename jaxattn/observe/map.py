@@ -1,0 +1,114 @@
+"""A picture of the weights, of a size of its own."""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxattn._axes import Index
+from jaxattn._observation import HEAD, Observation, Seen
+from jaxattn._value import Sizes, Span
+
+
+class Reduce(Enum):
+    """What a cell shows of the weights in it."""
+
+    SHARE = "summed over keys, averaged over the queries that see any: rows sum to 1"
+    PEAK = "the largest"
+    SUM = "the sum"
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+SHARE, PEAK, SUM = Reduce.SHARE, Reduce.PEAK, Reduce.SUM
+
+
+@dataclass(frozen=True, repr=False)
+class Map(Observation):
+    """The weights as a picture: [*b h rows columns], queries down and keys across.
+
+    A cell is ⌈t / cells⌉ queries by ⌈s / cells⌉ keys, the last row and column perhaps less; so
+    there are at most `cells` of them each way.
+
+    cells: at least 1. reduce: SHARE, PEAK or SUM.
+    """
+
+    PER = HEAD
+
+    cells: int = 256
+    reduce: Reduce = SHARE
+    t: int = 0
+    s: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.cells, int) or self.cells < 1:
+            raise ValueError(f"a Map has at least 1 cell each way, got cells={self.cells!r}")
+        if not isinstance(self.reduce, Reduce):
+            raise TypeError(f"a Map reduces by SHARE, PEAK or SUM, got {self.reduce!r}")
+
+    def resolve(self, sizes: Sizes, dtype: Any) -> "Map":
+        return Map(self.cells, self.reduce, sizes.t, sizes.s)
+
+    def __repr__(self) -> str:
+        return f"Map(cells={self.cells}, reduce={self.reduce!r})"
+
+    def start(self, sizes: Sizes, dtype: Any) -> Array:
+        return jnp.zeros((_count(self.t, self.cells), _count(self.s, self.cells)), dtype)
+
+    def absorb(self, seen: Seen) -> Float[Array, "rows columns"]:
+        rows, keys = seen.place.rows, seen.place.keys
+        pool = jnp.max if self.reduce is PEAK else jnp.sum
+        down, across = _side(self.t, self.cells), _side(self.s, self.cells)
+        cells, column = _pool(pool, seen.weights, keys, across, axis=1)
+        cells, row = _pool(pool, cells, rows, down, axis=0)
+        shape = _count(self.t, self.cells), _count(self.s, self.cells)
+        return _place(cells, shape, (row, column))
+
+    def merge(self, a: Array, b: Array) -> Array:
+        return jnp.maximum(a, b) if self.reduce is PEAK else a + b
+
+    def finish(self, state: Array, live: Array) -> Float[Array, "*b h rows columns"]:
+        if self.reduce is not SHARE:
+            return state
+        side = _side(self.t, self.cells)
+        pads = [(0, 0)] * (live.ndim - 2) + [(0, -self.t % side), (0, 0)]
+        queries = jnp.pad(live, pads).reshape(*live.shape[:-2], -1, side, live.shape[-1]).sum(-2)
+        return state / jnp.maximum(jnp.swapaxes(queries, -1, -2), 1)[..., None]
+
+
+def _side(length: int, cells: int) -> int:
+    return max(-(-length // cells), 1)
+
+
+def _count(length: int, cells: int) -> int:
+    return -(-length // _side(length, cells))
+
+
+def _pool(pool: Any, x: Array, span: Span, side: int, axis: int) -> tuple[Array, Index]:
+    """x pooled along an axis in cells of `side`, and the first cell that it has a part of."""
+    first, size = span.start // side, x.shape[axis]
+    aligned = isinstance(span.start, int) and span.start % side == 0
+    known = aligned or side == 1
+    most = -(-size // side) if known else (size + 2 * side - 2) // side
+    if known:
+        pads = [(0, most * side - size) if i == axis else (0, 0) for i in range(x.ndim)]
+        x = jnp.pad(x, pads)
+    else:
+        shape = [most * side if i == axis else n for i, n in enumerate(x.shape)]
+        x = jax.lax.dynamic_update_slice_in_dim(
+            jnp.zeros(shape, x.dtype), x, span.start % side, axis
+        )
+    cells = x.reshape(*x.shape[:axis], most, side, *x.shape[axis + 1 :])
+    return pool(cells, axis=axis + 1), first
+
+
+def _place(x: Array, shape: tuple[int, int], at: tuple[Index, Index]) -> Array:
+    """x at `at` in zeros of `shape`; what is beyond the end is zeros too."""
+    room = [(n + m, n) for n, m in zip(shape, x.shape, strict=True)]
+    whole = jnp.zeros([both for both, _ in room], x.dtype)
+    whole = jax.lax.dynamic_update_slice(whole, x, at)
+    return whole[: shape[0], : shape[1]]

@@ -1,0 +1,71 @@
+"""Attention rollout: how much of every input token is in every output token, over all layers."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxattn._axes import accumulator
+from jaxattn._mask import Mask
+from jaxattn.attend import Scoring, attend
+from jaxattn.masks import EVERYTHING
+from jaxattn.observe.keys import ApplyTransposed
+from jaxattn.observe.map import SHARE, Map
+from jaxattn.observe.sweep import observe
+
+
+class Layer(NamedTuple):
+    """The queries and keys of one layer, with as many of each, and what else makes its weights."""
+
+    q: Float[Array, "*b t h d"]
+    k: Float[Array, "*b t n d"]
+    mask: Mask = EVERYTHING
+    score: Scoring | None = None
+    scale: Any = None
+    sinks: Float[Array, " h"] | None = None
+
+
+def rollout(layers: Sequence[Layer], vectors: Float[Array, "*b t x"]) -> Float[Array, "*b t x"]:
+    """Rᵀ vectors, with R = (A_L + I)/2 ... (A_1 + I)/2 and A the mean of a layer's heads.
+
+    With the unit vector of an output token it gives what every input token has in that token. No
+    matrix [t t] is held.
+
+    Args:
+      layers: from the first to the last. vectors: broadcast over the batch.
+    Source: Abnar and Zuidema 2020, section 3.
+    """
+    if not layers:
+        raise ValueError(
+            "rollout takes the layers of a model, from the first to the last, got none"
+        )
+    q = layers[0].q
+    r = jnp.asarray(vectors, accumulator(q.dtype))
+    r = jnp.broadcast_to(r, (*q.shape[:-3], *r.shape[-2:]))
+    for layer in reversed(layers):
+        q, k, *_ = layer
+        options = {"mask": layer.mask, "score": layer.score, "scale": layer.scale}
+        lse = attend(q, k, k[..., :1], sinks=layer.sinks, **options).lse
+        w = jnp.expand_dims(r, -3)  # the same for every head
+        seen = observe(q, k, lse, {"r": ApplyTransposed(w)}, **options)["r"]
+        r = (r + seen.mean(axis=-2)) / 2
+    return r
+
+
+def rollout_map(layers: Sequence[Layer], cells: int = 256) -> Float[Array, "*b rows columns"]:
+    """R of `rollout` as a picture: output tokens down, input tokens across, as `Map` with SHARE.
+
+    Pooling is linear: the cells of output tokens go through the layers as indicator vectors.
+    """
+    if not layers:
+        raise ValueError(
+            "rollout takes the layers of a model, from the first to the last, got none"
+        )
+    t = layers[0].q.shape[-3]
+    picture = Map(cells, SHARE)
+    side = max(-(-t // picture.cells), 1)
+    cell = jnp.arange(t) // side
+    indicators = (cell[:, None] == jnp.arange(-(-t // side))).astype(jnp.float32)
+    shares = rollout(layers, indicators / jnp.maximum(indicators.sum(axis=0), 1))
+    return jnp.swapaxes(indicators.T @ shares, -1, -2)

@@ -1,0 +1,67 @@
+"""Observations from the lse of any kernel."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxattn._axes import accumulator
+from jaxattn._mask import Mask
+from jaxattn._observation import Observation, check_observations
+from jaxattn._problem import Problem, check
+from jaxattn.attend import Scoring
+from jaxattn.backends.blockwise import Blockwise
+from jaxattn.kernels.watch import unseen
+from jaxattn.masks import EVERYTHING
+
+
+def observe(
+    q: Float[Array, "*b t h d"],
+    k: Float[Array, "*b s n d"],
+    lse: Float[Array, "*b t h"],
+    observe: Mapping[str, Observation],
+    *,
+    mask: Mask = EVERYTHING,
+    score: Scoring | None = None,
+    scale: float | Float[Array, ""] | None = None,
+    backend: Blockwise | None = None,
+) -> dict[str, Any]:
+    """What `attend(..., observe=...)` shows, of the weights exp(logits - lse).
+
+    Args:
+      q, k, mask, score, scale: as in `attend`, as the kernel had them.
+      lse: of every query, in nats, with the sinks in it if there were any. It counts as a function
+        of its own: to differentiate through it too, use an lse that has a gradient.
+      observe: observations by name.
+      backend: the tiles; chosen for the sizes if not given.
+    Returns:
+      What each observation shows, by name.
+    Raises:
+      ValueError: also, lse is not of the queries' shape.
+    """
+    problem = check(q, k, k, mask, score, scale, None, None)
+    lse = jnp.asarray(lse)
+    if lse.shape != problem.q.shape[:-1]:
+        raise ValueError(
+            f"lse has a number for each query and head, {problem.q.shape[:-1]} for q "
+            f"{problem.q.shape}, got shape {lse.shape}; transpose it to [*b t h]"
+        )
+    observations = check_observations(observe, problem.sizes, problem.q.dtype)
+    watched = tuple(observations.values())
+    lse = lse.astype(accumulator(problem.q.dtype))
+    states = _run(backend or Blockwise(), problem, watched, lse)
+    live = ~jnp.isneginf(lse)
+    finished = (each.finish(state, live) for each, state in zip(watched, states, strict=True))
+    return dict(zip(observations, finished, strict=True))
+
+
+@partial(jax.jit, static_argnums=0)
+def _run(
+    backend: Blockwise, problem: Problem, watched: tuple[Observation, ...], lse: Array
+) -> tuple[Any, ...]:
+    if problem.is_empty:
+        return unseen(problem.sizes, watched, lse.dtype)
+    return backend.observe(problem, watched, lse)

@@ -1,0 +1,124 @@
+"""Anything at all, drawn at random, on any backend: results and every gradient against float64."""
+
+# pyright: reportArgumentType=false, reportCallIssue=false
+
+import hypothesis
+import ml_dtypes
+import numpy as np
+import pytest
+import scored
+from hypothesis import strategies as st
+from problem import Asked
+from rules import (
+    Shape,
+    both,
+    causal,
+    dense,
+    either,
+    everything,
+    inverse,
+    lengths,
+    looked_up,
+    packed,
+    positions,
+    prefix,
+    scattered,
+    strided,
+    window,
+)
+
+import jaxattn as ja
+
+shapes = st.builds(
+    Shape,
+    batch=st.sampled_from([(), (1,), (2,), (2, 1), (1, 3)]),
+    t=st.sampled_from([1, 2, 7, 11, 13]),
+    s=st.sampled_from([1, 2, 7, 11, 13]),
+    h=st.just(0),
+    n=st.sampled_from([1, 2, 3]),
+    d=st.sampled_from([1, 3, 5]),
+    e=st.sampled_from([1, 2, 7]),
+)
+offset = st.sampled_from([0, ja.END, -4, 3])
+bound = st.sampled_from([None, 0, 2, 5])
+share = st.sampled_from([0.1, 0.6])
+masks = st.recursive(
+    st.sampled_from([everything, scattered, looked_up])
+    | st.builds(causal, offset)
+    | st.builds(window, bound, bound, offset)
+    | st.builds(prefix, st.integers(0, 9), offset)
+    | st.builds(lengths, st.none() | st.integers(0, 13), st.none() | st.integers(0, 13))
+    | st.builds(positions, bound, bound)
+    | st.builds(strided, st.integers(1, 4))
+    | st.builds(dense, st.sampled_from(["ts", "hts", "bhts", "b11s", "h11"]), share),
+    lambda inner: (
+        st.builds(both, inner, inner) | st.builds(either, inner, inner) | st.builds(inverse, inner)
+    ),
+    max_leaves=3,
+)
+axes = st.sampled_from(["", "s", "t1", "ts", "h1s", "hts", "b1ts", "bhts", "bht1", "b111"])
+functions = st.sampled_from(["add-by-head-and-key", "add-by-distance", "times-by-batch-and-query"])
+score = (
+    st.builds(scored.bias, axes, st.sampled_from([0.0, 0.0, 0.3]))
+    | st.builds(scored.alibi, offset, st.booleans())
+    | st.builds(scored.relative, st.booleans(), st.just(8), st.just(11), offset)
+    | st.builds(scored.cap, st.sampled_from([0.5, 2.0, 30.0]))
+    | st.builds(scored.function, functions)
+    | st.just(scored.cap_of_each_head)
+)
+scores = st.lists(score, max_size=2).map(lambda items: scored.chain(*items))
+backends = st.just(ja.Reference()) | st.builds(
+    ja.Blockwise, st.sampled_from([None, 1, 3, 4, 8]), st.sampled_from([None, 1, 3, 5, 8])
+)
+
+
+@st.composite
+def problems(draw):
+    shape = draw(shapes)
+    shape = shape._replace(h=shape.n * draw(st.sampled_from([1, 2, 3])))
+    mask = draw(masks)
+    if shape.t == shape.s and draw(st.booleans()):
+        mask = both(mask, packed) if shape.t > 1 else mask
+    return Asked(
+        shape,
+        mask,
+        draw(scores),
+        draw(st.sampled_from([None, None, 0.5, -9.0, 60.0])),
+        draw(st.sampled_from([0.0, 0.0, 0.3, 0.9])),
+        draw(st.sampled_from([np.float32, np.float64, ml_dtypes.bfloat16, np.float16])),
+        draw(st.integers(0, 2**20)),
+    )
+
+
+def check(examples, part, problem_seed):
+    """`examples` problems from a seed of its own for each part; the failing one is printed."""
+
+    @hypothesis.seed(problem_seed + part)
+    @hypothesis.settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        phases=[hypothesis.Phase.generate],
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    @hypothesis.given(problems(), backends)
+    def run(problem, backend):
+        mask, _ = problem.mask(problem.shape, np.random.default_rng(problem.seed))
+        rng = np.random.default_rng(problem.seed)
+        arrays, make, _ = problem.score(problem.shape, rng, problem.dtype)
+        hypothesis.note(f"part {part}: {backend!r}, {problem.shape}, {mask!r}, {make(arrays)!r}, ")
+        hypothesis.note(f"{np.dtype(problem.dtype)}, sinks {problem.sinks}, rate {problem.rate}")
+        problem.check(backend)
+
+    run()
+
+
+@pytest.mark.parametrize("part", range(10))
+def test_any_problem(part):
+    check(10, part, 0)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("part", range(40))
+def test_many_problems(part):
+    check(50, part, 1000)

@@ -1,0 +1,149 @@
+"""Transformations with scores, sinks, dropout and every kind of mask, against the dense form.
+
+In float64, as in test_transforms.py.
+"""
+
+# pyright: reportArgumentType=false, reportCallIssue=false
+
+import dense
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from problem import jit, kept
+from rules import Shape
+from test_transforms import ALLOWED, ALONG, MASK, POINT, W_LSE, W_OUT, D, E, H, N, S, T
+from tolerance import assert_close, peak
+
+import jaxattn as ja
+
+TILED = ja.Blockwise(q_block=3, k_block=2)
+BACKENDS = (TILED, ja.Blockwise(), ja.Reference())
+RNG = np.random.default_rng(3)
+BIAS, TABLE, SINKS = RNG.standard_normal((H, 1, S)), RNG.standard_normal((H, T)), np.arange(H) - 1.0
+ARRAYS = (BIAS, TABLE, np.asarray(1.7), SINKS)
+WAYS = (*ALONG, *(RNG.standard_normal(x.shape) for x in ARRAYS))
+DROPOUT = ja.Dropout(0.3, jax.random.key(0))
+ALL = tuple(range(7))
+
+
+@pytest.fixture(autouse=True)
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+def package(backend, mask=MASK):
+    def attend(q, k, v, bias, table, cap, sinks):
+        score = (ja.Bias(bias), lambda logit, at: logit * table[at.head, at.q], ja.SoftCap(cap))
+        given = {"mask": mask, "score": score, "sinks": sinks, "dropout": DROPOUT}
+        return ja.attend(q, k, v, **given, backend=backend)
+
+    return attend
+
+
+def whole(allowed=ALLOWED):
+    factor = kept(Shape((), T, S, H, N, D, E), DROPOUT, ja.Reference()) / 0.7
+
+    def attend(q, k, v, bias, table, cap, sinks):
+        score = lambda x: cap * jnp.tanh((x + bias) * table[:, :, None] / cap)
+        return dense.attend(q, k, v, allowed, None, score, sinks, jnp.asarray(factor, q.dtype))
+
+    return attend
+
+
+def loss(attend):
+    def of(*inputs):
+        out, lse = attend(*inputs)
+        return (jnp.sin(out) * W_OUT).sum() + (lse**2 * W_LSE).sum()
+
+    return of
+
+
+def along(f, which=ALL):
+    def moved(*x):
+        ways = tuple(jnp.asarray(WAYS[i] if i in which else 0 * WAYS[i], x[0].dtype) for i in ALL)
+        return jax.jvp(f, x, ways)[1]
+
+    return moved
+
+
+def squared_grad(f):
+    return lambda *x: sum((g**2).sum() for g in jax.grad(loss(f), ALL)(*x))
+
+
+def mapped(f):
+    many = lambda *x: jax.vmap(jax.grad(loss(f), ALL), (0, None, None, 0, None, 0, 0))(*x)
+    return lambda *x: many(
+        *(jnp.stack([y, 2 * y]) if i in (0, 3, 5, 6) else y for i, y in enumerate(x))
+    )
+
+
+TRANSFORMS = {
+    "jvp": along,
+    "jvp-along-scores-only": lambda f: along(f, (3, 4, 5)),
+    "grad-of-scores-only": lambda f: jax.grad(loss(f), (3, 5)),
+    "jvp-of-grad": lambda f: along(jax.grad(loss(f), ALL)),
+    "grad-of-grad": lambda f: jax.grad(squared_grad(f), ALL),
+    "vmap-of-grad": mapped,
+    "jacrev": lambda f: jax.jacrev(lambda *x: f(*x)[0], (1, 4, 6)),
+    "jacfwd": lambda f: jax.jacfwd(lambda *x: f(*x)[0], (2, 3, 5)),
+    "hessian": lambda f: jax.hessian(loss(f), (4, 6)),
+}
+USUAL = ("jvp-of-grad", "vmap-of-grad")
+
+
+def agree(transform, got_of, want_of):
+    def run(attend, dtype):
+        inputs = (jnp.asarray(x, dtype) for x in (*POINT, *ARRAYS))
+        return [np.asarray(x) for x in jax.tree.leaves(jit(transform(attend))(*inputs))]
+
+    got, want, naive = run(got_of, np.float64), run(want_of, np.float64), run(want_of, np.float32)
+    # That of the cap is one number, a sum over the same pairs as those of the arrays.
+    size = max(peak(x) for x in want)
+    for i, leaves in enumerate(zip(got, want, naive, strict=True)):
+        assert_close(*leaves, np.float64, f"result {i}", size if leaves[1].ndim == 0 else None)
+
+
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [
+        pytest.param(name, backend, marks=() if usual else pytest.mark.long)
+        for name in TRANSFORMS
+        for backend in BACKENDS
+        for usual in [backend == TILED or name in USUAL]
+    ],
+    ids=str,
+)
+def test_transform(name, backend):
+    agree(TRANSFORMS[name], package(backend), whole())
+
+
+IDS = RNG.integers(0, 3, (T + S))
+LOOKED_UP = RNG.integers(0, T, S)
+FIRST = np.arange(S) < 3
+MASKS = {
+    "or": (
+        lambda: ja.Segments(IDS[:T], IDS[T:]) | ja.Lengths(k=3),
+        (IDS[:T, None] == IDS[T:]) | FIRST,
+    ),
+    "not-and-where": (
+        lambda: ~ja.Lengths(k=3) & ja.Where(lambda at: jnp.asarray(LOOKED_UP)[at.k] >= at.q),
+        ~FIRST & (np.arange(T)[:, None] <= LOOKED_UP),
+    ),
+    "positions": (
+        lambda: ja.Positions(np.arange(T) + 4, (np.arange(S) + 3) % S, 5),
+        (((np.arange(S) + 3) % S) <= np.arange(T)[:, None] + 4)
+        & (((np.arange(S) + 3) % S) >= np.arange(T)[:, None] - 1),
+    ),
+    "prefix": (
+        lambda: ja.PrefixLM(jnp.asarray(3), jnp.asarray(-2)),
+        FIRST | (np.arange(S) <= np.arange(T)[:, None] - 2),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_second_order_with_every_mask(name):
+    make, allowed = MASKS[name]
+    agree(TRANSFORMS["jvp-of-grad"], package(TILED, make()), whole(allowed))
