@@ -16,7 +16,7 @@ from jaxtyping import Array, Int
 from jaxattn._axes import accumulator
 from jaxattn._value import Fixed, Place
 
-POSITION = jax.ShapeDtypeStruct((), jnp.int32)
+POSITION: Any = jax.ShapeDtypeStruct((), jnp.int32)
 
 
 class At(NamedTuple):
@@ -42,8 +42,9 @@ class Traced(Fixed):
         return getattr(self.source, "__name__", repr(self.source))
 
     def __eq__(self, other: object) -> bool:
-        same = isinstance(other, Traced) and _same(self.source, other.source)
-        return same and (self._text, self.dtypes) == (other._text, other.dtypes)
+        if not isinstance(other, Traced) or not _same(self.source, other.source):
+            return False
+        return (self._text, self.dtypes) == (other._text, other.dtypes)
 
     def __hash__(self) -> int:
         return hash(self._text)

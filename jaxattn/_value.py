@@ -212,7 +212,8 @@ def _read(array: Any, axes: str | None, block: Block) -> Array:
         if any(n > 1 for n in array.shape[:lead]):
             array = jnp.broadcast_to(array, (*batch, *array.shape[lead:]))
         array = array.reshape(-1, *array.shape[lead:])
-        starts, sizes = ([0], [1]) if array.shape[0] == 1 else ([block.batch], [block.batches])
+        starts = [0 if array.shape[0] == 1 else block.batch]
+        sizes = [min(array.shape[0], block.batches)]
         lead = 1
     spans = {
         "t": block.rows,

@@ -126,4 +126,6 @@ def run(
         joined = sinks.join(peak, log_total)
         out = out * jnp.exp(log_total - joined)[..., None]
         lse = jnp.where(jnp.isneginf(peak), sinks.logits, peak + joined)
-    return Attended(out.astype(q.dtype), lse, dict(enumerate(states))), ~jnp.isneginf(peak)
+    return Attended(
+        out.astype(q.dtype), lse, {str(i): state for i, state in enumerate(states)}
+    ), ~jnp.isneginf(peak)

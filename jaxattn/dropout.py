@@ -5,6 +5,7 @@ positions, and of nothing else: not of the size of a tile, the backend, the leng
 or the direction of differentiation. It is computed in the tile; no array of random bits is held.
 """
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -52,16 +53,17 @@ class Dropout(Value):
                 f"head bits of its own"
             )
         words = lambda stream, n: _words(jax.random.fold_in(key, stream), n)
-        count = 1
-        for size in (*sizes.batch, sizes.h):
-            count *= size
-        heads = words(0, count).reshape(*sizes.batch, sizes.h, 2)
-        rows, keys = words(1, sizes.t), words(2, sizes.s)
+        lead = (*sizes.batch, sizes.h)
+        heads = words(0, math.prod(lead)).reshape(*lead, 2)
+        queries, keys = words(1, sizes.t), words(2, sizes.s)
+        word = lambda x, i, axes: fit(x[..., i], "Dropout", sizes, axes)
         return Drop(
             jax.lax.stop_gradient(rate),
-            *(fit(heads[..., i], "Dropout", sizes, "h") for i in range(2)),
-            *(fit(rows[..., i], "Dropout", sizes, "t") for i in range(2)),
-            fit(keys[..., 0], "Dropout", sizes, "s"),
+            head=word(heads, 0, "h"),
+            head_2=word(heads, 1, "h"),
+            row=word(queries, 0, "t"),
+            row_2=word(queries, 1, "t"),
+            column=word(keys, 0, "s"),
         )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from jaxattn._mask import Mask, check_mask
 from jaxattn._problem import check
@@ -100,7 +101,7 @@ def explain(
     plan, per_head = walk.plan, walk.plan.q_blocks * ceil_div(sizes.s, walk.plan.k_block)
     resolved = check_mask(mask).resolve(sizes)
     visited, flops = None, None
-    if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(resolved)):
+    if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(resolved)):
         visited, keys = (int(x) for x in _count(walk, resolved))
         flops = 2 * keys * plan.q_block * features
     total = per_head * walk.batches * sizes.h

@@ -284,7 +284,8 @@ class Where(Mask):
 
     seen: given `at`, with `at.batch`, `at.head`, `at.q` and `at.k`, says whether the query may see
       the key. Written for one pair: `at.q` and `at.k` are integer scalars. It may close over
-      arrays, also traced ones, and index them with these. Outside `jit` each new function compiles anew.
+      arrays, also traced ones, and index them with these. Outside `jit` each new function
+      compiles anew.
     """
 
     seen: Any

@@ -91,8 +91,8 @@ def _block(
                 return after, ()
             return after, _look(walk, i, watched, after, tiles, rule, place, fresh)
 
-        state, added = walk.over_heads(run, one, (q_rows, state), keys.read(span), part, rows, span)
-        return state, watch.widen(watched, added, span.start - held.start, unseen)
+        after, added = walk.over_heads(run, one, (q_rows, state), keys.read(span), part, rows, span)
+        return after, watch.widen(watched, added, span.start - held.start, unseen)
 
     def blank() -> tuple[tile.State, Any]:
         none = tile.nothing_seen(rows.size, features, q_rows.dtype)
