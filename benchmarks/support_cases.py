@@ -94,15 +94,15 @@ def _score(name: str, score: Options | Any, written: Any, **learnt: Any) -> Case
     )
 
 
-def _factor() -> np.ndarray:
+def _factor() -> jax.Array:
     """[h t s]: what dropout multiplies weights with, read off with unit vectors as values."""
     q, k, v = jnp.zeros((T, H, 1)), jnp.zeros((S, H, 1)), jnp.eye(S)[:, None].repeat(H, 1)
     out = ja.attention(q, k, v, dropout=DROPOUT, backend=ja.Reference())
-    return np.where(np.asarray(out).swapaxes(0, 1) > 0, 1 / (1 - DROPOUT_RATE), 0)
+    return jnp.where(out.swapaxes(0, 1) > 0, 1 / (1 - DROPOUT_RATE), 0)
 
 
 DROPOUT_RATE = 0.3
-DROPOUT = ja.Dropout(DROPOUT_RATE, jax.random.wrap_key_data(np.array([1, 2], np.uint32)))
+DROPOUT = ja.Dropout(DROPOUT_RATE, jax.random.wrap_key_data(jnp.array([1, 2], jnp.uint32)))
 
 _Q_IDS, _K_IDS = np.array([0, 0, 1, 1, 2]), np.array([0, 0, 0, 1, 1, 2, 2])
 _PLACES = NUMBERS.permutation(S)
@@ -143,7 +143,7 @@ CASES = (
     _mask("`Dense`", lambda a: ja.Dense(a["seen"]), _SEEN, seen=_SEEN),
     _mask("`Where`", lambda a: ja.Where(lambda at: (at.q + at.k) % 2 == 0), (I + J) % 2 == 0),
     _mask("`a & b`", lambda a: ja.Causal(2) & ja.Lengths(k=5), _CAUSAL & (J < 5)),
-    _mask("`a | b`", lambda a: ja.Window(2, 0, 2) | ja.Lengths(k=2), _WINDOW | (J < 2)),
+    _mask("`a \\| b`", lambda a: ja.Window(2, 0, 2) | ja.Lengths(k=2), _WINDOW | (J < 2)),
     _mask("`~a`", lambda a: ~ja.Window(1, 0, 0), ~((I - 1 <= J) & (J <= I))),
     _mask(
         "traced numbers in masks",

@@ -52,8 +52,8 @@ class Entropy(Sum):
         return jnp.zeros((), dtype)
 
     def absorb(self, seen: Seen) -> Float[Array, " t"]:
-        surprise = seen.weights * (seen.lse[:, None] - seen.logits)
-        return jnp.where(seen.logits > -jnp.inf, surprise, 0).sum(axis=1)
+        surprise = jnp.where(seen.logits > -jnp.inf, seen.lse[:, None] - seen.logits, 0)
+        return (seen.weights * surprise).sum(axis=1)
 
 
 class Tops(NamedTuple):

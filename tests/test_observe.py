@@ -1,0 +1,305 @@
+"""Every observation against the weights written out in float64, and what observing leaves alone."""
+
+# pyright: reportArgumentType=false, reportCallIssue=false
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+
+import jaxattn as ja
+from jaxattn import observe as see
+
+B, T, S, H, N, D, E = 2, 29, 37, 4, 2, 5, 3
+RNG = np.random.default_rng(0)
+Q, K, V = (
+    RNG.standard_normal(shape).astype(np.float32)
+    for shape in ((B, T, H, D), (B, S, N, D), (B, S, N, E))
+)
+U, W = RNG.standard_normal((S, 2)).astype(np.float32), RNG.standard_normal((H, T, 2))
+OF = RNG.random((T,)).astype(np.float32)
+BACKENDS = (
+    ja.Reference(),
+    ja.Blockwise(),  # one tile to a row: observed on the way
+    ja.Blockwise(q_block=8, k_block=S),  # the same, with rows that are met twice
+    ja.Blockwise(q_block=8, k_block=16),  # several tiles: a second sweep
+)
+IDS = RNG.integers(-1, 3, (B, S)).astype(np.int32)
+MASKS = {
+    "everything": (ja.EVERYTHING, np.ones((1, 1, 1), bool)),
+    "causal": (ja.Causal(-3), oracle.causal(T, S, -3)),
+    "segments": (ja.Segments(IDS[:, :T], IDS), oracle.segments(IDS[:, :T], IDS)),
+    "sink-window": (
+        ja.Window(4, offset=0) | ja.Lengths(k=2),
+        oracle.window(T, S, 4) | (np.arange(S) < 2),
+    ),
+}
+
+
+def truth(allowed):
+    """(weights, logits, lse, allowed) in float64, [b h t s]."""
+    q, k, _ = oracle.by_head(Q, K, V, np.float64)
+    logits = q @ k.swapaxes(-1, -2) * D**-0.5
+    allowed = np.broadcast_to(allowed, logits.shape)
+    weights, lse, *_ = oracle.softmax(logits, allowed)
+    return weights, np.where(allowed, logits, -np.inf), lse, allowed
+
+
+def per_query(x):
+    """[b h t ...] as [b t h ...]."""
+    return np.moveaxis(x, 1, 2)
+
+
+def pooled(x, cells, pool):
+    """[b h t s] in cells of ⌈t / cells⌉ by ⌈s / cells⌉."""
+    down, across = -(-T // cells), -(-S // cells)
+    rows = [x[:, :, i : i + down] for i in range(0, T, down)]
+    return np.stack(
+        [np.stack([pool(r[..., j : j + across]) for j in range(0, S, across)], -1) for r in rows],
+        -2,
+    )
+
+
+def shares(p, allowed, cells):
+    down = -(-T // cells)
+    live = allowed.any(-1)
+    count = np.stack([live[:, :, i : i + down].sum(-1) for i in range(0, T, down)], -1)
+    return pooled(p, cells, lambda x: x.sum((-1, -2))) / np.maximum(count, 1)[..., None]
+
+
+def entropy(p, logits, lse):
+    surprise = np.where(p > 0, lse[..., None] - np.where(p > 0, logits, 0), 0)
+    return per_query((p * surprise).sum(-1))
+
+
+def tops(p, allowed, count):
+    order = np.argsort(np.where(allowed, -p, 1), axis=-1, kind="stable")[..., :count]
+    real = np.take_along_axis(allowed, order, -1)
+    weights = np.where(real, np.take_along_axis(p, order, -1), 0)
+    return [per_query(weights), per_query(np.where(real, order, -1))]
+
+
+def diagonal(p, allowed, offset):
+    i = np.arange(T)
+    j = i + offset
+    inside = (j >= 0) & (j < S)
+    seen = allowed[:, :, i[inside], j[inside]]
+    return p[:, :, i[inside], j[inside]].sum(-1) / np.maximum(seen.sum(-1), 1)
+
+
+def distance(p, allowed):
+    back = np.arange(T)[:, None] - np.arange(S)[None, :]
+    mass = np.maximum(p.sum(-1), 1e-300)
+    mean = (p * back).sum(-1) / mass
+    edges = [0, *(2**i for i in range((max(S, T) - 1).bit_length()))]
+    stops = [*edges[1:], np.inf]
+    inside = [(back >= a) & (back < b) for a, b in zip(edges, stops, strict=True)]
+    live = np.maximum(allowed.any(-1).sum(-1), 1)[..., None]
+    profile = np.stack([(p * x).sum((-1, -2)) for x in (*inside, back < 0)], -1)
+    variance = (p * back**2).sum(-1) / mass - mean**2
+    return [per_query(mean), per_query(np.maximum(variance, 0)), profile / live]
+
+
+def largest(weights):
+    return weights.max((-1, -2))
+
+
+def seen_of(name, allowed):
+    """What an observation must show, as a list of arrays."""
+    p, logits, lse, allowed = truth(allowed)
+    return {
+        "lse": lambda: [per_query(lse)],
+        "row_max": lambda: [per_query(logits.max(-1))],
+        "max_logit": lambda: [logits.max((0, 2, 3))],
+        "entropy": lambda: [entropy(p, logits, lse)],
+        "top": lambda: tops(p, allowed, 3),
+        "received": lambda: [per_query(p.sum(-2)), per_query(allowed.sum(-2))],
+        "received_of": lambda: [
+            per_query((p * OF[:, None]).sum(-2)),
+            per_query(allowed.sum(-2)),
+        ],
+        "received_max": lambda: [per_query(p.max(-2))],
+        "map": lambda: [shares(p, allowed, 8)],
+        "map_sum": lambda: [pooled(p, 5, lambda x: x.sum((-1, -2)))],
+        "map_peak": lambda: [pooled(p, 8, largest)],
+        "map_whole": lambda: [p],
+        "rows": lambda: [p[:, :, [0, T - 1, 7]]],
+        "columns": lambda: [per_query(p[..., [3, S - 1]])],
+        "diagonal": lambda: [diagonal(p, allowed, -1)],
+        "distance": lambda: distance(p, allowed),
+        "mass": lambda: [per_query(p[..., :4].sum(-1))],
+        "mass_on": lambda: [per_query(p[..., ::3].sum(-1))],
+        "apply": lambda: [per_query(p @ U)],
+        "transposed": lambda: [per_query(p.swapaxes(-1, -2) @ W)],
+        "fold": lambda: [(p**2).sum((-1, -2)) * 2],
+    }[name]()
+
+
+OBSERVATIONS = {
+    "lse": see.LogSumExp(),
+    "row_max": see.RowMax(),
+    "max_logit": see.MaxLogit(),
+    "entropy": see.Entropy(),
+    "top": see.TopKeys(3),
+    "received": see.Received(),
+    "received_of": see.Received(OF),
+    "received_max": see.ReceivedMax(),
+    "map": see.Map(8),
+    "map_sum": see.Map(5, see.SUM),
+    "map_peak": see.Map(8, see.PEAK),
+    "map_whole": see.Map(64, see.SUM),
+    "rows": see.Rows([0, T - 1, 7]),
+    "columns": see.Columns([3, S - 1]),
+    "diagonal": see.Diagonal(-1),
+    "distance": see.Distance(offset=0),
+    "mass": see.MassOn(4),
+    "mass_on": see.MassOn(np.arange(S) % 3 == 0),
+    "apply": see.Apply(U),
+    "transposed": see.ApplyTransposed(W.astype(np.float32)),
+    "fold": see.Fold(
+        lambda: 0.0, lambda seen, a: a[0] * (seen.weights**2).sum(), arrays=(np.full(1, 2.0),)
+    ),
+}
+GROUPS = (
+    ("lse", "row_max", "max_logit", "entropy", "mass", "mass_on"),
+    ("received", "received_of", "received_max", "rows", "columns", "transposed"),
+    ("map", "map_sum", "map_peak", "map_whole", "fold"),
+    ("top", "diagonal", "distance", "apply"),
+)
+
+
+def assert_shows(observed, names, allowed):
+    for name in names:
+        want = seen_of(name, allowed)
+        got = [np.asarray(x) for x in jax.tree.leaves(observed[name])]
+        assert len(got) == len(want)
+        for a, b in zip(got, want, strict=True):
+            assert a.shape == b.shape, f"{name}: {a.shape}, want {b.shape}"
+            size = np.abs(b, where=np.isfinite(b), out=np.zeros_like(b, float)).max()
+            limit = 64 * np.finfo(np.float32).eps * max(size, 1)
+            np.testing.assert_allclose(a, b, rtol=0, atol=limit, err_msg=name)
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=repr)
+@pytest.mark.parametrize("names", GROUPS, ids=lambda names: names[0])
+@pytest.mark.parametrize(
+    "mask", ["causal", *(pytest.param(m, marks=pytest.mark.long) for m in MASKS if m != "causal")]
+)
+def test_observation_shows_what_the_weights_are(mask, names, backend):
+    """And out and lse are, to the bit, what they are when nobody looks."""
+    rule, allowed = MASKS[mask]
+    wanted = {name: OBSERVATIONS[name] for name in names}
+    got = ja.attend(Q, K, V, mask=rule, observe=wanted, backend=backend)
+    assert_shows(got.observed, names, allowed)
+    alone = ja.attend(Q, K, V, mask=rule, backend=backend)
+    np.testing.assert_array_equal(got.out, alone.out)
+    np.testing.assert_array_equal(got.lse, alone.lse)
+    assert alone.observed == {}
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_observe_from_the_lse_of_another_kernel(mask):
+    rule, allowed = MASKS[mask]
+    _, _, lse, _ = truth(allowed)
+    names = ("entropy", "received", "map", "top")
+    wanted = {name: OBSERVATIONS[name] for name in names}
+    lse = np.moveaxis(lse, 1, 2).astype(np.float32)
+    assert_shows(see.observe(Q, K, lse, wanted, mask=rule), names, allowed)
+
+
+def test_apply_of_the_values_is_out():
+    values = np.repeat(V, H // N, axis=2).swapaxes(1, 2)
+    got = ja.attend(Q, K, V, observe={"out": see.Apply(values)})
+    np.testing.assert_allclose(got.observed["out"], got.out, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=repr)
+def test_sinks_take_their_share_of_the_weights(backend):
+    sinks = jnp.asarray([0.0, 1.0, -jnp.inf, 3.0])
+    got = ja.attend(Q, K, V, sinks=sinks, observe={"sum": see.MassOn(S)}, backend=backend)
+    plain = ja.attend(Q, K, V, backend=backend)
+    want = np.exp(np.asarray(plain.lse, np.float64) - np.asarray(got.lse, np.float64))
+    np.testing.assert_allclose(got.observed["sum"], want, rtol=1e-5)
+
+
+def dense_loss(q, k, bias):
+    """Of entropy, received mass and the largest logits, from the whole matrix."""
+    k = jnp.repeat(k, H // N, axis=2)
+    logits = jnp.einsum("bthd,bshd->bhts", q, k, precision="highest") * D**-0.5 + bias
+    logits = jnp.where(oracle.causal(T, S, 0), logits, -jnp.inf)
+    p = jax.nn.softmax(logits, axis=-1)
+    log_p = jnp.where(p > 0, jax.nn.log_softmax(logits, axis=-1), 0)
+    received = p.sum(2)
+    return -(p * log_p).sum() + (received**2).sum() + jnp.sum(logits.max((0, 2, 3)) ** 2)
+
+
+def seen_loss(backend, q, k, bias):
+    wanted = {"e": see.Entropy(), "r": see.Received(), "m": see.MaxLogit()}
+    seen = ja.attend(
+        q, k, V, mask=ja.Causal(0), score=ja.Bias(bias), observe=wanted, backend=backend
+    ).observed
+    return seen["e"].sum() + (seen["r"].mass ** 2).sum() + (seen["m"] ** 2).sum()
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=repr)
+def test_gradient_through_observations(backend):
+    bias = RNG.standard_normal((H, 1, S)).astype(np.float32)
+    got = jax.jit(jax.grad(partial(seen_loss, backend), (0, 1, 2)))(Q, K, bias)
+    want = jax.jit(jax.grad(dense_loss, (0, 1, 2)))(Q, K, bias)
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
+
+
+def test_forward_over_reverse_through_observations():
+    bias = np.zeros((H, 1, S), np.float32)
+
+    def product(f):
+        return jax.jvp(lambda q: jax.grad(f)(q, K, bias), (Q,), (np.flip(Q, 0).copy(),))[1]
+
+    got = jax.jit(lambda: product(partial(seen_loss, BACKENDS[3])))()
+    want = jax.jit(lambda: product(dense_loss))()
+    np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+
+
+def test_memory_of_observing_is_linear():
+    wanted = {"m": see.Map(64), "r": see.Received(), "e": see.Entropy(), "x": see.MaxLogit()}
+
+    def temporary(t):
+        shape = jax.ShapeDtypeStruct((1, t, 4, 64), jnp.float32)
+        f = jax.jit(lambda *x: ja.attend(*x, mask=ja.Causal(), observe=wanted))
+        return f.lower(shape, shape, shape).compile().memory_analysis().temp_size_in_bytes
+
+    small, large = temporary(4096), temporary(8192)
+    assert large <= 2.3 * small
+    assert large < 64 * 2**20
+
+
+def test_rollout_is_the_product_of_the_layers():
+    layers = [see.Layer(Q, RNG.standard_normal((B, T, N, D)).astype(np.float32)) for _ in range(3)]
+    product = np.eye(T)
+    for layer in layers:
+        q, k, _ = oracle.by_head(layer.q, layer.k, layer.k, np.float64)
+        p, *_ = oracle.softmax(q @ k.swapaxes(-1, -2) * D**-0.5, np.ones((T, T), bool))
+        product = (p.mean(1) + np.eye(T)) / 2 @ product
+    vectors = RNG.standard_normal((T, 3)).astype(np.float32)
+    got = see.rollout(layers, vectors)
+    np.testing.assert_allclose(got, product.swapaxes(-1, -2) @ vectors, atol=1e-5)
+    np.testing.assert_allclose(see.rollout_map(layers, T), product, atol=1e-5)
+
+
+def test_errors_say_what_to_do():
+    with pytest.raises(TypeError, match=r"dict of observations"):
+        ja.attend(Q, K, V, observe=[see.Entropy()])
+    with pytest.raises(TypeError, match=r"make one: Entropy\(\.\.\.\)"):
+        ja.attend(Q, K, V, observe={"entropy": see.Entropy})
+    with pytest.raises(ValueError, match="at least 1 cell"):
+        see.Map(0)
+    with pytest.raises(ValueError, match="at least 1"):
+        see.TopKeys(0)
+    with pytest.raises(ValueError, match="transpose it"):
+        see.observe(Q, K, np.zeros((B, H, T)), {"entropy": see.Entropy()})
+    with pytest.raises(TypeError, match="booleans"):
+        ja.attend(Q, K, V, observe={"mass": see.MassOn(np.ones(S))})
