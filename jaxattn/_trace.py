@@ -112,7 +112,7 @@ def _same(a: Any, b: Any) -> bool:
     if a is b:
         return True
     try:
-        hash(a), hash(b)
+        hash((a, b))
     except TypeError:
         return False
     return bool(a == b)

@@ -146,7 +146,9 @@ def test_nan_is_not_lost():
     """A part that saw a NaN gives NaN, not the lse of a query that sees no key."""
     outs, lses = draw(2)
     outs[1][0, 0], lses[1][0, 0] = np.nan, np.nan
-    out, lse, _ = ja.merge(*(ja.Attended(*map(jnp.asarray, x)) for x in zip(outs, lses, strict=True)))
+    out, lse, _ = ja.merge(
+        *(ja.Attended(*map(jnp.asarray, x)) for x in zip(outs, lses, strict=True))
+    )
     assert np.isnan(np.asarray(out)[0, 0]).all()
     assert np.isnan(np.asarray(lse)[0, 0]).all()
     assert np.isfinite(np.asarray(out)[0, 1:]).all()

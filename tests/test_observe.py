@@ -270,7 +270,9 @@ def test_memory_of_observing_is_linear():
     def temporary(t):
         shape = jax.ShapeDtypeStruct((1, t, 4, 64), jnp.float32)
         f = jax.jit(lambda *x: ja.attend(*x, mask=ja.Causal(), observe=wanted))
-        return f.lower(shape, shape, shape).compile().memory_analysis().temp_size_in_bytes
+        analysis = f.lower(shape, shape, shape).compile().memory_analysis()
+        assert analysis is not None
+        return analysis.temp_size_in_bytes
 
     small, large = temporary(4096), temporary(8192)
     assert large <= 2.3 * small
