@@ -66,7 +66,7 @@ def test_non_finite_key_or_value_stays_out_of_results(name, backend):
     want, low = (oracle.attention(Q, K, V, allowed, dtype=d) for d in (np.float64, np.float32))
     for where, bad in SPOILT:
         result, _ = result_and_gradients(backend, mask, Q, *spoil(where, bad), cotangents)
-        for field, x, *leaves in zip(("out", "lse"), result, want, low, strict=True):
+        for field, x, *leaves in zip(("out", "lse"), result[:2], want, low, strict=True):
             leaves = (np.asarray(y)[~sees] for y in (x, *leaves))
             assert_close(*leaves, what=f"{field} of who does not see the {where} {bad}")
         if where == "value" or np.isnan(bad):  # an infinite key may rightly get weight 0 or 1
