@@ -146,7 +146,9 @@ MASKS = {
 }
 
 
-@pytest.mark.parametrize("name", MASKS)
+@pytest.mark.parametrize(
+    "name", [x if x == "prefix" else pytest.param(x, marks=pytest.mark.long) for x in MASKS]
+)
 def test_second_order_with_every_mask(name):
     make, allowed = MASKS[name]
     agree(TRANSFORMS["jvp-of-grad"], package(TILED, make()), whole(allowed))
