@@ -26,8 +26,9 @@ __all__ = ["ALiBi", "Bias", "RelativeBias", "Score", "SoftCap", "alibi_slopes"]
 class Bias(Score):
     """Adds an array to the logits.
 
-    array: real numbers that broadcast to [*b h t s]. -inf hides a pair from the softmax; a mask also
-      skips it, and keeps a NaN in the key or value from the query. Its gradient has its own shape.
+    array: real numbers that broadcast to [*b h t s]. -inf hides a pair from the softmax; a mask
+      also skips it, and keeps a NaN in the key or value from the query. Its gradient has its own
+      shape.
     """
 
     AXES: ClassVar = {"array": "hts"}
