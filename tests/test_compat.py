@@ -86,6 +86,7 @@ def test_explain_tells_what_will_run(mask):
     assert memory is not None
     assert told.temporary_bytes == pytest.approx(memory.temp_size_in_bytes, rel=0.25)
     assert told.visited == told.tiles  # one tile holds all keys of a row, and each row sees some
+    assert told.flops is not None
     assert told.flops <= 2 * 4 * 2048**2 * 128
     assert "tiles" in repr(told)
 
