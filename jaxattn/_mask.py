@@ -5,7 +5,7 @@ from enum import Enum
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Int
 
 from jaxattn._axes import Index, larger, smaller
 from jaxattn._value import Place, Sizes, Span, Value, show
@@ -55,6 +55,11 @@ class Mask(Value):
         Asked of one element of the batch.
         """
         return self.limits(rows, s)
+
+    def count(self, place: Place) -> Int[Array, " s"] | None:
+        """How many queries of a tile see each of its keys; None where only `allows` can tell."""
+        del place
+        return None
 
     @property
     def exact(self) -> bool:
@@ -207,6 +212,9 @@ class Everything(Mask):
     def allows(self, place: Place) -> None:
         return None
 
+    def count(self, place: Place) -> Int[Array, " s"]:
+        return jnp.full(place.keys.size, place.rows.size)
+
     @property
     def exact(self) -> bool:
         return True
@@ -236,6 +244,16 @@ class Band(Mask):
         high = None if self.high is None else ahead <= self.high
         low = None if self.low is None else self.low <= ahead
         return low if high is None else high if low is None else low & high
+
+    def count(self, place: Place) -> Int[Array, " s"]:
+        keys, first, last = place.keys.positions(), place.rows.start, place.rows.start
+        last = last + place.rows.size - 1
+        from_, to = first, last
+        if self.high is not None:
+            from_ = jnp.maximum(keys - self.high, first)
+        if self.low is not None:
+            to = jnp.minimum(keys - self.low, last)
+        return jnp.broadcast_to(jnp.maximum(to - from_ + 1, 0), keys.shape)
 
     def limits(self, rows: Span, s: int) -> Any:
         known = all(bound is None or isinstance(bound, int) for bound in (self.low, self.high))

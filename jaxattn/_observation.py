@@ -28,22 +28,32 @@ QUERY, KEY, HEAD = Per.QUERY, Per.KEY, Per.HEAD
 class Seen(NamedTuple):
     """A tile of one head's weights, as an observation sees it. No pair is in two tiles.
 
-    weights: the softmax, before dropout; 0 where a query may not see a key.
+    weights: the softmax, before dropout; 0 where a query may not see a key. They are p · norm, with
+      one norm for each row, so that a sum over keys may multiply by it last.
     logits: after scores and mask; -inf where a query may not see a key.
     scaled: q kᵀ · scale, before scores and mask.
     allowed: which pairs the mask allows.
+    queries: how many rows may see each key.
+    peak: the largest logit of each row in this tile.
     lse: of the rows, over all keys and the sink.
     live: which rows see any key, here or in another tile.
     place: where the tile is.
     """
 
-    weights: Float[Array, "t s"]
+    p: Float[Array, "t s"]
+    norm: Float[Array, " t"]
     logits: Float[Array, "t s"]
     scaled: Float[Array, "t s"]
     allowed: Bool[Array, "t s"]
+    queries: Int[Array, " s"]
+    peak: Float[Array, " t"]
     lse: Float[Array, " t"]
     live: Bool[Array, " t"]
     place: Place
+
+    @property
+    def weights(self) -> Float[Array, "t s"]:
+        return self.p * self.norm[:, None]
 
     @property
     def q(self) -> Int[Array, " t"]:

@@ -16,10 +16,15 @@ from jaxattn._axes import Index
 
 
 class Span(NamedTuple):
-    """`size` consecutive positions from `start`."""
+    """`size` consecutive positions from `start`, which is known to be a multiple of `step`."""
 
     start: Index
     size: int
+    step: int = 1
+
+    def starts_at_multiple_of(self, n: int) -> bool:
+        """Whether that much is known while tracing."""
+        return (self.start if isinstance(self.start, int) else self.step) % n == 0
 
     def positions(self) -> Int[Array, " size"]:
         return self.start + jnp.arange(self.size)

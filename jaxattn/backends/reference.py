@@ -84,8 +84,10 @@ def one_head(
     peak, log_total = jnp.where(blind, -jnp.inf, peak), jnp.where(blind, 0, log_total)
     log_total = jnp.where(bad_logits, jnp.nan, log_total)
     joined = log_total if rule.sinks is None else part(rule.sinks).join(peak, log_total)
-    shrunk = whole * jnp.exp(log_total - joined)[:, None]
-    seen = Seen(shrunk, logits, scaled, seen, peak + joined, ~blind, place)
+    share = jnp.exp(log_total - joined)  # of the keys, beside the sink
+    queries = seen.sum(axis=0, dtype=jnp.int32)
+    tops, lse = logits.max(axis=1), peak + joined
+    seen = Seen(whole, share, logits, scaled, seen, queries, tops, lse, ~blind, place)
     return out, peak, log_total, tuple(part(each).absorb(seen) for each in watched)
 
 

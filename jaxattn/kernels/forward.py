@@ -129,8 +129,7 @@ def _look(
     # Behind the barrier, so that the products are made as they are where nobody watches.
     tiles, state = jax.lax.optimization_barrier((tiles, state))
     _, *lse = tile.finish(state)
-    rest = rule, place, fresh, walk.new_rows(i)
-    return watch.look(watched, tiles.scaled, tiles.logits, tile.LogSumExp(*lse), *rest, p=tiles.p)
+    return watch.look(watched, tiles, tile.LogSumExp(*lse), rule, place, fresh, walk.new_rows(i))
 
 
 def _poison(

@@ -77,9 +77,9 @@ def _block(
                 q, (peak, log_total), k, (rule, watched), place = x
                 scaled = dot(q * rule.scale, k.T)
                 logits = tile.logits(scaled, rule, place, fresh)
+                tiles = tile.Products(scaled, logits, None)
                 lse = tile.LogSumExp(peak, log_total)
-                rest = rule, place, fresh, walk.new_rows(i)
-                return watch.look(watched, scaled, logits, lse, *rest)
+                return watch.look(watched, tiles, lse, rule, place, fresh, walk.new_rows(i))
 
             @partial(jax.checkpoint, policy=NOTHING, prevent_cse=False)
             def compute(q_rows: Array, lse_rows: Any, k_held: Array) -> Any:

@@ -28,11 +28,11 @@ class State(NamedTuple):
 
 
 class Products(NamedTuple):
-    """What a tile was on the way. p: exp(logits - peak)."""
+    """What a tile was on the way. p: exp(logits - peak), if the tile holds all keys of its rows."""
 
     scaled: Float[Array, "r c"]
     logits: Float[Array, "r c"]
-    p: Float[Array, "r c"]
+    p: Float[Array, "r c"] | None
 
 
 class Tangents(NamedTuple):

@@ -61,8 +61,8 @@ class Walk(NamedTuple):
 
     def rows(self, index: Index) -> Span:
         """The index-th block of queries."""
-        size = self.plan.q_block
-        return Span(_moved_back(index * size, size, self.sizes.t), size)
+        size, t = self.plan.q_block, self.sizes.t
+        return Span(_moved_back(index * size, size, t), size, math.gcd(size, t))
 
     def new_rows(self, index: Index) -> Bool[Array, " r"] | None:
         """Which rows of the index-th block are in none before it; None for all."""

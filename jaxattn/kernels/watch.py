@@ -53,44 +53,54 @@ def nothing(walk: Walk, watch: Watch, run: Run, rows: int, keys: int, dtype: Any
 
 def look(
     watch: Watch,
-    scaled: Array,
-    logits: Array,
+    tiles: tile.Products,
     lse: tile.LogSumExp,
     rule: Rule,
     place: Place,
     counts: Array | None,
     counts_rows: Array | None,
-    p: Array | None = None,
 ) -> tuple[Any, ...]:
     """What a tile of one head adds to each state.
 
     counts, counts_rows: the keys and rows that are in no earlier tile; None for all. A row that was
     met before adds nothing, except to what there is one of for each query: it is the same again.
-    p: exp(logits - peak), where it is at hand.
     """
+    scaled, logits, p = tiles
     live = ~jnp.isneginf(lse.peak)
     log_total = lse.log_total
     if rule.sinks is not None:
         log_total = rule.sinks.join(lse.peak, log_total)
     if p is None:
-        peak = jnp.where(live, lse.peak, jnp.inf)
-        weights = jnp.exp((logits - peak[:, None]) - log_total[:, None])
-    else:
-        weights = p * jnp.exp(-log_total)[:, None]
+        shift = jnp.where(live, lse.peak, jnp.inf)
+        p = jnp.exp((logits - shift[:, None]) - log_total[:, None])
+        norm, peak = jnp.ones_like(log_total), logits.max(axis=1)
+    else:  # the tile holds all keys of its rows
+        norm, peak = jnp.exp(-log_total), lse.peak
     allowed = tile.allows(rule, place, counts)
     allowed = jnp.broadcast_to(True if allowed is None else allowed, logits.shape)
-    seen = Seen(weights, logits, scaled, allowed, lse.peak + log_total, live, place)
-    once = seen
-    if counts_rows is not None:
-        new = counts_rows[:, None]
-        once = seen._replace(
-            weights=jnp.where(new, weights, 0),
-            logits=jnp.where(new, logits, -jnp.inf),
-            scaled=jnp.where(new, scaled, -jnp.inf),
-            allowed=allowed & new,
-            live=live & counts_rows,
-        )
+    queries = rule.mask.count(place)
+    if queries is None:
+        queries = allowed.sum(axis=0, dtype=jnp.int32)
+    elif counts is not None:
+        queries = jnp.where(counts, queries, 0)
+    lse_rows = lse.peak + log_total
+    seen = Seen(p, norm, logits, scaled, allowed, queries, peak, lse_rows, live, place)
+    once = seen if counts_rows is None else _new_rows(seen, counts_rows)
     return tuple(each.absorb(seen if each.per is QUERY else once) for each in watch)
+
+
+def _new_rows(seen: Seen, new: Array) -> Seen:
+    """`seen` with only the rows that are new."""
+    allowed = seen.allowed & new[:, None]
+    return seen._replace(
+        p=jnp.where(new[:, None], seen.p, 0),
+        logits=jnp.where(new[:, None], seen.logits, -jnp.inf),
+        scaled=jnp.where(new[:, None], seen.scaled, -jnp.inf),
+        allowed=allowed,
+        queries=allowed.sum(axis=0, dtype=jnp.int32),
+        peak=jnp.where(new, seen.peak, -jnp.inf),
+        live=seen.live & new,
+    )
 
 
 def widen(watch: Watch, added: Any, at: Index, empty: Any) -> Any:

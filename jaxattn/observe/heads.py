@@ -28,7 +28,7 @@ class MaxLogit(Largest):
 
     def absorb(self, seen: Seen) -> Float[Array, ""]:
         if not self.before_scores:
-            return seen.logits.max()
+            return seen.peak.max()
         return jnp.where(seen.logits > -jnp.inf, seen.scaled, -jnp.inf).max()
 
     def finish(self, state: Array, live: Array) -> Float[Array, " h"]:

@@ -44,8 +44,9 @@ class Received(Sum):
         return ReceivedMass(jnp.zeros((), dtype), jnp.zeros((), jnp.int32))
 
     def absorb(self, seen: Seen) -> ReceivedMass:
-        weights = seen.weights if self.of is None else seen.weights * self.of[:, None]
-        return ReceivedMass(weights.sum(axis=0), seen.allowed.sum(axis=0, dtype=jnp.int32))
+        each = seen.norm if self.of is None else seen.norm * self.of
+        mass = dot(each[None, :], seen.p)[0]
+        return ReceivedMass(mass, seen.queries)
 
 
 @dataclass(frozen=True, repr=False)
@@ -84,7 +85,7 @@ class ApplyTransposed(Sum):
 
     def absorb(self, seen: Seen) -> Float[Array, "s x"]:
         w = jnp.broadcast_to(self.w, (seen.weights.shape[0], self.w.shape[-1]))
-        return dot(seen.weights.T, w)
+        return dot(seen.p.T, w * seen.norm[:, None])
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from jaxtyping import Array, Float
 from jaxattn._axes import Index
 from jaxattn._observation import HEAD, Observation, Seen
 from jaxattn._value import Sizes, Span
+from jaxattn.kernels.plan import ceil_div
 
 
 class Reduce(Enum):
@@ -61,10 +63,14 @@ class Map(Observation):
 
     def absorb(self, seen: Seen) -> Float[Array, "rows columns"]:
         rows, keys = seen.place.rows, seen.place.keys
-        pool = jnp.max if self.reduce is PEAK else jnp.sum
+        pool = jnp.maximum if self.reduce is PEAK else jnp.add
         down, across = _side(self.t, self.cells), _side(self.s, self.cells)
-        cells, column = _pool(pool, seen.weights, keys, across, axis=1)
-        cells, row = _pool(pool, cells, rows, down, axis=0)
+        if rows.starts_at_multiple_of(down):  # the fast one, so the one for the whole tile
+            cells, row = _pool(pool, seen.weights, rows, down, axis=0)
+            cells, column = _pool(pool, cells, keys, across, axis=1)
+        else:
+            cells, column = _pool(pool, seen.weights, keys, across, axis=1)
+            cells, row = _pool(pool, cells, rows, down, axis=0)
         shape = _count(self.t, self.cells), _count(self.s, self.cells)
         return _place(cells, shape, (row, column))
 
@@ -81,19 +87,21 @@ class Map(Observation):
 
 
 def _side(length: int, cells: int) -> int:
-    return max(-(-length // cells), 1)
+    return max(ceil_div(length, cells), 1)
 
 
 def _count(length: int, cells: int) -> int:
-    return -(-length // _side(length, cells))
+    return ceil_div(length, _side(length, cells))
 
 
 def _pool(pool: Any, x: Array, span: Span, side: int, axis: int) -> tuple[Array, Index]:
-    """x pooled along an axis in cells of `side`, and the first cell that it has a part of."""
-    first, size = span.start // side, x.shape[axis]
-    aligned = isinstance(span.start, int) and span.start % side == 0
-    known = aligned or side == 1
-    most = -(-size // side) if known else (size + 2 * side - 2) // side
+    """x pooled along an axis in cells of `side`, and the first cell that it has a part of.
+
+    pool: jnp.add or jnp.maximum.
+    """
+    size = x.shape[axis]
+    known = span.starts_at_multiple_of(side)
+    most = ceil_div(size, side) if known else (size + 2 * side - 2) // side
     if known:
         pads = [(0, most * side - size) if i == axis else (0, 0) for i in range(x.ndim)]
         x = jnp.pad(x, pads)
@@ -102,8 +110,17 @@ def _pool(pool: Any, x: Array, span: Span, side: int, axis: int) -> tuple[Array,
         x = jax.lax.dynamic_update_slice_in_dim(
             jnp.zeros(shape, x.dtype), x, span.start % side, axis
         )
-    cells = x.reshape(*x.shape[:axis], most, side, *x.shape[axis + 1 :])
-    return pool(cells, axis=axis + 1), first
+    x = x.reshape(*x.shape[:axis], most, side, *x.shape[axis + 1 :])
+    if axis + 1 == x.ndim - 1:
+        return pool.reduce(x, axis + 1), span.start // side
+    part = partial(jax.lax.slice_in_dim, axis=axis + 1)
+    # By halves, elementwise: XLA makes one loop of it that goes along the rows. Of a reduction over
+    # this axis it makes one that goes down the columns, and takes twice as long.
+    while (n := x.shape[axis + 1]) > 1:
+        half = n // 2
+        halves = pool(part(x, 0, half), part(x, half, 2 * half))
+        x = halves if n % 2 == 0 else jnp.concatenate([halves, part(x, n - 1, n)], axis + 1)
+    return x.squeeze(axis + 1), span.start // side
 
 
 def _place(x: Array, shape: tuple[int, int], at: tuple[Index, Index]) -> Array:

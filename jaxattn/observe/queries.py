@@ -11,6 +11,7 @@ from jaxattn._axes import dot
 from jaxattn._batched import fit
 from jaxattn._observation import QUERY, Largest, Observation, Seen, Sum
 from jaxattn._value import Sizes
+from jaxattn.observe.rank import largest
 
 
 @dataclass(frozen=True, repr=False)
@@ -36,7 +37,7 @@ class RowMax(Largest):
         return jnp.asarray(-jnp.inf, dtype)
 
     def absorb(self, seen: Seen) -> Float[Array, " t"]:
-        return seen.logits.max(axis=1)
+        return seen.peak
 
 
 @dataclass(frozen=True, repr=False)
@@ -52,8 +53,11 @@ class Entropy(Sum):
         return jnp.zeros((), dtype)
 
     def absorb(self, seen: Seen) -> Float[Array, " t"]:
-        surprise = jnp.where(seen.logits > -jnp.inf, seen.lse[:, None] - seen.logits, 0)
-        return (seen.weights * surprise).sum(axis=1)
+        # The inner numbers are finite, so that a derivative is 0 where a weight is; the outer
+        # `where` makes XLA's loop of it the fast one.
+        logits = jnp.maximum(seen.logits, jnp.finfo(seen.logits.dtype).min)
+        parts = seen.p * (seen.lse[:, None] - logits)
+        return jnp.where(seen.logits > -jnp.inf, parts, 0).sum(axis=1) * seen.norm
 
 
 class Tops(NamedTuple):
@@ -63,9 +67,17 @@ class Tops(NamedTuple):
     keys: Int[Array, "*b t h k"]
 
 
+class Ranked(NamedTuple):
+    """Keys by their logits, from the largest down; -inf, 0 and -1 where there are fewer."""
+
+    logits: Float[Array, "*a k"]
+    weights: Float[Array, "*a k"]
+    keys: Int[Array, "*a k"]
+
+
 @dataclass(frozen=True, repr=False)
 class TopKeys(Observation):
-    """The `count` largest weights of every query, and their keys: `Tops`."""
+    """The `count` largest weights of every query, and their keys: `Tops`. Ties: the first."""
 
     PER = QUERY
 
@@ -75,42 +87,33 @@ class TopKeys(Observation):
         if not isinstance(self.count, int) or self.count < 1:
             raise ValueError(f"TopKeys takes how many keys to keep, at least 1, got {self.count!r}")
 
-    def start(self, sizes: Sizes, dtype: Any) -> Tops:
+    def start(self, sizes: Sizes, dtype: Any) -> Ranked:
         nothing = jnp.zeros(self.count, dtype)
-        return Tops(nothing, jnp.full(self.count, -1, jnp.int32))
+        return Ranked(nothing - jnp.inf, nothing, jnp.full(self.count, -1, jnp.int32))
 
-    def absorb(self, seen: Seen) -> Tops:
-        """The largest of each of many cells first: the top keys are in the top cells."""
-        t, s = seen.weights.shape
-        count = min(self.count, s)
-        ranked = jnp.where(seen.logits > -jnp.inf, seen.weights, -1)
-        if s > CELL * 2 * count:
-            cells = jnp.pad(ranked, ((0, 0), (0, -s % CELL)), constant_values=-1)
-            cells = cells.reshape(t, -1, CELL)
-            _, best = jax.lax.top_k(jax.lax.stop_gradient(cells.max(axis=2)), count)
-            places = (best[:, :, None] * CELL + jnp.arange(CELL)).reshape(t, -1)
-            taken = jnp.take_along_axis(cells, best[:, :, None], axis=1).reshape(t, -1)
-            weights, at = jax.lax.top_k(taken, count)
-            at = jnp.take_along_axis(places, at, axis=1)
-        else:
-            weights, at = jax.lax.top_k(ranked, count)
-        return self._of(weights, seen.place.keys.start + at)
+    def absorb(self, seen: Seen) -> Ranked:
+        logits = jax.lax.stop_gradient(seen.logits)
+        best, at = largest(logits, min(self.count, logits.shape[1]))
+        p = jnp.take_along_axis(seen.p, at, axis=1, mode="clip")
+        return self._of(best, p * seen.norm[:, None], seen.place.keys.start + at)
 
-    def merge(self, a: Tops, b: Tops) -> Tops:
-        weights = jnp.concatenate([a.weights, b.weights], axis=-1)
-        keys = jnp.concatenate([a.keys, b.keys], axis=-1)
-        best, at = jax.lax.top_k(jnp.where(keys < 0, -1, weights), self.count)
-        return self._of(best, jnp.take_along_axis(keys, at, axis=-1))
+    def merge(self, a: Ranked, b: Ranked) -> Ranked:
+        both = jax.tree.map(lambda *x: jnp.concatenate(x, axis=-1), a, b)
+        flat = jax.lax.stop_gradient(both.logits).reshape(-1, both.logits.shape[-1])
+        best, at = largest(flat, self.count)
+        best, at = (x.reshape(*both.logits.shape[:-1], self.count) for x in (best, at))
+        pick = lambda x: jnp.take_along_axis(x, at, axis=-1, mode="clip")
+        return self._of(best, pick(both.weights), pick(both.keys))
 
-    def _of(self, ranked: Array, keys: Array) -> Tops:
-        short = [(0, 0)] * (ranked.ndim - 1) + [(0, self.count - ranked.shape[-1])]
-        ranked = jnp.pad(ranked, short, constant_values=-1)
-        keys = jnp.pad(keys, short, constant_values=-1)
-        is_key = ranked >= 0
-        return Tops(jnp.where(is_key, ranked, 0), jnp.where(is_key, keys, -1).astype(jnp.int32))
+    def finish(self, state: Ranked, live: Array) -> Tops:
+        return Tops(state.weights, state.keys)
 
-
-CELL = 32  # keys
+    def _of(self, logits: Array, weights: Array, keys: Array) -> Ranked:
+        short = [(0, 0)] * (logits.ndim - 1) + [(0, self.count - logits.shape[-1])]
+        logits = jnp.pad(logits, short, constant_values=-jnp.inf)
+        weights, keys = jnp.pad(weights, short), jnp.pad(keys, short).astype(jnp.int32)
+        unseen = jnp.isneginf(logits)
+        return Ranked(logits, jnp.where(unseen, 0, weights), jnp.where(unseen, -1, keys))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -141,7 +144,7 @@ class MassOn(Sum):
 
     def absorb(self, seen: Seen) -> Float[Array, " t"]:
         keys = seen.k < self.keys if isinstance(self.keys, int) else self.keys
-        return jnp.where(keys[None, :], seen.weights, 0).sum(axis=1)
+        return jnp.where(keys[None, :], seen.p, 0).sum(axis=1) * seen.norm
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -164,7 +167,7 @@ class Apply(Sum):
 
     def absorb(self, seen: Seen) -> Float[Array, "t x"]:
         u = jnp.broadcast_to(self.u, (seen.weights.shape[1], self.u.shape[-1]))
-        return dot(seen.weights, u)
+        return dot(seen.p, u) * seen.norm[:, None]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
