@@ -1,5 +1,6 @@
 """What an observation is: a fold over the tiles of the weights, one that never holds them whole."""
 
+from collections.abc import Mapping
 from enum import Enum
 from typing import Any, ClassVar, NamedTuple
 
@@ -137,7 +138,7 @@ def check_observations(observe: Any, sizes: Sizes, dtype: Any) -> dict[str, Obse
     """
     if observe is None:
         return {}
-    if not isinstance(observe, dict):
+    if not isinstance(observe, Mapping):
         raise TypeError(
             f"observe is a dict of observations by name, got {observe!r}; pass "
             f'observe={{"entropy": Entropy()}}'
@@ -152,3 +153,11 @@ def check_observations(observe: Any, sizes: Sizes, dtype: Any) -> dict[str, Obse
                 f"{observation!r} for {name!r}{hint}"
             )
     return {name: each.resolve(sizes, dtype) for name, each in observe.items()}
+
+
+def finish(
+    observations: Mapping[str, Observation], states: tuple[Any, ...], live: Bool[Array, "*b t h"]
+) -> dict[str, Any]:
+    """What each observation shows, by name. live: which queries see any key."""
+    pairs = zip(observations.items(), states, strict=True)
+    return {name: each.finish(state, live) for (name, each), state in pairs}

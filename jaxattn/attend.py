@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxattn._axes import Attended, accumulator
-from jaxattn._observation import Observation, check_observations
+from jaxattn._observation import Observation, check_observations, finish
 from jaxattn._problem import Problem, check
 from jaxattn._score import Score
 from jaxattn.backends.auto import AUTO, Backend, choose
@@ -97,22 +97,16 @@ def attend(
     """
     problem = check(q, k, v, mask, score, scale, sinks, dropout)
     observations = check_observations(observe, problem.sizes, problem.q.dtype)
-    answer, live = run(choose(backend, problem), problem, tuple(observations.values()))
-    finished = (
-        each.finish(state, live)
-        for each, state in zip(observations.values(), answer.observed.values(), strict=True)
-    )
-    return answer._replace(observed=dict(zip(observations, finished, strict=True)))
+    watched = tuple(observations.values())
+    out, lse, states, live = run(choose(backend, problem), problem, watched)
+    return Attended(out, lse, finish(observations, states, live))
 
 
 @partial(jax.jit, static_argnums=0)
 def run(
     backend: Reference | Blockwise, problem: Problem, watched: tuple[Observation, ...]
-) -> tuple[Attended, Bool[Array, "*b t h"]]:
-    """The answer to a checked problem, as one compiled function, and which queries see any key.
-
-    Observed are states, by number.
-    """
+) -> tuple[Array, Array, tuple[Any, ...], Bool[Array, "*b t h"]]:
+    """(out, lse, states of observations, which queries see any key), as one compiled function."""
     q, v, sinks, sizes = problem.q, problem.v, problem.rule.sinks, problem.sizes
     acc = accumulator(q.dtype)
     if problem.is_empty:  # no query, or no key to answer with
@@ -126,6 +120,4 @@ def run(
         joined = sinks.join(peak, log_total)
         out = out * jnp.exp(log_total - joined)[..., None]
         lse = jnp.where(jnp.isneginf(peak), sinks.logits, peak + joined)
-    return Attended(
-        out.astype(q.dtype), lse, {str(i): state for i, state in enumerate(states)}
-    ), ~jnp.isneginf(peak)
+    return out.astype(q.dtype), lse, states, ~jnp.isneginf(peak)

@@ -1,6 +1,7 @@
 """`explain`: what `attend` would do with these arguments, and what it would cost."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from jaxattn._mask import Mask, check_mask
+from jaxattn._observation import Observation, check_observations
 from jaxattn._problem import check
 from jaxattn.attend import Scoring, run
 from jaxattn.backends.auto import AUTO, Backend, turned_down
@@ -31,6 +33,8 @@ class Explanation:
       depends on arrays that are being traced.
     flops: of the products q kᵀ and p v in the visited tiles, a multiply and an add counted as two;
       None as for visited.
+    second_sweep: whether observations, if any were asked for, are made from lse after the forward
+      fold, and not on the way. No field but this one and the next depends on them.
     temporary_bytes: memory beside arguments and results, as the compiler plans it for the forward
       pass alone; None where it does not say.
     """
@@ -44,6 +48,7 @@ class Explanation:
     visited: int | None
     tiles: int
     flops: int | None
+    second_sweep: bool
     temporary_bytes: int | None
 
     def __repr__(self) -> str:
@@ -61,6 +66,7 @@ class Explanation:
             f"tile       {self.q_block} queries × {self.k_block} keys, "
             f"{self.heads} heads and {self.batch} batch elements at a time",
             f"tiles      {share}",
+            *(["observed   in a second sweep"] if self.second_sweep else ()),
             f"temporary  {memory} in the forward pass",
         ]
         return "\n".join(lines)
@@ -76,6 +82,7 @@ def explain(
     scale: Any = None,
     sinks: Any = None,
     dropout: Dropout | None = None,
+    observe: Mapping[str, Observation] | None = None,
     backend: Backend = AUTO,
 ) -> Explanation:
     """What `attend` would do with these arguments. Compiles the forward pass; runs nothing of it.
@@ -85,17 +92,18 @@ def explain(
     build = partial(check, mask=mask, score=score, scale=scale, sinks=sinks, dropout=dropout)
     problem = jax.eval_shape(build, q, k, v)
     chosen, others = turned_down(backend, problem)
-    memory: Any = run.lower(chosen, problem, ()).compile().memory_analysis()
+    watched = tuple(check_observations(observe, problem.sizes, problem.q.dtype).values())
+    memory: Any = run.lower(chosen, problem, watched).compile().memory_analysis()
     temporary = None if memory is None else int(memory.temp_size_in_bytes)
     sizes = problem.sizes
     if problem.is_empty:
-        return Explanation(chosen, others, 0, 0, 0, 0, 0, 0, 0, temporary)
+        return Explanation(chosen, others, 0, 0, 0, 0, 0, 0, 0, False, temporary)
     features = problem.q.shape[-1] + problem.v.shape[-1]
     if isinstance(chosen, Reference):
         count = math.prod(sizes.batch) * sizes.h
         flops = 2 * count * sizes.t * sizes.s * features
         whole = (sizes.h, count // sizes.h, sizes.t, sizes.s)
-        return Explanation(chosen, others, *whole, count, count, flops, temporary)
+        return Explanation(chosen, others, *whole, count, count, flops, False, temporary)
 
     walk = chosen.walks(problem).forward
     plan, per_head = walk.plan, walk.plan.q_blocks * ceil_div(sizes.s, walk.plan.k_block)
@@ -106,7 +114,8 @@ def explain(
         flops = 2 * keys * plan.q_block * features
     total = per_head * walk.batches * sizes.h
     shape = (plan.heads, plan.batch, plan.q_block, plan.k_block)
-    return Explanation(chosen, others, *shape, visited, total, flops, temporary)
+    again = bool(watched) and plan.k_tiles > 1
+    return Explanation(chosen, others, *shape, visited, total, flops, again, temporary)
 
 
 @partial(jax.jit, static_argnums=0)

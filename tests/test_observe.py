@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import oracle
+import oracle_observe as truth
 import pytest
 
 import jaxattn as ja
@@ -39,105 +40,31 @@ MASKS = {
 }
 
 
-def truth(allowed):
-    """(weights, logits, lse, allowed) in float64, [b h t s]."""
-    q, k, _ = oracle.by_head(Q, K, V, np.float64)
-    logits = q @ k.swapaxes(-1, -2) * D**-0.5
-    allowed = np.broadcast_to(allowed, logits.shape)
-    weights, lse, *_ = oracle.softmax(logits, allowed)
-    return weights, np.where(allowed, logits, -np.inf), lse, allowed
-
-
-def per_query(x):
-    """[b h t ...] as [b t h ...]."""
-    return np.moveaxis(x, 1, 2)
-
-
-def pooled(x, cells, pool):
-    """[b h t s] in cells of ⌈t / cells⌉ by ⌈s / cells⌉."""
-    down, across = -(-T // cells), -(-S // cells)
-    rows = [x[:, :, i : i + down] for i in range(0, T, down)]
-    return np.stack(
-        [np.stack([pool(r[..., j : j + across]) for j in range(0, S, across)], -1) for r in rows],
-        -2,
-    )
-
-
-def shares(p, allowed, cells):
-    down = -(-T // cells)
-    live = allowed.any(-1)
-    count = np.stack([live[:, :, i : i + down].sum(-1) for i in range(0, T, down)], -1)
-    return pooled(p, cells, lambda x: x.sum((-1, -2))) / np.maximum(count, 1)[..., None]
-
-
-def entropy(p, logits, lse):
-    surprise = np.where(p > 0, lse[..., None] - np.where(p > 0, logits, 0), 0)
-    return per_query((p * surprise).sum(-1))
-
-
-def tops(p, allowed, count):
-    order = np.argsort(np.where(allowed, -p, 1), axis=-1, kind="stable")[..., :count]
-    real = np.take_along_axis(allowed, order, -1)
-    weights = np.where(real, np.take_along_axis(p, order, -1), 0)
-    return [per_query(weights), per_query(np.where(real, order, -1))]
-
-
-def diagonal(p, allowed, offset):
-    i = np.arange(T)
-    j = i + offset
-    inside = (j >= 0) & (j < S)
-    seen = allowed[:, :, i[inside], j[inside]]
-    return p[:, :, i[inside], j[inside]].sum(-1) / np.maximum(seen.sum(-1), 1)
-
-
-def distance(p, allowed):
-    back = np.arange(T)[:, None] - np.arange(S)[None, :]
-    mass = np.maximum(p.sum(-1), 1e-300)
-    mean = (p * back).sum(-1) / mass
-    edges = [0, *(2**i for i in range((max(S, T) - 1).bit_length()))]
-    stops = [*edges[1:], np.inf]
-    inside = [(back >= a) & (back < b) for a, b in zip(edges, stops, strict=True)]
-    live = np.maximum(allowed.any(-1).sum(-1), 1)[..., None]
-    profile = np.stack([(p * x).sum((-1, -2)) for x in (*inside, back < 0)], -1)
-    variance = (p * back**2).sum(-1) / mass - mean**2
-    return [per_query(mean), per_query(np.maximum(variance, 0)), profile / live]
-
-
-def largest(weights):
-    return weights.max((-1, -2))
-
-
-def seen_of(name, allowed):
-    """What an observation must show, as a list of arrays."""
-    p, logits, lse, allowed = truth(allowed)
-    return {
-        "lse": lambda: [per_query(lse)],
-        "row_max": lambda: [per_query(logits.max(-1))],
-        "max_logit": lambda: [logits.max((0, 2, 3))],
-        "entropy": lambda: [entropy(p, logits, lse)],
-        "top": lambda: tops(p, allowed, 3),
-        "received": lambda: [per_query(p.sum(-2)), per_query(allowed.sum(-2))],
-        "received_of": lambda: [
-            per_query((p * OF[:, None]).sum(-2)),
-            per_query(allowed.sum(-2)),
-        ],
-        "received_max": lambda: [per_query(p.max(-2))],
-        "map": lambda: [shares(p, allowed, 8)],
-        "map_sum": lambda: [pooled(p, 5, lambda x: x.sum((-1, -2)))],
-        "map_peak": lambda: [pooled(p, 8, largest)],
-        "map_whole": lambda: [p],
-        "rows": lambda: [p[:, :, [0, T - 1, 7]]],
-        "columns": lambda: [per_query(p[..., [3, S - 1]])],
-        "diagonal": lambda: [diagonal(p, allowed, -1)],
-        "distance": lambda: distance(p, allowed),
-        "mass": lambda: [per_query(p[..., :4].sum(-1))],
-        "mass_on": lambda: [per_query(p[..., ::3].sum(-1))],
-        "apply": lambda: [per_query(p @ U)],
-        "transposed": lambda: [per_query(p.swapaxes(-1, -2) @ W)],
-        "fold": lambda: [(p**2).sum((-1, -2)) * 2],
-    }[name]()
-
-
+SHOWN = {
+    "lse": truth.log_sum_exp,
+    "row_max": truth.row_max,
+    "max_logit": truth.max_logit,
+    "entropy": truth.entropy,
+    "top": lambda w: truth.top_keys(w, 3),
+    "received": truth.received,
+    "received_of": lambda w: truth.received(w, OF),
+    "received_max": truth.received_max,
+    "map": lambda w: truth.cells(w, 8),
+    "map_sum": lambda w: truth.cells(w, 5, "sum"),
+    "map_peak": lambda w: truth.cells(w, 8, "peak"),
+    "map_whole": lambda w: truth.cells(w, 64, "sum"),
+    "rows": lambda w: truth.rows(w, [0, T - 1, 7]),
+    "columns": lambda w: truth.columns(w, [3, S - 1]),
+    "diagonal": lambda w: truth.diagonal(w, -1),
+    "distance": truth.distance,
+    "mass": lambda w: truth.mass_on(w, np.arange(S) < 4),
+    "mass_on": lambda w: truth.mass_on(w, np.arange(S) % 3 == 0),
+    "apply": lambda w: truth.apply(w, U),
+    "transposed": lambda w: truth.apply_transposed(w, W),
+    "fold": lambda w: [(w.p**2).sum((-1, -2)) * 2],
+    "fold_rows": lambda w: [truth.per_query((w.p**2).sum(-1))],
+    "fold_keys": lambda w: [truth.per_query(-(w.p**3).max(-2))],
+}
 OBSERVATIONS = {
     "lse": see.LogSumExp(),
     "row_max": see.RowMax(),
@@ -162,18 +89,27 @@ OBSERVATIONS = {
     "fold": see.Fold(
         lambda: 0.0, lambda seen, a: a[0] * (seen.weights**2).sum(), arrays=(np.full(1, 2.0),)
     ),
+    "fold_rows": see.Fold(lambda: 0.0, lambda seen: (seen.weights**2).sum(1), per=see.QUERY),
+    "fold_keys": see.Fold(
+        start=lambda: {"top": 0.0},
+        absorb=lambda seen: {"top": (seen.weights**3).max(axis=0)},
+        merge=lambda a, b: {"top": jnp.maximum(a["top"], b["top"])},
+        finish=lambda state: -state["top"],
+        per=see.KEY,
+    ),
 }
 GROUPS = (
     ("lse", "row_max", "max_logit", "entropy", "mass", "mass_on"),
     ("received", "received_of", "received_max", "rows", "columns", "transposed"),
     ("map", "map_sum", "map_peak", "map_whole", "fold"),
-    ("top", "diagonal", "distance", "apply"),
+    ("top", "diagonal", "distance", "apply", "fold_rows", "fold_keys"),
 )
 
 
 def assert_shows(observed, names, allowed):
+    weights = truth.weights(Q, K, allowed)
     for name in names:
-        want = seen_of(name, allowed)
+        want = SHOWN[name](weights)
         got = [np.asarray(x) for x in jax.tree.leaves(observed[name])]
         assert len(got) == len(want)
         for a, b in zip(got, want, strict=True):
@@ -203,7 +139,7 @@ def test_observation_shows_what_the_weights_are(mask, names, backend):
 @pytest.mark.parametrize("mask", MASKS)
 def test_observe_from_the_lse_of_another_kernel(mask):
     rule, allowed = MASKS[mask]
-    _, _, lse, _ = truth(allowed)
+    lse = truth.weights(Q, K, allowed).lse
     names = ("entropy", "received", "map", "top")
     wanted = {name: OBSERVATIONS[name] for name in names}
     lse = np.moveaxis(lse, 1, 2).astype(np.float32)

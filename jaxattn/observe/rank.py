@@ -45,7 +45,7 @@ def _rank(
     if count > FEW:
         in_order = jnp.argsort(places, axis=1)
         x, places = (jnp.take_along_axis(a, in_order, axis=1) for a in (x, places))
-        best, at = jax.lax.top_k(x, count)
+        best, at = jax.lax.top_k(jnp.where(x == 0, 0, x), count)  # which puts 0 before -0
         return best, jnp.take_along_axis(places, at, axis=1)
     places = places.T  # rows last, so that the loops go along them
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from jaxattn._axes import accumulator
 from jaxattn._mask import Mask
-from jaxattn._observation import Observation, check_observations
+from jaxattn._observation import Observation, check_observations, finish
 from jaxattn._problem import Problem, check
 from jaxattn.attend import Scoring
 from jaxattn.backends.blockwise import Blockwise
@@ -53,9 +53,7 @@ def observe(
     watched = tuple(observations.values())
     lse = lse.astype(accumulator(problem.q.dtype))
     states = _run(backend or Blockwise(), problem, watched, lse)
-    live = ~jnp.isneginf(lse)
-    finished = (each.finish(state, live) for each, state in zip(watched, states, strict=True))
-    return dict(zip(observations, finished, strict=True))
+    return finish(observations, states, ~jnp.isneginf(lse))
 
 
 @partial(jax.jit, static_argnums=0)
