@@ -83,7 +83,7 @@ def look(
         queries = allowed.sum(axis=0, dtype=jnp.int32)
     elif counts is not None:
         queries = jnp.where(counts, queries, 0)
-    lse_rows = lse.peak + log_total
+    queries, lse_rows = queries.astype(jnp.int32), lse.peak + log_total
     seen = Seen(p, norm, logits, scaled, allowed, queries, peak, lse_rows, live, place)
     once = seen if counts_rows is None else _new_rows(seen, counts_rows)
     return tuple(each.absorb(seen if each.per is QUERY else once) for each in watch)

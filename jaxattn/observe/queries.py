@@ -56,7 +56,8 @@ class Entropy(Sum):
         # The inner numbers are finite, so that a derivative is 0 where a weight is; the outer
         # `where` makes XLA's loop of it the fast one.
         logits = jnp.maximum(seen.logits, jnp.finfo(seen.logits.dtype).min)
-        parts = seen.p * (seen.lse[:, None] - logits)
+        lse = jnp.where(seen.live, seen.lse, 0)
+        parts = seen.p * (lse[:, None] - logits)
         return jnp.where(seen.logits > -jnp.inf, parts, 0).sum(axis=1) * seen.norm
 
 
