@@ -17,6 +17,7 @@ from matplotlib.colors import Colormap, Normalize
 from matplotlib.container import BarContainer
 from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
+from matplotlib.patches import StepPatch
 from matplotlib.text import Text
 
 MASKED = "#cccccc"
@@ -193,6 +194,39 @@ def draw_scale(cax: Axes, image: AxesImage, label: str = "", across: bool = Fals
         last.set_horizontalalignment("right")
     bar.set_label(label)
     return bar
+
+
+def draw_decades(cax: Axes, image: AxesImage, label: str) -> Colorbar:
+    """The level colour bar of a logarithmic norm, a number at each decade; it ends at decades."""
+    bar = draw_scale(cax, image, across=True)
+    low, high = (round(np.log10(end)) for end in limits(*image.get_clim()))
+    ticks = [10.0**power for power in range(low, high + 1)]
+    bar.set_ticks(ticks, labels=[f"≤ {ticks[0]:g}", *(f"{tick:g}" for tick in ticks[1:])])
+    bar.ax.minorticks_off()
+    bar.ax.get_xticklabels()[0].set_horizontalalignment("left")
+    bar.ax.get_xticklabels()[-1].set_horizontalalignment("right")
+    bar.set_label(label)
+    return bar
+
+
+def draw_marginal(ax: Axes, values: Float[np.ndarray, "m c"], rows: bool = False) -> StepPatch:
+    """The mean of each column of a map as a step, on a band from the least to the greatest.
+
+    values: those of one column to a row; NaN is left out. The axes are to lie along the map, whose
+    extent they get. rows: of each row of the map instead, downwards.
+    """
+    low, mean, high = (f(values, axis=1) for f in (np.nanmin, np.nanmean, np.nanmax))
+    edges = np.arange(len(values) + 1) - 0.5
+    way = "horizontal" if rows else "vertical"
+    ax.stairs(high, edges, baseline=low, orientation=way, fill=True, color="#c9dcec")
+    line = ax.stairs(mean, edges, baseline=None, orientation=way, color="#0072b2", linewidth=0.8)
+    if rows:
+        ax.set_ylim(edges[-1], edges[0])
+        ax.set_yticks([])
+    else:
+        ax.set_xlim(edges[0], edges[-1])
+        ax.set_xticks([])
+    return line
 
 
 def draw_chances(

@@ -1,0 +1,143 @@
+"""The head that is observed over a long text, at lengths where every weight can be held."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.colorbar import Colorbar
+from matplotlib.figure import Figure
+
+from figures import draw, induction, long, make
+from figures.page import Page
+
+T, CELLS = 331, 23  # primes: 23 cells of 15 queries each, the last of one
+# The rounding of a logit, a sum of d products that are SHARP in all, is that of a weight too.
+ROUNDING = induction.CONTEXT * induction.WIDTH * 2.0**-23 * induction.SHARP
+
+
+def a_look() -> induction.Look:
+    """Somewhat more than two readings of the beginning of the licence."""
+    return induction.look(induction.again(induction.licence()[:149], T), CELLS)
+
+
+def dense_weights(text: str) -> np.ndarray:
+    """Every weight of the head, in float64."""
+    q, k = (x.astype(float) for x in induction.codes(text))
+    back = np.subtract.outer(np.arange(len(text)), np.arange(len(text)))
+    logits = induction.SHARP * q @ k.T - 0.5 * np.log1p(np.maximum(back, 0))
+    logits[:, 0] = induction.SINK
+    terms = np.exp(np.where(back >= 0, logits, -np.inf))
+    return terms / terms.sum(axis=1, keepdims=True)
+
+
+def drawn(seen: induction.Look) -> tuple[Figure, Axes, Axes, Axes]:
+    """The page, and on it the axes of the map, of what keys receive and of the entropy."""
+    with style.context(["default", make.STYLE]):
+        page = Page(9.0, 6.0)
+        ax = long.draw_look(page, 1.0, seen, "A short text")
+    above, beside = page.figure.axes[-2:]
+    return page.figure, ax, above, beside
+
+
+def test_the_clause_is_in_the_licence_and_the_text_is_as_long_as_asked_for():
+    assert induction.CLAUSE in induction.licence()
+    assert induction.again("abc", 9) == "abc abc a"
+
+
+def test_the_map_is_that_of_the_dense_weights():
+    seen = a_look()
+    weights, side = dense_weights(seen.text), -(-T // CELLS)
+    starts = np.arange(0, T, side)
+    pooled = np.add.reduceat(np.add.reduceat(weights, starts, axis=0), starts, axis=1)
+    pooled /= np.diff(np.append(starts, T))[:, None]
+    assert seen.weights.shape == (CELLS, CELLS)
+    np.testing.assert_allclose(seen.weights, pooled, rtol=0, atol=ROUNDING)
+    np.testing.assert_allclose(seen.weights.sum(axis=1), 1, rtol=0, atol=ROUNDING)
+
+
+def test_the_marginals_are_those_of_the_dense_weights():
+    seen = a_look()
+    weights = dense_weights(seen.text)
+    logs = np.log(np.where(weights > 0, weights, 1))
+    entropy, received = seen.entropy.ravel(), seen.received.ravel()
+    bound = ROUNDING * (1 + np.log(T))
+    np.testing.assert_allclose(entropy[:T], -(weights * logs).sum(axis=1), rtol=0, atol=bound)
+    mean = weights.sum(axis=0) / (T - np.arange(T))
+    np.testing.assert_allclose(received[:T], mean, rtol=0, atol=ROUNDING)
+    assert np.isnan(entropy[T:]).all()
+    assert np.isnan(received[T:]).all()
+
+
+def test_the_head_looks_at_what_followed_one_reading_ago():
+    once = induction.licence()[:149]
+    seen = induction.look(induction.again(once, 2 * len(once) + 1), cells=1000)
+    back = len(once) + 1
+    rows = np.arange(back + induction.CONTEXT, len(seen.text))
+    assert (seen.weights[rows].argmax(axis=1) == rows - back + 1).all()
+    assert seen.found[rows[:-1]].all()
+
+
+def test_what_no_query_may_see_is_blank():
+    seen = a_look()
+    _, ax, _, _ = drawn(seen)
+    (image,) = ax.images
+    shown = np.ma.filled(np.ma.asarray(image.get_array(), float), np.nan)
+    assert (np.isnan(shown) == ~np.tri(CELLS, dtype=bool)).all()
+    assert (seen.weights[np.isnan(shown)] == 0).all()
+    assert image.get_clim() == (1e-4, 1)
+    assert image.get_cmap().name == "viridis"
+    assert image.get_interpolation() == "nearest"
+
+
+def test_marginals_lie_along_the_map():
+    figure, ax, above, beside = drawn(a_look())
+    assert ax.get_xlim() == above.get_xlim() == (-0.5, CELLS - 0.5)
+    assert ax.get_ylim() == beside.get_ylim() == (CELLS - 0.5, -0.5)
+    of_map, of_keys, of_queries = (a.get_position() for a in (ax, above, beside))
+    assert (of_keys.x0, of_keys.x1) == (of_map.x0, of_map.x1)
+    assert (of_queries.y0, of_queries.y1) == (of_map.y0, of_map.y1)
+    width, height = figure.get_size_inches()
+    assert of_map.width * width == pytest.approx(of_map.height * height)  # square cells
+
+
+def test_labels_and_steps_change_no_extent():
+    seen = a_look()
+    _, ax, _, _ = drawn(seen)
+    long.label_places(ax, seen, {0: "0", 150: "150"}, room=0.4)
+    long.label_steps(ax, seen, {0: "first", 150: "second"})
+    assert ax.get_xlim() == (-0.5, CELLS - 0.5)
+    assert ax.get_ylim() == (CELLS - 0.5, -0.5)
+    assert list(ax.get_yticks()) == [-0.5, 150 / 15 - 0.5]
+
+
+def test_words_are_named_at_their_middle_and_numbered():
+    assert long.words("again, a light again") == {
+        2.5: "again (1)",
+        11.5: "light",
+        17.5: "again (2)",
+    }
+
+
+def test_a_marginal_shows_the_mean_and_the_range():
+    ax = Figure().add_subplot()
+    line = draw.draw_marginal(ax, np.array([[1.0, 3.0], [5.0, np.nan]]))
+    means, edges, _ = line.get_data()
+    assert list(means) == [2, 5]
+    assert list(edges) == [-0.5, 0.5, 1.5]
+
+
+def test_the_colour_bar_states_its_floor():
+    figure = Figure()
+    image = draw.draw_cells(figure.add_subplot(), np.ones((2, 2)), long.SHARES, "viridis")
+    bar = draw.draw_decades(figure.add_axes((0, 0, 1, 0.1)), image, "Share")
+    assert isinstance(bar, Colorbar)
+    labels = [label.get_text() for label in bar.ax.get_xticklabels()]
+    assert labels == ["≤ 0.0001", "0.001", "0.01", "0.1", "1"]
+
+
+def test_the_head_needs_no_matplotlib():
+    code = "import sys, figures.induction; assert 'matplotlib' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
