@@ -5,7 +5,7 @@ the map of one head over a text too long for a matrix of weights.
 
   model.py      a tiny language model whose forward pass is `jaxattn.steps.multi_head`
   data.py       the arrays of the figures that are drawn from it (no matplotlib)
-  induction.py  a head written by hand, and what it looks at in a text (no matplotlib)
+  recall.py     a head written by hand, and what it looks at in a text (no matplotlib)
   draw.py       arrays onto an `Axes` (no files)
   page.py       a figure laid out in inches
   story.py      composes the walk-through on one page

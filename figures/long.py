@@ -8,10 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from figures import draw, induction
+from figures import draw, recall
 from figures.draw import INK, SOFT
-from figures.induction import Look
 from figures.page import Page
+from figures.recall import Look
 
 SIDE, TOP, DPI = 3.2, 1.9, 320  # of the maps: 4 pixels to a cell of 256, 8 to one of 128
 LEFTS = (0.675, 5.2)
@@ -21,16 +21,16 @@ SHARES = LogNorm(1e-4, 1)  # 1 is all that a query has to give, whatever row 0 h
 
 def long_map() -> Figure:
     """One head over 32,768 tokens and over 128: the map, what keys receive, entropy."""
-    licence = induction.licence()
-    far = induction.look(induction.again(licence, induction.LENGTH))
-    near = induction.look(induction.CLAUSE)
+    licence = recall.licence()
+    far = recall.look(recall.again(licence, recall.LENGTH))
+    near = recall.look(recall.CLAUSE)
     n, reading = len(far.text), len(licence) + 1
     page = Page(9.0, 6.05, dpi=DPI)
     page.title(
         f"A head finds its place among {n:,} tokens: exact, in "
         f"{far.temporary / 2**20:.0f} MiB, not {4 * n**2 / 2**30:g} GiB",
         "An induction head written by hand: each token, a character, looks for what followed where "
-        f"the {induction.CONTEXT} up to it were read before.",
+        f"the {recall.CONTEXT} up to it were read before.",
     )
     note = (
         "Near places count more; the first token takes the rest. "

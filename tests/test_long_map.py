@@ -10,30 +10,30 @@ from matplotlib.axes import Axes
 from matplotlib.colorbar import Colorbar
 from matplotlib.figure import Figure
 
-from figures import draw, induction, long, make
+from figures import draw, long, make, recall
 from figures.page import Page
 
 T, CELLS = 331, 23  # primes: 23 cells of 15 queries each, the last of one
 # The rounding of a logit, a sum of d products that are SHARP in all, is that of a weight too.
-ROUNDING = induction.CONTEXT * induction.WIDTH * 2.0**-23 * induction.SHARP
+ROUNDING = recall.CONTEXT * recall.WIDTH * 2.0**-23 * recall.SHARP
 
 
-def a_look() -> induction.Look:
+def a_look() -> recall.Look:
     """Somewhat more than two readings of the beginning of the licence."""
-    return induction.look(induction.again(induction.licence()[:149], T), CELLS)
+    return recall.look(recall.again(recall.licence()[:149], T), CELLS)
 
 
 def dense_weights(text: str) -> np.ndarray:
     """Every weight of the head, in float64."""
-    q, k = (x.astype(float) for x in induction.codes(text))
+    q, k = (x.astype(float) for x in recall.codes(text))
     back = np.subtract.outer(np.arange(len(text)), np.arange(len(text)))
-    logits = induction.SHARP * q @ k.T - 0.5 * np.log1p(np.maximum(back, 0))
-    logits[:, 0] = induction.SINK
+    logits = recall.SHARP * q @ k.T - 0.5 * np.log1p(np.maximum(back, 0))
+    logits[:, 0] = recall.SINK
     terms = np.exp(np.where(back >= 0, logits, -np.inf))
     return terms / terms.sum(axis=1, keepdims=True)
 
 
-def drawn(seen: induction.Look) -> tuple[Figure, Axes, Axes, Axes]:
+def drawn(seen: recall.Look) -> tuple[Figure, Axes, Axes, Axes]:
     """The page, and on it the axes of the map, of what keys receive and of the entropy."""
     with style.context(["default", make.STYLE]):
         page = Page(9.0, 6.0)
@@ -43,8 +43,8 @@ def drawn(seen: induction.Look) -> tuple[Figure, Axes, Axes, Axes]:
 
 
 def test_the_clause_is_in_the_licence_and_the_text_is_as_long_as_asked_for():
-    assert induction.CLAUSE in induction.licence()
-    assert induction.again("abc", 9) == "abc abc a"
+    assert recall.CLAUSE in recall.licence()
+    assert recall.again("abc", 9) == "abc abc a"
 
 
 def test_the_map_is_that_of_the_dense_weights():
@@ -72,10 +72,10 @@ def test_the_marginals_are_those_of_the_dense_weights():
 
 
 def test_the_head_looks_at_what_followed_one_reading_ago():
-    once = induction.licence()[:149]
-    seen = induction.look(induction.again(once, 2 * len(once) + 1), cells=1000)
+    once = recall.licence()[:149]
+    seen = recall.look(recall.again(once, 2 * len(once) + 1), cells=1000)
     back = len(once) + 1
-    rows = np.arange(back + induction.CONTEXT, len(seen.text))
+    rows = np.arange(back + recall.CONTEXT, len(seen.text))
     assert (seen.weights[rows].argmax(axis=1) == rows - back + 1).all()
     assert seen.found[rows[:-1]].all()
 
@@ -139,5 +139,5 @@ def test_the_colour_bar_states_its_floor():
 
 
 def test_the_head_needs_no_matplotlib():
-    code = "import sys, figures.induction; assert 'matplotlib' not in sys.modules"
+    code = "import sys, figures.recall; assert 'matplotlib' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
