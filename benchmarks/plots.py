@@ -219,18 +219,27 @@ def _apart(heights: Sequence[float], gap: float, floor: float = -math.inf) -> li
     return [max(height, floor + i * gap) for i, height in enumerate(found)]
 
 
-def render(plot: Plot | Dots, kind: str) -> bytes:
-    """The plot as `png` or `svg`, the same bytes every time."""
+def figure_bytes(make: Callable[[], Figure], kind: str) -> bytes:
+    """A figure as `png` or `svg`, the same bytes every time."""
     with matplotlib.rc_context(LOOK):
-        if isinstance(plot, Dots):
-            lines = max(len(panel.rows) for panel in plot.panels)
-            figure = Figure(figsize=(11, 1.7 + 0.43 * lines), layout="constrained")
-            draw_dots(figure, plot)
-        else:
-            rows = -(-len(plot.panels) // 2)
-            figure = Figure(figsize=(11, 0.6 + 3.7 * rows), layout="constrained")
-            draw(figure, plot)
         content = io.BytesIO()
         metadata = {"Date": None} if kind == "svg" else {"Software": None}
-        figure.savefig(content, format=kind, dpi=150, metadata=metadata)
+        make().savefig(content, format=kind, dpi=150, metadata=metadata)
     return content.getvalue()
+
+
+def render(plot: Plot | Dots, kind: str) -> bytes:
+    """The plot as `png` or `svg`."""
+    return figure_bytes(lambda: _figure(plot), kind)
+
+
+def _figure(plot: Plot | Dots) -> Figure:
+    if isinstance(plot, Dots):
+        lines = max(len(panel.rows) for panel in plot.panels)
+        figure = Figure(figsize=(11, 1.7 + 0.43 * lines), layout="constrained")
+        draw_dots(figure, plot)
+    else:
+        rows = -(-len(plot.panels) // 2)
+        figure = Figure(figsize=(11, 0.6 + 3.7 * rows), layout="constrained")
+        draw(figure, plot)
+    return figure
