@@ -1,6 +1,6 @@
 """Attention for JAX that you can see through."""
 
-from jaxattn import observe
+from jaxattn import observe, rope
 from jaxattn._axes import Attended
 from jaxattn.attend import attend, attention
 from jaxattn.backends.auto import AUTO, Unsupported
@@ -54,4 +54,5 @@ __all__ = [
     "explain",
     "merge",
     "observe",
+    "rope",
 ]
