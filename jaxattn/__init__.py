@@ -1,6 +1,6 @@
 """Attention for JAX that you can see through."""
 
-from jaxattn import observe, rope
+from jaxattn import cache, observe, rope
 from jaxattn._axes import Attended
 from jaxattn.attend import attend, attention
 from jaxattn.backends.auto import AUTO, Unsupported
@@ -51,6 +51,7 @@ __all__ = [
     "alibi_slopes",
     "attend",
     "attention",
+    "cache",
     "explain",
     "merge",
     "observe",

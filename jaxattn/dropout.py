@@ -26,11 +26,13 @@ class Dropout(Value):
 
     rate: from 0 to 1; may be traced. 0 changes nothing, bit for bit.
     key: of `jax.random`.
+    shared: whether the same pairs are dropped in every batch element and head.
     Source: Srivastava et al. 2014; of attention weights, Vaswani et al. 2017, section 5.4.
     """
 
     rate: float | Float[Array, ""]
     key: Key[Array, ""]
+    shared: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.rate, int | float) and not 0 <= self.rate <= 1:
@@ -53,7 +55,7 @@ class Dropout(Value):
                 f"head bits of its own"
             )
         words = lambda stream, n: _words(jax.random.fold_in(key, stream), n)
-        lead = (*sizes.batch, sizes.h)
+        lead = (1,) if self.shared else (*sizes.batch, sizes.h)
         heads = words(0, math.prod(lead)).reshape(*lead, 2)
         queries, keys = words(1, sizes.t), words(2, sizes.s)
         word = lambda x, i, axes: fit(x[..., i], "Dropout", sizes, axes)

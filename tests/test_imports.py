@@ -96,8 +96,19 @@ def test_a_backend_imports_no_other():
 
 
 LAYERS = (
-    *("_axes", "_value", "_batched", "_trace", "_mask", "masks", "_score", "scores", "dropout"),
-    *("_problem", "kernels", "backends", "merge", "attend", "explain", "compat"),
+    *(
+        "_axes",
+        "_value",
+        "_batched",
+        "rope",
+        "_trace",
+        "_mask",
+        "masks",
+        "_score",
+        "scores",
+        "dropout",
+    ),
+    *("_problem", "kernels", "backends", "merge", "attend", "explain", "compat", "cache", "nn"),
 )
 
 

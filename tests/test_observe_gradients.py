@@ -1,4 +1,4 @@
-"""Derivatives of observations: against finite differences of the weights written out, in float64."""
+"""Derivatives of observations: against finite differences of weights written out, in float64."""
 
 # pyright: reportArgumentType=false, reportCallIssue=false
 

@@ -1,0 +1,215 @@
+"""A key/value cache for decoding: a value that is appended to and attended over.
+
+    cache = jaxattn.cache.empty((b,), capacity=8192, kv_heads=8, features=64)
+    attended, cache = jaxattn.cache.attend(q, k, v, cache)  # of the new tokens, one or many
+
+Prefill, chunks and single steps are the same call with more or fewer tokens. The cost follows the
+tokens that are held, not the capacity. Donate the cache to `jax.jit`, or carry it in a scan, and it
+is updated in place.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+from jaxtyping import Array, Float, Int
+
+from jaxattn._axes import Attended
+from jaxattn._mask import EVERYTHING, Mask
+from jaxattn._observation import Observation
+from jaxattn._value import show
+from jaxattn.attend import Scoring
+from jaxattn.attend import attend as attend_keys
+from jaxattn.backends.auto import AUTO, Backend
+from jaxattn.masks import Causal, Lengths, Positions
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["k", "v", "length"], meta_fields=["window"])
+@dataclass(frozen=True)
+class Cache:
+    """The keys and values of the tokens so far. Make one with `empty`.
+
+    length: how many tokens each sequence has had.
+    window: None, and token p is in slot p; or a ring for queries that see the last `window` tokens,
+      themselves among them, and token p is in slot p mod s until another takes its place.
+    """
+
+    k: Float[Array, "*b s n d"]
+    v: Float[Array, "*b s n e"]
+    length: Int[Array, "*b"]
+    window: int | None = None
+
+    @property
+    def capacity(self) -> int:
+        return self.k.shape[-3]
+
+    def positions(self, t: int) -> Int[Array, "*b t"]:
+        """The positions of the next t tokens, as rotary embeddings need them."""
+        return self.length[..., None] + jnp.arange(t, dtype=self.length.dtype)
+
+    def slots(self) -> Int[Array, "*b s"]:
+        """The position of the token in each slot; -1 for none."""
+        slot = jnp.arange(self.capacity, dtype=self.length.dtype)
+        length = self.length[..., None]
+        if self.window is None:
+            return jnp.where(slot < length, slot, -1)
+        last = length - 1 - (length - 1 - slot) % self.capacity
+        return jnp.where((last >= 0) & (length > 0), last, -1)
+
+
+def empty(
+    batch: tuple[int, ...],
+    capacity: int,
+    kv_heads: int,
+    features: int,
+    value_features: int | None = None,
+    dtype: Any = jnp.float32,
+    window: int | None = None,
+) -> Cache:
+    """A cache of no tokens.
+
+    Args:
+      batch: its batch axes, () for none.
+      capacity: how many tokens it holds. With a window of w, chunks of up to capacity - w + 1
+        tokens are attended where they lie; longer ones take a copy.
+      value_features: as many as `features` if not given.
+      window: how many tokens a query sees, itself among them; None for all.
+    Raises:
+      ValueError: sizes below 1, or a window that does not fit.
+    """
+    for name, size in (("capacity", capacity), ("kv_heads", kv_heads), ("features", features)):
+        if size < 1:
+            raise ValueError(f"a cache has sizes of at least 1, got {name}={size}")
+    if window is not None and not 1 <= window <= capacity:
+        raise ValueError(
+            f"a window is from 1 to the capacity of the ring, {capacity}, got {window}; make the "
+            f"capacity at least the window, or the window None to see all tokens"
+        )
+    shape = (*batch, capacity, kv_heads)
+    width = features if value_features is None else value_features
+    k, v = jnp.zeros((*shape, features), dtype), jnp.zeros((*shape, width), dtype)
+    return Cache(k, v, jnp.zeros(batch, jnp.int32), window)
+
+
+def append(
+    cache: Cache,
+    k: Float[Array, "*b t n d"],
+    v: Float[Array, "*b t n e"],
+    count: Int[Array, "*b"] | None = None,
+) -> Cache:
+    """The cache with the keys and values of t more tokens.
+
+    count: how many of the t are tokens, from the first on; the rest is padding and is not kept.
+    Raises:
+      ValueError: shapes that do not fit; a cache without a window that would hold more tokens than
+        its capacity. While tracing that cannot be told: the tokens beyond it are not kept, the
+        length counts them, and `attend` gives NaN for them.
+    """
+    count = _check(cache, k, v, count)
+    t, capacity = k.shape[-3], cache.capacity
+    at = cache.positions(t)
+    index = jnp.arange(t)
+    keep = index < count[..., None]
+    if cache.window is not None:
+        keep &= index >= count[..., None] - capacity  # of a chunk beyond the ring, the last
+        at %= capacity
+    at = jnp.where(keep, at, capacity + index)  # beyond the end: dropped
+    return replace(
+        cache, k=_put(cache.k, k, at), v=_put(cache.v, v, at), length=cache.length + count
+    )
+
+
+def attend(
+    q: Float[Array, "*b t h d"],
+    k: Float[Array, "*b t n d"],
+    v: Float[Array, "*b t n e"],
+    cache: Cache,
+    *,
+    count: Int[Array, "*b"] | None = None,
+    mask: Mask = EVERYTHING,
+    score: Scoring | None = None,
+    scale: float | Float[Array, ""] | None = None,
+    sinks: Float[Array, " h"] | None = None,
+    observe: Mapping[str, Observation] | None = None,
+    backend: Backend = AUTO,
+) -> tuple[Attended, Cache]:
+    """Appends t tokens and attends from them, causally, to all that the cache holds.
+
+    Args:
+      q, k, v: of the new tokens, at positions `cache.positions(t)`.
+      count: as in `append`; the queries of padding see nothing and give 0.
+      mask: what is hidden besides; it and `score` see the slots of the cache as keys, which in a
+        ring are not positions. `ALiBi(offset=cache.length)` fits a cache without a window.
+      score, scale, sinks, observe, backend: as in `jaxattn.attend`.
+    Returns:
+      What `jaxattn.attend` returns, and the cache with the tokens. Beyond the capacity of a cache
+      without a window out and lse are NaN.
+    Raises:
+      ValueError, TypeError: as `append` and `jaxattn.attend`.
+    """
+    t, before = q.shape[-3], cache.length
+    after = append(cache, k, v, count)
+    ragged = EVERYTHING if count is None else Lengths(q=jnp.asarray(count))
+    options = {"score": score, "scale": scale, "sinks": sinks, "observe": observe}
+    if cache.window is None:
+        seen = Causal(before) & ragged & mask
+        keys, values = after.k, after.v
+    else:
+        at, left = cache.positions(t), cache.window - 1
+        if t <= cache.capacity - left:
+            keys, values, slots = after.k, after.v, after.slots()
+        else:  # the first queries need keys that the last tokens take the place of
+            join = lambda x, y: jnp.concatenate([x, y.astype(x.dtype)], axis=-3)
+            keys, values = join(cache.k, k), join(cache.v, v)
+            slots = jnp.concatenate([cache.slots(), at], axis=-1)
+        seen = Positions(at, slots, left=left) & ragged & mask
+    keys, values = keys.astype(q.dtype), values.astype(q.dtype)
+    got = attend_keys(q, keys, values, mask=seen, **options, backend=backend)
+    if cache.window is None:
+        lost = (cache.positions(t) >= cache.capacity)[..., None]
+        out = jnp.where(lost[..., None], jnp.nan, got.out)
+        got = got._replace(out=out, lse=jnp.where(lost, jnp.nan, got.lse))
+    return got, after
+
+
+def _check(cache: Cache, k: Any, v: Any, count: Any) -> Array:
+    """How many of the tokens each sequence gets."""
+    for name, new, old in (("k", k, cache.k), ("v", v, cache.v)):
+        if new.shape[:-3] != old.shape[:-3] or new.shape[-2:] != old.shape[-2:]:
+            raise ValueError(
+                f"{name} of new tokens has the batch, heads and features of the cache's "
+                f"{old.shape}, got {new.shape}; the axes are [*b t n d]"
+            )
+    t, batch = k.shape[-3], cache.length.shape
+    count = jnp.asarray(t if count is None else count)
+    if (
+        not jnp.issubdtype(count.dtype, jnp.integer)
+        or jnp.broadcast_shapes(count.shape, batch) != batch
+    ):
+        raise ValueError(
+            f"count is a number of tokens for each sequence, integers [*b] with *b={batch}, got "
+            f"{show(count)}"
+        )
+    count = jnp.broadcast_to(jnp.clip(count, 0, t), batch).astype(cache.length.dtype)
+    total = cache.length + count
+    known = not isinstance(total, Tracer) and cache.window is None and math.prod(batch)
+    if known and (most := int(total.max())) > cache.capacity:
+        raise ValueError(
+            f"a cache of capacity {cache.capacity} cannot hold {most} tokens; make it larger with "
+            f"empty(capacity=...), or a ring with empty(window=...)"
+        )
+    return count
+
+
+def _put(old: Array, new: Array, at: Int[Array, "*b t"]) -> Array:
+    """`old` [*b s n d] with `new` [*b t n d] in the slots `at`; beyond the end it is dropped."""
+    lead = math.prod(at.shape[:-1])
+    flat, slots = old.reshape(lead, *old.shape[-3:]), at.reshape(lead, -1)
+    new = new.reshape(lead, *new.shape[-3:]).astype(old.dtype)
+    flat = flat.at[jnp.arange(lead)[:, None], slots].set(new, mode="drop", unique_indices=True)
+    return flat.reshape(old.shape)
