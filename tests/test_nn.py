@@ -272,7 +272,8 @@ def test_dtypes_and_sharding_annotations():
         assert module(X).dtype == jnp.bfloat16
         assert module.query.kernel.sharding.spec == jax.P(None, "model", None)
         assert module.out.kernel.sharding.spec == jax.P("model", None, None)
-    assert {x.dtype for x in jax.tree.leaves(nnx.state(module, nnx.Param))} == {jnp.dtype("float16")}
+    dtypes = {x.dtype for x in jax.tree.leaves(nnx.state(module, nnx.Param))}
+    assert dtypes == {jnp.dtype("float16")}
 
 
 def test_transforms_of_nnx():
