@@ -108,7 +108,8 @@ def flax_sown(top: bool, causal: bool, q, k, v) -> dict[str, Any]:
     sown = nnx.Module()
     mask = jnp.tril(jnp.ones((1, 1, q.shape[1], q.shape[1]), bool)) if causal else None
     out = nnx.dot_product_attention(q, k, v, mask=mask, module=sown)
-    (weights,) = nnx.pop(sown, nnx.Intermediate)["attention_weights"].get_value()
+    popped: Any = nnx.pop(sown, nnx.Intermediate)
+    (weights,) = popped["attention_weights"].get_value()
     return {**_of_weights(weights, top), "out": out}
 
 

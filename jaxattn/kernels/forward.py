@@ -166,5 +166,27 @@ def _poison(
 
     # A loop of at most one turn, not a cond: under vmap a cond would run both of its branches.
     # A sum is the fastest test there is; where it overflows the loop finds nothing to do.
-    any_bad = ~jnp.isfinite(v.sum(dtype=accumulator(v.dtype)))
+    any_bad = ~jnp.isfinite(_sum_of_values(walk, v, rule))
     return jax.lax.while_loop(lambda carry: carry[1], poison, (out, any_bad))[0]
+
+
+def _sum_of_values(walk: Walk, v: Float[Array, "b s n e"], rule: Rule) -> Float[Array, ""]:
+    """The sum of all values that may be seen, or of more.
+
+    A few queries over a cache that is mostly empty must not read all of it.
+    """
+    acc, plan = accumulator(v.dtype), walk.plan
+    if plan.q_blocks > 1 or plan.k_tiles == 1:
+        return v.sum(dtype=acc)
+
+    def each_run(index: Index, total: Array) -> Array:
+        run, reach = walk.run(index), walk.reach(rule.mask, None, index, 0)
+        first, last = reach.tiles()
+
+        def each_tile(j: Index, total: Array) -> Array:
+            span, _ = reach.span(j)
+            return total + read_keys(v, run, span).sum(dtype=acc)
+
+        return jax.lax.fori_loop(first, last + 1, each_tile, total)
+
+    return repeat(walk.runs, each_run, jnp.zeros((), acc))

@@ -123,11 +123,12 @@ def make_plan(
 def whole_rows(plan: Plan, mask: Mask, sizes: Sizes, kv_heads: int, platform: str) -> Plan:
     """`plan` for the forward pass: with all keys of a row in one tile, where that is as fast.
 
-    Then the final lse is at hand in the tile. Not where a mask may leave out tiles in between.
+    Then the final lse is at hand in the tile. Not where a mask may leave out tiles in between, and
+    not for the few queries of a decoding step: there a tile holds a few keys of many heads.
     """
     budget = CPU if platform == "cpu" else ACCELERATOR
-    span = plan.k_tiles * plan.k_block
-    if plan.k_tiles == 1 or span > budget.row or not mask.exact:
+    span, few = plan.k_tiles * plan.k_block, sizes.t * sizes.s <= budget.small
+    if plan.k_tiles == 1 or few or span > budget.row or not mask.exact:
         return plan
     q_block = min(max(budget.whole // span // 8 * 8, 8), budget.q_block)
     return make_plan(mask, sizes, kv_heads, platform, q_block, min(span, sizes.s))

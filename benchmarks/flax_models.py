@@ -1,0 +1,319 @@
+"""`python -m benchmarks.flax_models`: what swapping the attention of a Flax model changes.
+
+A transformer of 12 layers, 12 heads and a width of 768, of Flax's own modules, causal, float32,
+batch 1; only `attention_fn` differs. Forward, a training step (gradients and Adam), forward with
+every head of every layer watched, and one decoded token against a cache of 8,192. Outputs are
+compared before anything is timed, and contenders take turns.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from tqdm import tqdm
+
+from benchmarks import machine
+from benchmarks.results import write_atomically
+from benchmarks.tables import mebibytes, milliseconds, table, times
+from benchmarks.timing import Budget, Samples, measure, paired_ratio
+from jaxattn import cache as kv
+from jaxattn import nn
+from jaxattn import observe as see
+
+LAYERS, HEADS, WIDTH, TOKENS, CACHED = 12, 12, 768, 2048, 8192
+OURS, FLAX = "jaxattn", "Flax"
+STOCK = nnx.dot_product_attention
+
+
+class Block(nnx.Module):
+    """A pre-normalised block, as in GPT-2."""
+
+    def __init__(self, fn: Callable[..., Any], rngs: nnx.Rngs) -> None:
+        norm = lambda: nnx.LayerNorm(WIDTH, rngs=rngs)
+        self.attention_norm, self.mlp_norm = norm(), norm()
+        self.attention = nnx.MultiHeadAttention(
+            HEADS, WIDTH, attention_fn=fn, decode=False, rngs=rngs
+        )
+        self.up, self.down = (
+            nnx.Linear(a * WIDTH, b * WIDTH, rngs=rngs) for a, b in ((1, 4), (4, 1))
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x + self.attention(self.attention_norm(x), is_causal=True)
+        return x + self.down(jax.nn.gelu(self.up(self.mlp_norm(x))))
+
+
+class Model(nnx.Module):
+    def __init__(self, fn: Callable[..., Any], layers: int, rngs: nnx.Rngs) -> None:
+        self.blocks = nnx.List([Block(fn, rngs) for _ in range(layers)])
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+@dataclass(frozen=True)
+class Built:
+    run: Callable[[], Any]
+    wait: Callable[[Any], object]
+    temp_bytes: int | None
+    compile_seconds: float
+
+
+def build(f: Callable[..., Any], *arrays: Any) -> Built:
+    begin = time.perf_counter()
+    compiled = jax.jit(f).lower(*arrays).compile()
+    seconds = time.perf_counter() - begin
+    memory: Any = compiled.memory_analysis()
+    temp = None if memory is None else int(memory.temp_size_in_bytes)
+    return Built(lambda: compiled(*arrays), jax.block_until_ready, temp, seconds)
+
+
+def models(layers: int, tokens: int) -> dict[str, dict[str, Built]]:
+    """Who is measured for each task. All have the same parameters."""
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((1, tokens, WIDTH)), jnp.float32)
+    wanted = {
+        "map": see.Map(256),
+        "received": see.Received(),
+        "entropy": see.Entropy(),
+        "max": see.MaxLogit(),
+    }
+    found: dict[str, dict[str, Built]] = {"forward": {}, "training step": {}, "watched": {}}
+    for name, fn in ((OURS, nn.attention_fn()), (FLAX, STOCK)):
+        graph, state = nnx.split(Model(fn, layers, nnx.Rngs(0)))
+        forward = lambda state, x, graph=graph: nnx.merge(graph, state)(x)
+        found["forward"][name] = build(forward, state, x)
+        found["training step"][name] = build(partial(_step, graph), state, *_moments(state), x)
+        if name == OURS:
+            found["watched"]["jaxattn, unwatched"] = found["forward"][name]
+            watched = lambda state, x, graph=graph: nn.watch(nnx.merge(graph, state), wanted)(x)
+            found["watched"][name] = build(watched, state, x)
+    _same(*(found["forward"][name].run() for name in (OURS, FLAX)))
+    _same(*(found["training step"][name].run()[0] for name in (OURS, FLAX)))
+    _same(found["forward"][OURS].run(), found["watched"][OURS].run()[0])
+    return found
+
+
+def build_decoder(f: Callable[..., Any], params: Any, caches: Any, x: jax.Array) -> Built:
+    """A run starts with the caches that the one before left, updated in place, set back."""
+    begin = time.perf_counter()
+    compiled = jax.jit(f, donate_argnums=1).lower(params, caches, x).compile()
+    seconds = time.perf_counter() - begin
+    memory: Any = compiled.memory_analysis()
+    temp = None if memory is None else int(memory.temp_size_in_bytes)
+    held = [jax.tree.map(jnp.copy, caches)]
+
+    def run() -> jax.Array:
+        held[0], out = compiled(params, held[0], x)
+        return out
+
+    return Built(run, jax.block_until_ready, temp, seconds)
+
+
+def _moments(state: Any) -> tuple[Any, Any]:
+    zeros = jax.tree.map(jnp.zeros_like, state)
+    return zeros, zeros
+
+
+def _step(graph: Any, state: Any, first: Any, second: Any, x: jax.Array) -> tuple[Any, Any, Any]:
+    """Gradients, and Adam without its bias correction."""
+    grads = jax.grad(lambda state: jnp.square(nnx.merge(graph, state)(x)).mean())(state)
+    first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, first, grads)
+    second = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g * g, second, grads)
+    move = lambda p, m, v: p - 1e-4 * m / (jnp.sqrt(v) + 1e-8)
+    return jax.tree.map(move, state, first, second), first, second
+
+
+def decoders(cached: int) -> dict[str, dict[str, Built]]:
+    """One token through one attention module, with as many in its cache as Flax's can hold; and in
+    caches of several capacities, a quarter of that in each.
+
+    Many steps in one program; both update their cache in place.
+    """
+    steps = 32
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((1, steps, WIDTH)), jnp.float32)
+    past = jnp.asarray(np.random.default_rng(1).standard_normal((2, 1, cached, HEADS, 64)), "f4")
+    stock = nnx.MultiHeadAttention(HEADS, WIDTH, decode=True, rngs=nnx.Rngs(0))
+    ours = nn.MultiHeadAttention(HEADS, WIDTH, rngs=nnx.Rngs(0))
+    stock.init_cache((1, cached, WIDTH))
+    held = cached - steps
+    assert stock.cached_key is not None
+    assert stock.cached_value is not None
+    assert stock.cache_index is not None
+    stock.cached_key[...], stock.cached_value[...] = past
+    stock.cache_index[...] = jnp.asarray(held, jnp.int32)
+    graph, params, caches = nnx.split(stock, nnx.Param, ...)
+    own_graph, own_params = nnx.split(ours)
+
+    def theirs(params: Any, caches: Any, x: jax.Array) -> Any:
+        def step(caches: Any, token: jax.Array) -> Any:
+            module = nnx.merge(graph, params, caches)
+            out = module(token[None, None])
+            return nnx.state(module, nnx.Not(nnx.Param)), out[0, 0]
+
+        after, out = jax.lax.scan(step, caches, x[0])
+        back = after["cache_index"].get_value() - steps
+        after["cache_index"].set_value(back)
+        return after, out
+
+    def mine(params: Any, cache: kv.Cache, x: jax.Array) -> Any:
+        def step(cache: kv.Cache, token: jax.Array) -> Any:
+            out, cache = nnx.merge(own_graph, params)(token[None, None], cache=cache)
+            return cache, out[0, 0]
+
+        after, out = jax.lax.scan(step, cache, x[0])
+        return replace(after, length=after.length - steps), out
+
+    def holding(count: int, capacity: int) -> kv.Cache:
+        cache = kv.empty((1,), capacity, HEADS, 64)
+        return kv.append(cache, past[0][:, :count], past[1][:, :count])
+
+    name = f"decoding, {cached:,} held"
+    found = {
+        name: {
+            OURS: build_decoder(mine, own_params, holding(held, cached), x),
+            FLAX: build_decoder(theirs, params, caches, x),
+        }
+    }
+    _same(found[name][OURS].run(), found[name][FLAX].run())
+    part = cached // 4
+    found[f"decoding, {part:,} held"] = {
+        f"capacity {capacity:,}": build_decoder(mine, own_params, holding(part, capacity), x)
+        for capacity in (cached, 8 * cached)
+    }
+    return found
+
+
+def _same(a: Any, b: Any) -> None:
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        off = float(jnp.abs(x - y).max())
+        if not off <= 1e-3 * max(1.0, float(jnp.abs(y).max())):
+            raise AssertionError(f"outputs differ by {off}: nothing is timed")
+
+
+def targets(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, bool]]:
+    """(target, what was found, whether it is met)."""
+    of = {row["task"]: row["contenders"] for row in rows}
+    ratio = lambda task, a, b: paired_ratio(of[task][a]["seconds"], of[task][b]["seconds"])
+    memory = lambda task, name: of[task][name]["temp_bytes"]
+    found = []
+    for task, time_limit, memory_limit in (("forward", 1.8, 5), ("training step", 1.8, 4)):
+        speed = ratio(task, FLAX, OURS)
+        found.append((f"{task}: Flax takes at least {time_limit} times as long", speed, time_limit))
+        share = memory(task, FLAX) / memory(task, OURS)
+        text = f"{task}: Flax takes at least {memory_limit} times the temporary memory"
+        found.append((text, share, memory_limit))
+    met = [(text, times(number), number >= limit) for text, number, limit in found]
+    watched = ratio("watched", OURS, "jaxattn, unwatched")
+    met.append(("watched: at most 1.25 of unwatched", times(watched), watched <= 1.25))
+    whole, part = (task for task in of if task.startswith("decoding"))
+    decoding = ratio(whole, OURS, FLAX)
+    met.append((f"{whole}: no slower than Flax", times(decoding), decoding <= 1))
+    small, large = of[part]
+    growth = ratio(part, large, small)
+    met.append((f"{part}: {large} as fast as {small}, to 10 %", times(growth), growth <= 1.1))
+    return met
+
+
+def markdown(data: Mapping[str, Any]) -> str:
+    software = ", ".join(f"{k} {v}" for k, v in data["versions"].items() if v)
+    facts = data["machine"]
+    sizes = f"{data['layers']} layers, {HEADS} heads, width {WIDTH}, {data['tokens']:,} tokens"
+    rows = [
+        [
+            row["task"],
+            name,
+            milliseconds(median(its["seconds"]) / row["steps"]),
+            mebibytes(its["temp_bytes"]),
+            f"{its['compile_seconds']:.1f}",
+        ]
+        for row in data["rows"]
+        for name, its in row["contenders"].items()
+    ]
+    parts = [
+        "# A Flax model with its attention swapped",
+        f"- Machine: {facts['cpu']}, {facts['cores']} cores, {facts['platform']}; load before "
+        f"{data['load_before']}\n- Software: {software}\n"
+        f"- Measured {data['date']} by `{data['command']}`",
+        f"{sizes}, causal, float32, batch 1: blocks of `nnx.LayerNorm`, `nnx.MultiHeadAttention` "
+        "and an MLP of 4 times the width. Watched: a map of 256 × 256 cells, attention received, "
+        "entropy and largest logit of all heads. Decoding: one token through one attention module.",
+        table(
+            ["Target", "Found", "Met"],
+            [[text, found, "yes" if met else "**no**"] for text, found, met in data["targets"]],
+            left=1,
+        ),
+        table(["Task", "", "ms", "temporary MiB", "compile s"], rows, left=2),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns 0 if every target is met, else 1."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.flax_models", description=__doc__)
+    folder = Path(__file__).parent / "results"
+    parser.add_argument("--out", type=Path, default=folder, metavar="DIR")
+    parser.add_argument("--layers", type=int, default=LAYERS)
+    parser.add_argument("--tokens", type=int, default=TOKENS)
+    parser.add_argument("--cached", type=int, default=CACHED)
+    parser.add_argument("--seconds", type=float, default=5.0, help="for the rounds of a task")
+    chosen = parser.parse_args(given)
+    load = machine.load_average()
+    rows = []
+    with tqdm(total=5, unit="task") as bar:
+        for make in (
+            partial(models, chosen.layers, chosen.tokens),
+            partial(decoders, chosen.cached),
+        ):
+            bar.set_description("compiling and comparing")
+            for task, built in make().items():
+                bar.set_description(task)
+                samples: dict[str, Samples] = measure(built, Budget(chosen.seconds, fewest=5))
+                contenders = {
+                    name: {
+                        "seconds": its.seconds,
+                        "calls": its.calls,
+                        "temp_bytes": built[name].temp_bytes,
+                        "compile_seconds": built[name].compile_seconds,
+                    }
+                    for name, its in samples.items()
+                }
+                steps = 32 if task.startswith("decoding") else 1
+                rows.append({"task": task, "steps": steps, "contenders": contenders})
+                bar.update()
+    data = {
+        "command": shlex.join(["python", "-m", "benchmarks.flax_models", *given]),
+        "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "machine": machine.facts(),
+        "versions": machine.versions(),
+        "load_before": load,
+        "layers": chosen.layers,
+        "tokens": chosen.tokens,
+        "targets": targets(rows),
+        "rows": rows,
+    }
+    content = json.dumps(data, indent=1) + "\n"
+    write_atomically(chosen.out / "flax-models.json", content.encode())
+    write_atomically(chosen.out / "flax-models.md", markdown(data).encode())
+    for text, found, met in data["targets"]:
+        print(f"{'met' if met else 'MISSED'}: {text}: {found}")
+    return 0 if all(met for _, _, met in data["targets"]) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
