@@ -1,14 +1,16 @@
-"""The figures of jaxattn: attention on one sentence, step by step, drawn from a trained model, and
-the map of one head over a text too long for a matrix of weights.
+"""The figures of jaxattn: attention on one sentence, step by step, drawn from a trained model, the
+map of one head over a text too long for a matrix of weights, and induction heads forming.
 
 `python -m figures` writes all of them; `python -m figures --only NAME` writes one.
 
   model.py      a tiny language model whose forward pass is `jaxattn.steps.multi_head`
   data.py       the arrays of the figures that are drawn from it (no matplotlib)
   recall.py     a head written by hand, and what it looks at in a text (no matplotlib)
+  induction.py  a transformer whose training forms induction heads: `python -m figures.induction`
   draw.py       arrays onto an `Axes` (no files)
   page.py       a figure laid out in inches
   story.py      composes the walk-through on one page
   long.py       composes the map of a long text
+  emergence.py  composes the figure of that training
   make.py       composes the other figures, and writes all of them
 """

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from figures import data, draw
+from figures.emergence import emergence
 from figures.long import long_map
 from figures.model import NEXT
 from figures.page import Page
@@ -211,6 +212,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "outputs": outputs,
     "next_word": next_word,
     "long_map": long_map,
+    "induction": emergence,
 }
 
 
