@@ -13,7 +13,7 @@ from matplotlib.text import Text
 from test_figures import assert_near, softmax
 
 import jaxattn as ja
-from figures import induction, make
+from figures import data, induction, make
 from figures.induction import LENGTH, PERIOD, VOCABULARY
 from jaxattn.observe import Diagonal, Entropy
 
@@ -210,7 +210,7 @@ def test_the_trained_model_foretells_repeated_tokens_and_cannot_foretell_new_one
 
 
 def test_the_heads_that_are_shown():
-    seen = induction.emergence()
+    seen = data.emergence()
     layer, head = seen.previous
     score = np.diagonal(seen.maps[0, 1], -1).mean()
     assert layer == 0
@@ -224,7 +224,7 @@ def test_the_heads_that_are_shown():
 
 
 def test_the_change_is_where_the_loss_falls():
-    seen = induction.emergence()
+    seen = data.emergence()
     steps, loss = seen.training.steps, seen.training.statistics.loss.repeated
     start, end = (loss[steps == step].item() for step in seen.change)
     assert start > 3 > 0.5 > end
@@ -233,7 +233,7 @@ def test_the_change_is_where_the_loss_falls():
 
 
 def test_the_title_says_what_the_data_say():
-    seen = induction.emergence()
+    seen = data.emergence()
     with style.context(["default", make.STYLE]):
         texts = [text.get_text() for text in make.FIGURES["induction"]().findobj(Text)]
     (title,) = (text for text in texts if "Induction heads form" in text)

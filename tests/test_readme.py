@@ -3,6 +3,7 @@
 import re
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,16 +21,24 @@ RANDOM = np.random.default_rng(0)
 Q, K = (RANDOM.standard_normal((2, T, n, 16)).astype(np.float32) for n in (H, 4))
 
 
-def start():
+def start() -> dict[str, Any]:
     """The names that the README's examples take as given."""
     q, k = jnp.asarray(Q), jnp.asarray(K)
     x, w = jnp.ones((9, 48)), jnp.ones((48, 48))
-    given = {"ja": ja, "jax": jax, "jnp": jnp, "q": q, "k": k, "v": k, "sinks": jnp.zeros(H)}
+    given: dict[str, Any] = {
+        "ja": ja,
+        "jax": jax,
+        "jnp": jnp,
+        "q": q,
+        "k": k,
+        "v": k,
+        "sinks": jnp.zeros(H),
+    }
     return given | {"x": x, "w_q": w, "w_k": w, "w_v": w, "w_o": w}
 
 
 @cache
-def names():
+def names() -> dict[str, Any]:
     """What the blocks define, one after the other; the long one apart."""
     known = start()
     for block in BLOCKS:

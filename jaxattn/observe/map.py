@@ -59,19 +59,19 @@ class Map(Observation):
         return f"Map(cells={self.cells}, reduce={self.reduce!r})"
 
     def start(self, sizes: Sizes, dtype: Any) -> Array:
-        return jnp.zeros((_count(self.t, self.cells), _count(self.s, self.cells)), dtype)
+        return jnp.zeros((count_of(self.t, self.cells), count_of(self.s, self.cells)), dtype)
 
     def absorb(self, seen: Seen) -> Float[Array, "rows columns"]:
         rows, keys = seen.place.rows, seen.place.keys
         pool = jnp.maximum if self.reduce is PEAK else jnp.add
-        down, across = _side(self.t, self.cells), _side(self.s, self.cells)
+        down, across = side_of(self.t, self.cells), side_of(self.s, self.cells)
         if rows.starts_at_multiple_of(down):  # the fast one, so the one for the whole tile
             cells, row = _pool(pool, seen.weights, rows, down, axis=0)
             cells, column = _pool(pool, cells, keys, across, axis=1)
         else:
             cells, column = _pool(pool, seen.weights, keys, across, axis=1)
             cells, row = _pool(pool, cells, rows, down, axis=0)
-        shape = _count(self.t, self.cells), _count(self.s, self.cells)
+        shape = count_of(self.t, self.cells), count_of(self.s, self.cells)
         return _place(cells, shape, (row, column))
 
     def merge(self, a: Array, b: Array) -> Array:
@@ -80,18 +80,20 @@ class Map(Observation):
     def finish(self, state: Array, live: Array) -> Float[Array, "*b h rows columns"]:
         if self.reduce is not SHARE:
             return state
-        side = _side(self.t, self.cells)
+        side = side_of(self.t, self.cells)
         pads = [(0, 0)] * (live.ndim - 2) + [(0, -self.t % side), (0, 0)]
         queries = jnp.pad(live, pads).reshape(*live.shape[:-2], -1, side, live.shape[-1]).sum(-2)
         return state / jnp.maximum(jnp.swapaxes(queries, -1, -2), 1)[..., None]
 
 
-def _side(length: int, cells: int) -> int:
+def side_of(length: int, cells: int) -> int:
+    """How many positions a cell holds."""
     return max(ceil_div(length, cells), 1)
 
 
-def _count(length: int, cells: int) -> int:
-    return ceil_div(length, _side(length, cells))
+def count_of(length: int, cells: int) -> int:
+    """How many cells there are."""
+    return ceil_div(length, side_of(length, cells))
 
 
 def _pool(pool: Any, x: Array, span: Span, side: int, axis: int) -> tuple[Array, Index]:

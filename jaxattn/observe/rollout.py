@@ -11,7 +11,7 @@ from jaxattn._mask import Mask
 from jaxattn.attend import Scoring, attend
 from jaxattn.masks import EVERYTHING
 from jaxattn.observe.keys import ApplyTransposed
-from jaxattn.observe.map import SHARE, Map
+from jaxattn.observe.map import count_of, side_of
 from jaxattn.observe.sweep import observe
 
 
@@ -36,11 +36,7 @@ def rollout(layers: Sequence[Layer], vectors: Float[Array, "*b t x"]) -> Float[A
       layers: from the first to the last. vectors: broadcast over the batch.
     Source: Abnar and Zuidema 2020, section 3.
     """
-    if not layers:
-        raise ValueError(
-            "rollout takes the layers of a model, from the first to the last, got none"
-        )
-    q = layers[0].q
+    q = _first(layers).q
     r = jnp.asarray(vectors, accumulator(q.dtype))
     r = jnp.broadcast_to(r, (*q.shape[:-3], *r.shape[-2:]))
     for layer in reversed(layers):
@@ -58,14 +54,16 @@ def rollout_map(layers: Sequence[Layer], cells: int = 256) -> Float[Array, "*b r
 
     Pooling is linear: the cells of output tokens go through the layers as indicator vectors.
     """
+    t = _first(layers).q.shape[-3]
+    cell = jnp.arange(t) // side_of(t, cells)
+    indicators = (cell[:, None] == jnp.arange(count_of(t, cells))).astype(jnp.float32)
+    shares = rollout(layers, indicators / jnp.maximum(indicators.sum(axis=0), 1))
+    return jnp.swapaxes(indicators.T @ shares, -1, -2)
+
+
+def _first(layers: Sequence[Layer]) -> Layer:
     if not layers:
         raise ValueError(
             "rollout takes the layers of a model, from the first to the last, got none"
         )
-    t = layers[0].q.shape[-3]
-    picture = Map(cells, SHARE)
-    side = max(-(-t // picture.cells), 1)
-    cell = jnp.arange(t) // side
-    indicators = (cell[:, None] == jnp.arange(-(-t // side))).astype(jnp.float32)
-    shares = rollout(layers, indicators / jnp.maximum(indicators.sum(axis=0), 1))
-    return jnp.swapaxes(indicators.T @ shares, -1, -2)
+    return layers[0]
