@@ -59,7 +59,7 @@ def top_keys(w: Weights, count: int) -> list[ndarray]:
 
 def received(w: Weights, of: ndarray | float = 1.0) -> list[ndarray]:
     """of: [t]."""
-    each = np.broadcast_to(of, w.p.shape[2])[:, None]
+    each = np.broadcast_to(np.asarray(of), (w.p.shape[2],))[:, None]
     return [per_query((w.p * each).sum(-2)), per_query(w.allowed.sum(-2))]
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import jaxattn as ja
 from jaxattn import observe as see
+from jaxattn._mask import Band
 from jaxattn._value import Place, Span
 from jaxattn.observe.rank import largest
 
@@ -153,7 +154,7 @@ def test_largest_are_those_of_a_stable_sort(n, count):
 @pytest.mark.parametrize("traced", [False, True])
 def test_counts_of_a_band_are_those_of_its_pairs(low, high, traced):
     as_given = lambda x: x if x is None or not traced else jnp.asarray(x)
-    band = ja.masks.Band(as_given(low), as_given(high))
+    band = Band(as_given(low), as_given(high))
     for first in (0, 3, 17):
         place = Place((), 0, Span(first, 6), Span(4, 20))
         pairs = band.allows(place)
