@@ -4,7 +4,7 @@ map of one head over a text too long for a matrix of weights, and induction head
 `python -m figures` writes all of them; `python -m figures --only NAME` writes one.
 
   model.py      a tiny language model whose forward pass is `jaxattn.steps.multi_head`
-  data.py       the arrays of the figures that are drawn from it (no matplotlib)
+  data.py       the arrays of the figures that are drawn from models (no matplotlib)
   recall.py     a head written by hand, and what it looks at in a text (no matplotlib)
   induction.py  a transformer whose training forms induction heads: `python -m figures.induction`
   draw.py       arrays onto an `Axes` (no files)

@@ -1,7 +1,8 @@
 """The arrays of every figure, as NumPy, with no drawing.
 
 Two models of `figures.model` are trained, both on `CORPUS` and both of the seed's width: one with
-12 heads for the walk-through, one with a single head for the next word.
+12 heads for the walk-through, one with a single head for the next word. That of `figures.induction`
+comes from its checkpoint.
 """
 
 from collections import Counter, defaultdict
@@ -10,11 +11,13 @@ from functools import cache
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
-from figures import model
+from figures import induction, model
 from figures.model import CORPUS, TOKENS, VOCABULARY
+from jaxattn.observe import Map
 
 WIDTH, HEADS, HEAD_WIDTH = 768, 12, 64
 SUBJECTS = ("Aero", "Hydro", "Electro", "Thermo")
@@ -65,6 +68,25 @@ class NextWord(NamedTuple):
     swapped: Float[np.ndarray, "subject v"]
 
 
+class Emergence(NamedTuple):
+    """What the figure of induction heads shows. Heads are (layer, head), from 0.
+
+    previous: the head of layer 1 that looks hardest at the token before, after training.
+    induction: the head of layer 2 with the largest induction score.
+    change: the steps between which the induction score of that head goes from a tenth of its last
+      value to three quarters.
+    maps: the weights on one held-out sequence, of those two heads, before and after training.
+    chances: the probability of the token that does come next, there, before and after training.
+    """
+
+    training: induction.Training
+    previous: tuple[int, int]
+    induction: tuple[int, int]
+    change: tuple[int, int]
+    maps: Float[np.ndarray, "head when t s"]
+    chances: Float[np.ndarray, "when t"]
+
+
 @cache
 def walkthrough() -> Walk:
     """Trains the 12-head model (100 steps) and reads TOKENS with it."""
@@ -109,6 +131,30 @@ def next_word() -> NextWord:
         losses=trained.losses,
         best=best_loss(CORPUS),
         swapped=np.stack([next_chances(reading) for reading in swapped]),
+    )
+
+
+@cache
+def emergence() -> Emergence:
+    """Reads the checkpoint, and the first held-out sequence with the model before and after."""
+    training = induction.load()
+    seen, ids = training.statistics, jnp.asarray(induction.held_out())[:1]
+    looks_back = (0, int(seen.previous[-1, 0].argmax()))
+    copies = (1, int(seen.induction[-1, 1].argmax()))
+    score = seen.induction[:, *copies] / seen.induction[-1, *copies]
+    change = np.flatnonzero(score < 0.1)[-1], np.flatnonzero(score > 0.75)[0]
+    t, maps, chances = ids.shape[1] - 1, [], []
+    for net in (induction.start(jax.random.key(induction.SEED)), training.model):
+        logits, observed = induction.read(net, ids[:, :-1], {"map": Map(cells=t)})
+        maps.append([observed[layer]["map"][0, head] for layer, head in (looks_back, copies)])
+        chances.append(jax.nn.softmax(logits[0])[jnp.arange(t), ids[0, 1:]])
+    return Emergence(
+        training,
+        looks_back,
+        copies,
+        (int(training.steps[change[0]]), int(training.steps[change[1]])),
+        np.asarray(maps).swapaxes(0, 1),
+        np.asarray(chances),
     )
 
 

@@ -9,10 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from figures import draw, induction
-from figures.data import causal
+from figures import data, draw, induction
+from figures.data import Emergence
 from figures.draw import ACCENT, INK, SOFT
-from figures.induction import LENGTH, PERIOD, SEQUENCES, VOCABULARY, Emergence, Numbers
+from figures.induction import LENGTH, PERIOD, SEQUENCES, VOCABULARY, Numbers
 from figures.page import Page
 
 BLUE, BAND, OTHER, BARS = "#0072b2", "#f6ead7", "#999999", "#8795a3"
@@ -27,7 +27,7 @@ PLACES = (0, PERIOD, LENGTH - 1)  # that are named on axes of positions
 
 def emergence() -> Figure:
     """A transformer in training: induction heads form, and repeated tokens are foretold."""
-    seen = induction.emergence()
+    seen = data.emergence()
     loss = dict(zip(seen.training.steps, seen.training.statistics.loss.repeated, strict=True))
     start, end = seen.change
     page = Page(9.0, BOTTOM + 0.5)
@@ -159,7 +159,7 @@ def maps(page: Page, seen: Emergence) -> None:
 
 def draw_map(ax: Axes, weights: Float[np.ndarray, "t s"]) -> AxesImage:
     """The weights of one head, and a line where the tokens begin again."""
-    image = draw.draw_cells(ax, draw.hide(weights, causal(LENGTH)), draw.UNIT, "viridis")
+    image = draw.draw_cells(ax, draw.hide(weights, data.causal(LENGTH)), draw.UNIT, "viridis")
     ax.tick_params(length=2.5, pad=2)
     for line in (ax.axhline, ax.axvline):
         line(PERIOD - 0.5, color="white", linewidth=0.6)

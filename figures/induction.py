@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
 import jaxattn as ja
-from jaxattn.observe import Diagonal, Entropy, Fold, Map, Observation, Seen
+from jaxattn.observe import Diagonal, Entropy, Fold, Observation, Seen
 from jaxattn.rope import Rope, apply_rope
 
 VOCABULARY, WIDTH, HEADS = 64, 64, 4
@@ -280,53 +280,6 @@ def load(path: Path = CHECKPOINT) -> Training:
     with np.load(path) as arrays:
         training = jax.tree.unflatten(tree, [arrays[keystr(at)[1:]] for at, _ in places])
     return training._replace(model=jax.tree.map(jnp.asarray, training.model))
-
-
-# The arrays of the figure
-
-
-class Emergence(NamedTuple):
-    """What the figure shows. Heads are (layer, head), from 0.
-
-    previous: the head of layer 1 that looks hardest at the token before, after training.
-    induction: the head of layer 2 with the largest induction score.
-    change: the steps between which the induction score of that head goes from a tenth of its last
-      value to three quarters.
-    maps: the weights on one held-out sequence, of those two heads, before and after training.
-    chances: the probability of the token that does come next, there, before and after training.
-    """
-
-    training: Training
-    previous: tuple[int, int]
-    induction: tuple[int, int]
-    change: tuple[int, int]
-    maps: Float[np.ndarray, "head when t s"]
-    chances: Float[np.ndarray, "when t"]
-
-
-@cache
-def emergence() -> Emergence:
-    """From CHECKPOINT, in seconds."""
-    training = load()
-    seen, ids = training.statistics, jnp.asarray(held_out())[:1]
-    previous = (0, int(seen.previous[-1, 0].argmax()))
-    induction = (1, int(seen.induction[-1, 1].argmax()))
-    score = seen.induction[:, *induction] / seen.induction[-1, *induction]
-    first = np.flatnonzero(score < 0.1)[-1]
-    last = np.flatnonzero(score > 0.75)[0]
-    maps, chances = [], []
-    for model in (start(jax.random.key(SEED)), training.model):
-        logits, observed = read(model, ids[:, :-1], {"map": Map(cells=LENGTH)})
-        maps.append([observed[layer]["map"][0, head] for layer, head in (previous, induction)])
-        chances.append(jax.nn.softmax(logits[0])[jnp.arange(LENGTH), ids[0, 1:]])
-    return Emergence(
-        training,
-        previous,
-        induction,
-        (int(training.steps[first]), int(training.steps[last])),
-        np.asarray(maps).swapaxes(0, 1),
-        np.asarray(chances),
-    )
 
 
 if __name__ == "__main__":
