@@ -79,7 +79,7 @@ def cells(w: Weights, count: int, how: str = "share") -> list[ndarray]:
     picture = np.stack([cut(r) for r in rows], -2)
     if how != "share":
         return [picture]
-    live = w.allowed.any(-1)
+    live = np.asarray(w.allowed.any(-1))
     queries = np.stack([live[:, :, i : i + down].sum(-1) for i in range(0, t, down)], -1)
     return [picture / np.maximum(queries, 1)[..., None]]
 

@@ -2,6 +2,7 @@
 
 # pyright: reportArgumentType=false, reportCallIssue=false
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -213,6 +214,45 @@ def test_memory_of_observing_is_linear():
     small, large = temporary(4096), temporary(8192)
     assert large <= 2.3 * small
     assert large < 64 * 2**20
+
+
+def test_observations_under_vmap_are_those_of_a_batch():
+    wanted = {name: OBSERVATIONS[name] for name in ("entropy", "received", "map", "top", "fold")}
+    one = lambda q, k, v: ja.attend(q, k, v, mask=ja.Causal(-3), observe=wanted).observed
+    got = jax.vmap(one)(Q, K, V)
+    assert_shows(got, wanted, MASKS["causal"][1])
+
+
+def test_observations_see_logits_after_scores():
+    """And MaxLogit may be asked for those before."""
+    wanted = {"max": see.MaxLogit(), "before": see.MaxLogit(before_scores=True), "m": see.RowMax()}
+    score = (lambda logit, at: logit + at.k, ja.SoftCap(5.0))
+    got = ja.attend(Q, K, V, score=score, observe=wanted)
+    logits = truth.weights(Q, K, True).logits
+    after = 5 * np.tanh((logits + np.arange(S)) / 5)
+    np.testing.assert_allclose(got.observed["before"], logits.max((0, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(got.observed["max"], after.max((0, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(got.observed["m"], truth.per_query(after.max(-1)), rtol=1e-5)
+
+
+def test_observed_are_the_weights_before_dropout():
+    wanted = {"entropy": see.Entropy(), "map": see.Map(8)}
+    dropped = ja.Dropout(0.5, jax.random.key(0))
+    got = ja.attend(Q, K, V, dropout=dropped, observe=wanted).observed
+    jax.tree.map(np.testing.assert_array_equal, got, ja.attend(Q, K, V, observe=wanted).observed)
+
+
+def test_explain_shows_that_observing_changes_nothing_else():
+    shape = jax.ShapeDtypeStruct((1, 2048, 2, 16), jnp.float32)
+    wanted = {"map": see.Map(64), "entropy": see.Entropy()}
+    for backend in (ja.AUTO, ja.Blockwise(256, 256)):
+        plain = ja.explain(shape, shape, shape, mask=ja.Causal(), backend=backend)
+        seen = ja.explain(shape, shape, shape, mask=ja.Causal(), observe=wanted, backend=backend)
+        assert seen.second_sweep == (backend != ja.AUTO)
+        assert not plain.second_sweep
+        unlike = {"second_sweep": False, "temporary_bytes": None}
+        assert replace(plain, **unlike) == replace(seen, **unlike)
+        assert ("second sweep" in repr(seen)) == seen.second_sweep
 
 
 def test_rollout_is_the_product_of_the_layers():
