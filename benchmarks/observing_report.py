@@ -83,7 +83,7 @@ def markdown(data: Mapping[str, Any]) -> str:
         f"of {data['cells']} × {data['cells']} cells, attention received, entropy, the largest "
         "logit. Milliseconds of a call (median), and in brackets how many times as long as "
         "jaxattn unobserved (median of the ratios of interleaved rounds); temporary memory of the "
-        "compiled program. A blank: not measured, or the matrices did not fit.",
+        "compiled program. A blank: not measured; peers up to a matrix of weights of 1 GiB.",
         "![Time and temporary memory by length](observing.png)",
         table(
             ["Target", "Worst", "Met"],

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxattn._axes import Index
+from jaxattn._axes import Index, dot
 from jaxattn._observation import HEAD, Observation, Seen
 from jaxattn._value import Sizes, Span
 from jaxattn.kernels.plan import ceil_div
@@ -66,7 +66,11 @@ class Map(Observation):
         pool = jnp.maximum if self.reduce is PEAK else jnp.add
         down, across = side_of(self.t, self.cells), side_of(self.s, self.cells)
         if rows.starts_at_multiple_of(down):  # the fast one, so the one for the whole tile
-            cells, row = _pool(pool, seen.weights, rows, down, axis=0)
+            if self.reduce is not PEAK and rows.size % down == 0:
+                p, norm = (x.reshape(-1, down, *x.shape[1:]) for x in (seen.p, seen.norm))
+                cells, row = jax.vmap(dot)(norm[:, None], p)[:, 0], rows.start // down
+            else:
+                cells, row = _pool(pool, seen.weights, rows, down, axis=0)
             cells, column = _pool(pool, cells, keys, across, axis=1)
         else:
             cells, column = _pool(pool, seen.weights, keys, across, axis=1)
