@@ -106,11 +106,11 @@ def jax_softmax(top: bool, causal: bool, q, k, v) -> dict[str, Any]:
 
 def flax_sown(top: bool, causal: bool, q, k, v) -> dict[str, Any]:
     """Weights as `nnx.dot_product_attention` sows them into a module."""
-    sown = nnx.Module()
     mask = jnp.tril(jnp.ones((1, 1, q.shape[1], q.shape[1]), bool)) if causal else None
-    out = nnx.dot_product_attention(q, k, v, mask=mask, module=sown)
-    popped: Any = nnx.pop(sown, nnx.Intermediate)
-    (weights,) = popped["attention_weights"].get_value()
+    attend = lambda module, *x: nnx.dot_product_attention(*x, mask=mask, module=module)
+    sown: Any
+    out, sown = nnx.capture(attend, nnx.Intermediate)(nnx.Module(), q, k, v)
+    (weights,) = sown["attention_weights"].get_value()
     return {**_of_weights(weights, top), "out": out}
 
 
