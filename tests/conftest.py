@@ -1,4 +1,7 @@
-"""Which tests run. The long matrix is asked for: all of it (-m long), or a slice (--slice I/N)."""
+"""Which tests run. The long matrix is asked for: all of it (-m long), or a slice (--slice I/N).
+
+Of a test that is `sampled(n)` one case in n is ordinary, always the same one; the others are long.
+"""
 
 import zlib
 
@@ -15,7 +18,12 @@ def pytest_addoption(parser):
     )
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m looks at the markers
 def pytest_collection_modifyitems(config, items):
+    for item in items:
+        sampled = item.get_closest_marker("sampled")
+        if sampled and hasattr(item, "callspec") and _hash(item) % sampled.args[0]:
+            item.add_marker("long")
     if config.getoption("--slice"):
         index, count = parse_slice(config.getoption("--slice"))
     elif "long" in config.getoption("-m"):
@@ -25,10 +33,14 @@ def pytest_collection_modifyitems(config, items):
     kept, left = [], []
     for item in items:
         ordinary = item.get_closest_marker("long") is None
-        mine = zlib.crc32(item.nodeid.encode()) % count == index - 1
+        mine = _hash(item) % count == index - 1
         (kept if ordinary or mine else left).append(item)
     items[:] = kept
     config.hook.pytest_deselected(items=left)
+
+
+def _hash(item):
+    return zlib.crc32(item.nodeid.encode())
 
 
 def parse_slice(text):

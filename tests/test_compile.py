@@ -11,6 +11,8 @@ import pytest
 
 import jaxattn as ja
 
+pytestmark = pytest.mark.sampled(2)
+
 COMPILED = "/jax/core/compile/backend_compile_duration"
 SMALL = ja.Blockwise(q_block=4, k_block=5)
 BACKENDS = (ja.AUTO, SMALL, ja.Reference())

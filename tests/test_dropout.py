@@ -14,6 +14,8 @@ from small import K, Q, V, for_backends
 
 import jaxattn as ja
 
+pytestmark = pytest.mark.sampled(2)
+
 KEY = jax.random.key(3)
 BLOCKS = [(1, 1), (5, 7), (64, 64), (3, None)]
 LARGE = Shape((3,), 61, 67, 4, 2, 1, 67)

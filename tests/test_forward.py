@@ -47,6 +47,8 @@ PLANNED = (
     "longer-wide",
 )
 
+pytestmark = pytest.mark.sampled(3)
+
 
 @pytest.mark.parametrize("case", named(*PLANNED), ids=str)
 def test_forward_with_the_default_tiles(case):

@@ -14,6 +14,8 @@ from tolerance import assert_close, recomputed
 
 import jaxattn as ja
 
+pytestmark = pytest.mark.sampled(2)
+
 DEFAULT = named(
     "small",
     "everything",

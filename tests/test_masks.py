@@ -32,6 +32,8 @@ from rules import (
 
 import jaxattn as ja
 
+pytestmark = pytest.mark.sampled(3)
+
 T, S = 13, 17
 WIDE = Shape((2,), T, S, 4, 2, 1, S)
 TALL = WIDE._replace(t=S, s=T, e=T)

@@ -17,6 +17,8 @@ from tolerance import assert_close, recomputed
 
 import jaxattn as ja
 
+pytestmark = pytest.mark.sampled(2)
+
 SINKS = np.linspace(-1, 2, H).astype(np.float32)
 SEEN = np.random.default_rng(0).random((H, T, S)) < 0.4
 SEEN[:, 3] = False  # a query that sees nothing in any part

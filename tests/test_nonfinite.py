@@ -25,6 +25,8 @@ from tolerance import assert_close
 
 import jaxattn as ja
 
+pytestmark = pytest.mark.sampled(3)
+
 BAD = 5
 HIDING = {
     "causal": (ja.Causal(0), oracle.causal(T, S)),

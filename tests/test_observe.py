@@ -15,6 +15,8 @@ import pytest
 import jaxattn as ja
 from jaxattn import observe as see
 
+pytestmark = pytest.mark.sampled(2)
+
 B, T, S, H, N, D, E = 2, 29, 37, 4, 2, 5, 3
 RNG = np.random.default_rng(0)
 Q, K, V = (

@@ -14,6 +14,8 @@ import pytest
 import jaxattn as ja
 from jaxattn import observe as see
 
+pytestmark = pytest.mark.sampled(2)
+
 B, T, S, H, N, D = 2, 13, 19, 4, 2, 5
 RANDOM = np.random.default_rng(3)
 Q, K, DQ, DK = (RANDOM.standard_normal((B, n, h, D)) for n, h in ((T, H), (S, N)) * 2)

@@ -18,6 +18,8 @@ from jaxattn._mask import Band
 from jaxattn._value import Place, Span
 from jaxattn.observe.rank import largest
 
+pytestmark = pytest.mark.sampled(2)
+
 H, D = 2, 4
 EPS = np.finfo(np.float32).eps
 NO_SHRINK = (Phase.explicit, Phase.generate)  # every example compiles

@@ -35,6 +35,8 @@ from tolerance import assert_close
 
 import jaxattn as ja
 
+pytestmark = pytest.mark.sampled(3)
+
 UNSEEING = {
     "dense": (ja.Dense(hidden_rows([3, 10], 1)), hidden_rows([3, 10], 1)),
     "segments": (ja.Segments(*SEGMENT_IDS), oracle.segments(*SEGMENT_IDS)),

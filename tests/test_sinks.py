@@ -16,6 +16,8 @@ from tolerance import assert_close
 
 import jaxattn as ja
 
+pytestmark = pytest.mark.sampled(2)
+
 SINKS = np.array([0.3, -1.0, 2.0, 0.0, -40.0, 5.0], np.float32)
 
 

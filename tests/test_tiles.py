@@ -32,6 +32,8 @@ import jaxattn as ja
 from jaxattn._problem import Problem, check
 from jaxattn.kernels.walk import Walk
 
+pytestmark = pytest.mark.sampled(3)
+
 SQUARE = Shape((2,), 37, 37, 4, 2, 1, 1)
 WIDE = SQUARE._replace(s=53)
 TALL = SQUARE._replace(t=53)

@@ -18,6 +18,8 @@ from tolerance import assert_close
 
 import jaxattn as ja
 
+pytestmark = pytest.mark.sampled(2)
+
 T, S, H, N, D, E = 7, 11, 4, 2, 3, 5
 BATCH = 3
 TILED = ja.Blockwise(q_block=3, k_block=2)
