@@ -47,8 +47,11 @@ def forward(
 
         return repeat(plan.q_blocks, each_block, carry, plan.unrolled)
 
-    flat = jnp.zeros(q.shape[:3], acc)
-    empty = jnp.zeros((*q.shape[:3], v.shape[3]), acc), flat, flat
+    # Every row will be written, whatever is there. Zeros could be made before q is: XLA would make
+    # those of all layers of a model first, and hold them.
+    anything = q[0, 0, 0, :1].sum()
+    flat = jnp.full(q.shape[:3], anything, acc)
+    empty = jnp.full((*q.shape[:3], v.shape[3]), anything, acc), flat, flat
     out, peak, log_total, states = repeat(
         walk.runs, each_run, (*empty, watch.start(walk, watched, acc))
     )
