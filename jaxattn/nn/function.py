@@ -1,0 +1,193 @@
+"""`attention_fn`: jaxattn as the attention function of Flax's own modules."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen, nnx
+from flax.nnx.nn.dtypes import promote_dtype
+from jaxtyping import Array, Float
+
+from jaxattn._axes import Attended
+from jaxattn._mask import EVERYTHING, Mask, check_mask
+from jaxattn._observation import Observation
+from jaxattn.attend import Scoring, attend
+from jaxattn.backends.auto import AUTO, Backend
+from jaxattn.dropout import Dropout
+from jaxattn.masks import Causal, Dense
+from jaxattn.observe import SUM, Map
+from jaxattn.scores import Bias
+
+
+class Observed(nnx.Intermediate):
+    """What was seen in an attention module: a tuple of dicts by name, one for each call."""
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionFn:
+    """Made by `attention_fn`. Equal to another with the same settings."""
+
+    mask: Mask
+    score: Scoring | None
+    sinks: Any
+    scale: Any
+    observe: Mapping[str, Observation] | None
+    backend: Backend
+
+    def __hash__(self) -> int:
+        """By what surely has a hash."""
+        return hash((type(self.mask), type(self.score), self.backend))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, AttentionFn) or self.backend != other.backend:
+            return False
+        settings = lambda x: (x.mask, x.score, x.sinks, x.scale, x.observe)
+        return all(_same(a, b) for a, b in zip(settings(self), settings(other), strict=True))
+
+    def __call__(
+        self,
+        query: Float[Array, "*b t h d"],
+        key: Float[Array, "*b s n d"],
+        value: Float[Array, "*b s n e"],
+        bias: Array | None = None,
+        mask: Array | None = None,
+        broadcast_dropout: bool = True,
+        dropout_rng: Array | None = None,
+        dropout_rate: float = 0.0,
+        deterministic: bool = False,
+        dtype: Any = None,
+        precision: Any = None,
+        module: Any = None,
+        promote_dtype: Any = promote_dtype,
+        is_causal: bool = False,
+        force_fp32_for_softmax: bool = False,
+    ) -> Float[Array, "*b t h e"]:
+        """As Flax's `dot_product_attention`, whose arguments these are."""
+        del precision, force_fp32_for_softmax  # never less than these ask for
+        q, k, v = promote_dtype((query, key, value), dtype=dtype)
+        rule = self.mask & (Causal(0) if is_causal else EVERYTHING)
+        if mask is not None:
+            rule &= as_mask(mask)
+        score = scores_of(self.score)
+        if bias is not None:
+            score += (Bias(jnp.asarray(bias)),)
+        dropped = None
+        if dropout_rate > 0 and not deterministic:
+            if dropout_rng is None:
+                raise ValueError(
+                    "dropout needs random bits, got dropout_rng=None; pass a key of jax.random, or "
+                    "deterministic=True for none"
+                )
+            dropped = Dropout(dropout_rate, dropout_rng, shared=broadcast_dropout)
+        return self.run(q, k, v, rule, score, dropped, module)
+
+    def run(
+        self,
+        q: Float[Array, "*b t h d"],
+        k: Float[Array, "*b s n d"],
+        v: Float[Array, "*b s n e"],
+        mask: Mask,
+        score: tuple[Any, ...],
+        dropout: Dropout | None,
+        module: Any,
+        call: Callable[..., Any] = attend,
+    ) -> Any:
+        """`call` with these options, shown where someone looks; out, and what else `call` returns.
+
+        module: into which weights or observations are to be sown, if any.
+        """
+        sown = called.get() if module is None else module
+        observe = self.observe if sown is not None else None
+        if module is not None and observe is None:
+            observe = {WEIGHTS: Map(max(q.shape[-3], k.shape[-3]), SUM)}
+        options: dict[str, Any] = {"sinks": self.sinks, "scale": self.scale}
+        if dropout is not None:
+            options["dropout"] = dropout
+        got = call(
+            q, k, v, mask=mask, score=score, observe=observe, backend=self.backend, **options
+        )
+        attended, rest = (got, ()) if isinstance(got, Attended) else (got[0], got[1:])
+        if observe is not None:
+            _sow(sown, attended.observed, q.dtype)
+        return (attended.out, *rest) if rest else attended.out
+
+
+def attention_fn(
+    mask: Mask = EVERYTHING,
+    score: Scoring | None = None,
+    *,
+    sinks: Float[Array, " h"] | None = None,
+    scale: float | Float[Array, ""] | None = None,
+    observe: Mapping[str, Observation] | None = None,
+    backend: Backend = AUTO,
+) -> AttentionFn:
+    """What `attention_fn=` of `nnx.MultiHeadAttention` and `linen.MultiHeadDotProductAttention`
+    takes: `jaxattn.attend`, in linear memory, with these options.
+
+    It honours what the modules pass. Where it differs from Flax's own, by intention:
+      A query that may see no key gets 0; there, the mean of all values.
+      Dropout has the same rates but drops other pairs: those of `jaxattn.Dropout`, shared between
+        heads and batch elements with `broadcast_dropout`.
+      Products are in the inputs' own precision and the softmax at least in float32, whatever
+        `precision` says; weights are not rounded to bfloat16 before they meet values.
+
+    Args:
+      mask: hides pairs besides the mask that the module passes.
+      score: changes logits; a bias that the module passes is added after it.
+      sinks, scale, backend: as in `jaxattn.attend`.
+      observe: what `sow_weights=True` shows, under the name "observed"; without it that shows all
+        weights, as Flax does, in memory that grows with t · s.
+    """
+    check_mask(mask)
+    return AttentionFn(mask, score, sinks, scale, observe, backend)
+
+
+WEIGHTS = "attention_weights"
+called: ContextVar[Any] = ContextVar("called", default=None)
+"""The attention module that is being called under `watch`."""
+
+
+def as_mask(mask: Any) -> Mask:
+    """A mask of jaxattn's, or one of Flax's: an array that broadcasts to [*b h t s], not 0 where a
+    query may see a key."""
+    if isinstance(mask, Mask):
+        return mask
+    array = jnp.asarray(mask)
+    return Dense(array if array.dtype == bool else array != 0)
+
+
+def scores_of(score: Scoring | None) -> tuple[Any, ...]:
+    if score is None:
+        return ()
+    return tuple(score) if isinstance(score, Sequence) else (score,)
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two settings are the same, with arrays the same only if they are one."""
+    if a is b:
+        return True
+    (left, structure), (right, other) = jax.tree.flatten(a), jax.tree.flatten(b)
+    return (
+        structure == other
+        and type(a) is type(b)
+        and all(
+            x is y or (isinstance(x, int | float) and x == y)
+            for x, y in zip(left, right, strict=True)
+        )
+    )
+
+
+def _sow(module: Any, observed: dict[str, Any], dtype: Any) -> None:
+    weights = observed.get(WEIGHTS)
+    if isinstance(module, linen.Module):
+        name, value = (
+            ("observed", observed) if weights is None else (WEIGHTS, weights.astype(dtype))
+        )
+        module.sow("intermediates", name, value)
+    elif weights is not None:
+        module.sow(nnx.Intermediate, WEIGHTS, weights.astype(dtype))
+    else:
+        module.sow(Observed, "observed", observed)

@@ -1,0 +1,178 @@
+"""`MultiHeadAttention`: Flax's projections around `jaxattn.attend`."""
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from jaxattn import cache as kv
+from jaxattn._mask import EVERYTHING, Mask
+from jaxattn.attend import Scoring
+from jaxattn.backends.auto import AUTO, Backend
+from jaxattn.dropout import Dropout
+from jaxattn.masks import Causal
+from jaxattn.nn.function import as_mask, attention_fn, scores_of
+from jaxattn.rope import Rope, apply_rope
+
+
+class MultiHeadAttention(nnx.MultiHeadAttention):
+    """Multi-head attention: Flax's projections around `jaxattn.attend`.
+
+    Parameters have the names and shapes of `nnx.MultiHeadAttention`, so its checkpoints load.
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        in_features: int,
+        qkv_features: int | None = None,
+        out_features: int | None = None,
+        num_kv_heads: int | None = None,
+        in_kv_features: int | None = None,
+        *,
+        mask: Mask = EVERYTHING,
+        score: Scoring | None = None,
+        scale: float | None = None,
+        rope: Rope | None = None,
+        sinks: bool = False,
+        backend: Backend = AUTO,
+        rngs: nnx.Rngs,
+        **flax: Any,
+    ) -> None:
+        """
+        Args:
+          num_heads to in_kv_features: as in `nnx.MultiHeadAttention`.
+          mask, score, scale, backend: as in `jaxattn.attend`, of every call.
+          rope: turns queries and keys by their positions.
+          sinks: whether each head has a learnt sink, which starts at 0.
+          flax: what else `nnx.MultiHeadAttention` takes: dtype, param_dtype, use_bias,
+            normalize_qk, dropout_rate, deterministic, initializers, sharding by `kernel_metadata`.
+        """
+        if wrong := {"attention_fn", "decode"} & set(flax):
+            raise TypeError(
+                f"MultiHeadAttention has its own attention and cache, got {', '.join(wrong)}; pass "
+                f"cache= in the call, or use nnx.MultiHeadAttention with jaxattn.nn.attention_fn()"
+            )
+        own = attention_fn(mask, score, scale=scale, backend=backend)
+        super().__init__(
+            num_heads,
+            in_features,
+            qkv_features,
+            out_features,
+            num_kv_heads,
+            in_kv_features,
+            attention_fn=own,
+            decode=False,
+            rngs=rngs,
+            **flax,
+        )
+        self.rope = rope
+        logits = jnp.zeros(num_heads, self.param_dtype)
+        self.sinks = nnx.data(nnx.Param(logits) if sinks else None)
+
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        inputs_q: Float[Array, "*b t m"],
+        inputs_k: Float[Array, "*b s m"] | None = None,
+        inputs_v: Float[Array, "*b s m"] | None = None,
+        *,
+        mask: Mask | Array | None = None,
+        score: Scoring | None = None,
+        positions: Array | None = None,
+        cache: kv.Cache | None = None,
+        count: Array | None = None,
+        deterministic: bool | None = None,
+        rngs: nnx.Rngs | nnx.RngStream | None = None,
+        sow_weights: bool = False,
+        is_causal: bool = False,
+        out_sharding: Any = None,
+        qkv_sharding: Any = None,
+    ) -> Any:
+        """The attended inputs, [*b t m]; with a cache (they, and the cache with the new tokens).
+
+        Args:
+          inputs_q, inputs_k, inputs_v: keys come from the queries' inputs if not given, values from
+            the keys'.
+          mask: hides pairs besides the module's: a mask of jaxattn's, or an array as Flax has it.
+          score: comes after the module's.
+          positions: of the queries and keys, integers [*b t], for `rope`; from 0 on, or after the
+            tokens of the cache, if not given.
+          cache: what came before; attention is causal. count: as in `jaxattn.cache.attend`.
+          deterministic, rngs, sow_weights, is_causal, out_sharding, qkv_sharding: as in
+            `nnx.MultiHeadAttention`.
+        Raises:
+          ValueError: inputs of the wrong width; rope, a cache or positions with keys of their own;
+            dropout with a cache.
+        """
+        if inputs_k is None and inputs_v is not None:
+            raise ValueError("inputs_v needs inputs_k, got only inputs_v; pass both, or inputs_k")
+        crossed = inputs_k is not None
+        inputs_k = inputs_q if inputs_k is None else inputs_k
+        inputs_v = inputs_k if inputs_v is None else inputs_v
+        if inputs_q.shape[-1] != self.in_features:
+            raise ValueError(
+                f"inputs_q has {self.in_features} features (in_features), got {inputs_q.shape}"
+            )
+        if crossed and (self.rope is not None or cache is not None):
+            raise ValueError(
+                "rope and a cache are for self-attention, got inputs_k; attend without them"
+            )
+        q = self.query(inputs_q, out_sharding=qkv_sharding)
+        k = self.key(inputs_k, out_sharding=qkv_sharding)
+        v = self.value(inputs_v, out_sharding=qkv_sharding)
+        if self.query_ln is not None and self.key_ln is not None:
+            q, k = self.query_ln(q), self.key_ln(k)
+        if self.rope is not None:
+            t = q.shape[-3]
+            if positions is None:
+                positions = jnp.arange(t) if cache is None else cache.positions(t)
+            length = t if cache is None else cache.length + t
+            q, k = (apply_rope(x, positions, self.rope, length) for x in (q, k))
+
+        own: Any = self.attention_fn
+        if self.sinks is not None:
+            own = replace(own, sinks=self.sinks[...])
+        rule = own.mask & (Causal(0) if is_causal and cache is None else EVERYTHING)
+        rule = rule if mask is None else rule & as_mask(mask)
+        every = scores_of(own.score) + scores_of(score)
+        dropout, module = self._dropout(deterministic, rngs), self if sow_weights else None
+        if cache is None:
+            x = own.run(q, k, v, rule, every, dropout, module)
+            return self.out(x, out_sharding=out_sharding)
+        if dropout is not None:
+            raise ValueError("there is no dropout with a cache; pass deterministic=True")
+        call = partial(kv.attend, cache=cache, count=count)
+        x, cache = own.run(q, k, v, rule, every, None, module, call)
+        return self.out(x, out_sharding=out_sharding), cache
+
+    def empty_cache(
+        self,
+        batch: tuple[int, ...],
+        capacity: int,
+        dtype: Any = jnp.float32,
+        window: int | None = None,
+    ) -> kv.Cache:
+        """A cache of no tokens for this module, as `jaxattn.cache.empty`."""
+        return kv.empty(
+            batch, capacity, self.num_kv_heads, self.head_dim, dtype=dtype, window=window
+        )
+
+    def _dropout(self, deterministic: bool | None, rngs: Any) -> Dropout | None:
+        if self.dropout_rate == 0:
+            return None
+        deterministic = self.deterministic if deterministic is None else deterministic
+        if deterministic is None:
+            raise ValueError(
+                "a module with dropout has to be told whether to drop, got deterministic=None; "
+                "pass it to the call or the module, or use model.train() and model.eval()"
+            )
+        if deterministic:
+            return None
+        rngs = self.rngs if rngs is None else rngs
+        if rngs is None:
+            raise ValueError("dropout needs rngs, got none; pass rngs=nnx.Rngs(dropout=0)")
+        key = (rngs.dropout if isinstance(rngs, nnx.Rngs) else rngs)()
+        return Dropout(self.dropout_rate, key, shared=self.broadcast_dropout)
