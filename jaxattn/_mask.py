@@ -1,7 +1,6 @@
 """The mask algebra: what a mask has to answer, and how masks combine."""
 
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -9,18 +8,6 @@ from jaxtyping import Array, Bool, Int
 
 from jaxattn._axes import Index, larger, smaller
 from jaxattn._value import Place, Sizes, Span, Value, show
-
-
-class Align(Enum):
-    """Where a diagonal ends when there are more keys than queries, or fewer."""
-
-    END = "the last query sees the last key"
-
-    def __repr__(self) -> str:
-        return self.name
-
-
-END = Align.END
 
 
 class Mask(Value):

@@ -129,6 +129,12 @@ def _build(cls: Any, fields: dict[str, Any]) -> Any:
     return value
 
 
+def change_fields(value: Any, change: Any) -> Any:
+    """`value` with change(field) for each of its fields. Checks nothing."""
+    fields = zip(_names(value), _fields(value), strict=True)
+    return _build(type(value), {name: change(x) for name, x in fields})
+
+
 def show(value: Any) -> str:
     """Arrays by dtype and shape, all else as it is written."""
     if hasattr(value, "shape") and hasattr(value, "dtype"):

@@ -22,11 +22,12 @@ from jaxtyping import Array, Float, Int
 from jaxattn._axes import Attended
 from jaxattn._mask import EVERYTHING, Mask
 from jaxattn._observation import Observation
+from jaxattn._offset import fill_offsets
 from jaxattn._value import show
 from jaxattn.attend import Scoring
 from jaxattn.attend import attend as attend_keys
 from jaxattn.backends.auto import AUTO, Backend
-from jaxattn.masks import Causal, Lengths, Positions
+from jaxattn.masks import Causal, Lengths, Positions, Window
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["k", "v", "length"], meta_fields=["window"])
@@ -143,21 +144,22 @@ def attend(
     Args:
       q, k, v: of the new tokens, at positions `cache.positions(t)`.
       count: as in `append`; the queries of padding see nothing and give 0.
-      mask: what is hidden besides; it and `score` see the slots of the cache as keys, which in a
-        ring are not positions. `ALiBi(offset=cache.length)` fits a cache without a window.
+      mask: what is hidden besides. It, `score` and `observe` see the slots of the cache as keys. An
+        offset that is left out, or END, is that of the new tokens: `Causal()`, `Window(9)` and
+        `ALiBi()` mean what they do without a cache. In a ring, whose slots are not positions, that
+        is so of `Causal` and `Window` only.
       score, scale, sinks, observe, backend: as in `jaxattn.attend`.
     Returns:
       What `jaxattn.attend` returns, and the cache with the tokens. Beyond the capacity of a cache
       without a window out and lse are NaN.
     Raises:
-      ValueError, TypeError: as `append` and `jaxattn.attend`.
+      ValueError, TypeError: as `append` and `jaxattn.attend`; in a ring, another offset left out.
     """
     t, before = q.shape[-3], cache.length
     after = append(cache, k, v, count)
     ragged = EVERYTHING if count is None else Lengths(q=jnp.asarray(count))
-    options = {"score": score, "scale": scale, "sinks": sinks, "observe": observe}
     if cache.window is None:
-        seen = Causal(before) & ragged & mask
+        seen, fill = Causal(before), lambda open_: replace(open_, offset=before)
         keys, values = after.k, after.v
     else:
         at, left = cache.positions(t), cache.window - 1
@@ -167,14 +169,36 @@ def attend(
             join = lambda x, y: jnp.concatenate([x, y.astype(x.dtype)], axis=-3)
             keys, values = join(cache.k, k), join(cache.v, v)
             slots = jnp.concatenate([cache.slots(), at], axis=-1)
-        seen = Positions(at, slots, left=left) & ragged & mask
-    keys, values = keys.astype(q.dtype), values.astype(q.dtype)
-    got = attend_keys(q, keys, values, mask=seen, **options, backend=backend)
+        seen, fill = Positions(at, slots, left=left), partial(_in_ring, at=at, slots=slots)
+    mask, score, observe = fill_offsets((mask, score, observe), fill)
+    got = attend_keys(
+        q,
+        keys.astype(q.dtype),
+        values.astype(q.dtype),
+        mask=seen & ragged & mask,
+        score=score,
+        scale=scale,
+        sinks=sinks,
+        observe=observe,
+        backend=backend,
+    )
     if cache.window is None:
         lost = (cache.positions(t) >= cache.capacity)[..., None]
         out = jnp.where(lost[..., None], jnp.nan, got.out)
         got = got._replace(out=out, lse=jnp.where(lost, jnp.nan, got.lse))
     return got, after
+
+
+def _in_ring(mask: Any, at: Int[Array, "*b t"], slots: Int[Array, "*b s"]) -> Positions:
+    """What a mask that leaves its offset out means where the keys are the slots of a ring."""
+    if isinstance(mask, Causal):
+        return Positions(at, slots)
+    if isinstance(mask, Window):
+        return Positions(at, slots, mask.left, mask.right)
+    raise ValueError(
+        f"in a ring only Causal and Window may leave their offset out, for keys are slots there, "
+        f"not positions, got {mask!r}; use a cache without a window, and the window as a mask"
+    )
 
 
 def _check(cache: Cache, k: Any, v: Any, count: Any) -> Array:

@@ -9,7 +9,7 @@ too.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,6 @@ from jaxtyping import Array, Bool, Int
 from jaxattn._axes import Index, larger
 from jaxattn._batched import check_integers, fit
 from jaxattn._mask import (
-    END,
     EVERYTHING,
     And,
     Band,
@@ -28,6 +27,7 @@ from jaxattn._mask import (
     Or,
     clip,
 )
+from jaxattn._offset import END, Offset, resolve_offset
 from jaxattn._trace import trace
 from jaxattn._value import Place, Sizes, Span
 
@@ -48,8 +48,6 @@ __all__ = [
     "Where",
     "Window",
 ]
-
-Offset: TypeAlias = Any  # a number, END, integers [*b], or None
 
 
 @dataclass(frozen=True, repr=False)
@@ -311,18 +309,6 @@ class Where(Mask):
     @property
     def by_head(self) -> bool:
         return self.seen.reads_head
-
-
-def resolve_offset(name: str, offset: Offset, sizes: Sizes) -> Any:
-    if offset is END:
-        return sizes.s - sizes.t
-    if offset is None and sizes.t != sizes.s:
-        raise ValueError(
-            f"{name} needs an offset when t != s, got t={sizes.t} queries and s={sizes.s} keys; "
-            f"choose offset=0, where the first query meets the first key, or offset=END, where the "
-            f"last query meets the last key"
-        )
-    return check_integers(0 if offset is None else offset, f"{name}.offset", sizes)
 
 
 def _cut(array: Any, span: Span) -> Array:

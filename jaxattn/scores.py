@@ -15,9 +15,9 @@ from jaxtyping import Array, Float
 
 from jaxattn._axes import accumulator
 from jaxattn._batched import fit
+from jaxattn._offset import Offset, resolve_offset
 from jaxattn._score import Score
 from jaxattn._value import Place, Sizes, show
-from jaxattn.masks import Offset, resolve_offset
 
 __all__ = ["ALiBi", "Bias", "RelativeBias", "Score", "SoftCap", "alibi_slopes"]
 

@@ -150,6 +150,45 @@ def test_options_and_observations_go_through():
     np.testing.assert_array_equal(got.observed["top"].keys, want.observed["top"].keys)
 
 
+OPEN = {
+    "causal": {"mask": ja.Causal()},
+    "end": {"mask": ja.Causal(ja.END), "score": ja.ALiBi(offset=ja.END)},
+    "window": {"mask": ja.Window(4, 2)},
+    "inside": {"mask": ja.Window(2) | ~ja.Window(6) & ja.PrefixLM(3), "score": [ja.ALiBi()]},
+}
+
+
+@pytest.mark.parametrize("options", OPEN.values(), ids=OPEN)
+def test_offsets_left_out_are_those_of_the_new_tokens(options):
+    """Of sequences with different lengths, each its own."""
+    cache = kv.empty((B,), 32, N, D, E)
+    held = np.array([9, 4])
+    cache = kv.append(cache, K[:, :9], V[:, :9], count=held)
+    new = np.stack([np.arange(n, n + 6) for n in held])[..., None, None]
+    q, k, v = (np.take_along_axis(x, new, 1) for x in (Q, K, V))
+    got, _ = kv.attend(q, k, v, cache, **options, observe={"distance": see.Distance()})
+    for b, n in enumerate(held):
+        whole = (x[b, : n + 6] for x in (Q, K, V))
+        mask = options["mask"] & ja.Causal()
+        want = ja.attend(*whole, **options | {"mask": mask}, observe={"distance": see.Distance()})
+        np.testing.assert_allclose(got.out[b], want.out[n:], atol=1e-5)
+        seen, expected = got.observed["distance"], want.observed["distance"]
+        np.testing.assert_allclose(seen.mean[b], expected.mean[n:], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "mask", [ja.Causal(), ja.Window(2), ja.Window(4) & ~ja.Window(1)], ids=repr
+)
+def test_causal_and_window_keep_their_meaning_in_a_ring(mask):
+    cache, outs = kv.empty((B,), 6, N, D, E, window=5), []
+    for first, n in ((0, 9), (9, 1), (10, 2), (12, 11)):
+        new = slice(first, first + n)
+        got, cache = kv.attend(Q[:, new], K[:, new], V[:, new], cache, mask=mask)
+        outs.append(got.out)
+    want = ja.attention(Q, K, V, mask=mask & ja.Window(4))
+    np.testing.assert_allclose(jnp.concatenate(outs, 1), want, atol=1e-5)
+
+
 def test_batch_axes_half_precision_and_vmap():
     cache = kv.empty((), 32, N, D, E, dtype=jnp.bfloat16)
     got, cache = kv.attend(Q[0], K[0], V[0], cache)
@@ -173,3 +212,6 @@ def test_errors():
         kv.append(cache, K[:1], V[:1])
     with pytest.raises(ValueError, match="integers"):
         kv.append(cache, K, V, count=np.ones(B))
+    ring = kv.empty((B,), 32, N, D, E, window=5)
+    with pytest.raises(ValueError, match=r"only Causal and Window.*ALiBi.*without a window"):
+        kv.attend(Q, K, V, ring, score=ja.ALiBi())

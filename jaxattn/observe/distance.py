@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxattn._observation import QUERY, Seen, Sum
+from jaxattn._offset import Offset, resolve_offset
 from jaxattn._value import Sizes
-from jaxattn.masks import Offset, resolve_offset
 
 
 class Spread(NamedTuple):

@@ -1,0 +1,51 @@
+"""Offsets: where the queries are among the keys."""
+
+from collections.abc import Callable, Mapping
+from enum import Enum
+from typing import Any, TypeAlias
+
+from jaxattn._batched import check_integers
+from jaxattn._value import Sizes, Value, change_fields
+
+
+class Align(Enum):
+    """Where a diagonal ends when there are more keys than queries, or fewer."""
+
+    END = "the last query sees the last key"
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+END = Align.END
+
+Offset: TypeAlias = Any  # a number, END, integers [*b], or None
+
+
+def resolve_offset(name: str, offset: Offset, sizes: Sizes) -> Any:
+    if offset is END:
+        return sizes.s - sizes.t
+    if offset is None and sizes.t != sizes.s:
+        raise ValueError(
+            f"{name} needs an offset when t != s, got t={sizes.t} queries and s={sizes.s} keys; "
+            f"choose offset=0, where the first query meets the first key, or offset=END, where the "
+            f"last query meets the last key"
+        )
+    return check_integers(0 if offset is None else offset, f"{name}.offset", sizes)
+
+
+def fill_offsets(value: Any, fill: Callable[[Any], Any]) -> Any:
+    """`value` with fill(part) for every part of it whose offset is left out, or END.
+
+    value: a mask, score or observation, or a sequence or mapping of them; all else stays as it is.
+    """
+    if isinstance(value, Mapping):
+        return {name: fill_offsets(x, fill) for name, x in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(fill_offsets(x, fill) for x in value)
+    if not isinstance(value, Value):
+        return value
+    offset = getattr(value, "offset", 0)
+    if offset is None or offset is END:
+        return fill(value)
+    return change_fields(value, lambda x: fill_offsets(x, fill))
