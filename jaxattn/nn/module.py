@@ -97,6 +97,7 @@ class MultiHeadAttention(nnx.MultiHeadAttention):
           inputs_q, inputs_k, inputs_v: keys come from the queries' inputs if not given, values from
             the keys'.
           mask: hides pairs besides the module's: a mask of jaxattn's, or an array as Flax has it.
+            With a cache, see `jaxattn.cache.attend`.
           score: comes after the module's.
           positions: of the queries and keys, integers [*b t], for `rope`; from 0 on, or after the
             tokens of the cache, if not given.
@@ -104,8 +105,8 @@ class MultiHeadAttention(nnx.MultiHeadAttention):
           deterministic, rngs, sow_weights, is_causal, out_sharding, qkv_sharding: as in
             `nnx.MultiHeadAttention`.
         Raises:
-          ValueError: inputs of the wrong width; rope, a cache or positions with keys of their own;
-            dropout with a cache.
+          ValueError: inputs of the wrong width; rope or a cache with keys of their own; positions
+            without rope; a count without a cache; dropout with a cache.
         """
         if inputs_k is None and inputs_v is not None:
             raise ValueError("inputs_v needs inputs_k, got only inputs_v; pass both, or inputs_k")
@@ -120,6 +121,16 @@ class MultiHeadAttention(nnx.MultiHeadAttention):
             raise ValueError(
                 "rope and a cache are for self-attention, got inputs_k; attend without them"
             )
+        if positions is not None and self.rope is None:
+            raise ValueError(
+                "positions are for rope, got positions and a module without it; make it with "
+                "rope=jaxattn.rope.Rope(head_dim), or leave them out"
+            )
+        if count is not None and cache is None:
+            raise ValueError(
+                "count says how many tokens a cache takes, got count and no cache; pass cache=, "
+                "or mask=jaxattn.Lengths(q=count, k=count)"
+            )
         q = self.query(inputs_q, out_sharding=qkv_sharding)
         k = self.key(inputs_k, out_sharding=qkv_sharding)
         v = self.value(inputs_v, out_sharding=qkv_sharding)
@@ -129,7 +140,7 @@ class MultiHeadAttention(nnx.MultiHeadAttention):
             t = q.shape[-3]
             if positions is None:
                 positions = jnp.arange(t) if cache is None else cache.positions(t)
-            length = t if cache is None else cache.length + t
+            length = t if cache is None else cache.length + (t if count is None else count)
             q, k = (apply_rope(x, positions, self.rope, length) for x in (q, k))
 
         own: Any = self.attention_fn

@@ -59,7 +59,8 @@ def _watching(root: nnx.Module, observe: Mapping[str, Observation]) -> Iterator[
         for m, fn, cls in before:
             object.__setattr__(m, "__class__", cls)
             m.attention_fn = fn
-            if hasattr(m, "__captures__"):
+        for _, m in nnx.iter_modules(root):
+            if hasattr(m, "__captures__"):  # `nnx.capture` leaves them where the model raises
                 del m.__captures__
 
 
