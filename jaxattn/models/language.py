@@ -148,9 +148,7 @@ def generate(
 
     temperature: what logits are divided by; 0 for the most likely token.
     """
-    capacity = prompt.shape[1] + count
-    if model.config.window is not None:
-        capacity = max(model.config.window, 1)
+    capacity = model.config.window or prompt.shape[1] + count
     return _generate(model, prompt, capacity, count, key, temperature)
 
 
