@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,13 +13,11 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 import jax
 from tqdm import tqdm
 
-from benchmarks import machine, plots, report, run
+from benchmarks import header, machine, plots, report, run
 from benchmarks.contenders import contenders
-from benchmarks.results import Results, load, save, write_atomically
+from benchmarks.results import FOLDER, Results, load, save, write_atomically
 from benchmarks.sets import SETS
 from benchmarks.workloads import Workload
-
-HERE = Path(__file__).parent
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,7 +30,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     works = _chosen(options.set or _default_set(), options.only)
     name = options.name or machine.slug()
-    command = shlex.join(["python", "-m", "benchmarks", *given])
     path: Path = options.out / f"{name}.json"
     kept: dict[str, Any] = {}
     status = 0
@@ -53,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 contenders(works),
                 run.budget(options.seconds),
                 name=name,
-                command=command,
+                header=header.of_results("benchmarks", given),
                 matrix=options.matrix,
                 save=keep,
                 say=lambda phase: bar.set_postfix_str(phase, refresh=sys.stderr.isatty()),
@@ -79,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out",
         type=Path,
-        default=HERE / "results",
+        default=FOLDER,
         metavar="DIR",
         help="where to write NAME.json, NAME.md and the plots (default: benchmarks/results)",
     )

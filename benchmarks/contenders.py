@@ -8,7 +8,6 @@ that no compiler can leave the forward pass out.
 
 import contextlib
 import importlib.util
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,28 +17,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import calls
+from benchmarks.built import Built, build
 from benchmarks.chance import Pattern
 from benchmarks.masks import Window
 from benchmarks.options import Bias, DenseMask, Nothing
 from benchmarks.workloads import Dtype, Inputs, Kind, Workload
 
 
-@dataclass(frozen=True)
-class Built:
+@dataclass(frozen=True, kw_only=True)
+class Entrant(Built):
     """A contender that is ready to run one workload."""
 
-    run: Callable[[], Any]
-    """Starts one computation and returns its results, perhaps before they are there."""
-    wait: Callable[[Any], object]
-    """Blocks until what `run` returned is there."""
     outputs: Callable[[Any], list[np.ndarray]]
     """What `run` returned as float32: out [b t h e], and for a gradient dq, dk, dv like q, k, v."""
-    temp_bytes: Callable[[], int | None]
-    """Peak bytes beyond inputs and results, where it can be known; may run the computation once."""
     needs_bytes: int
     """Bytes the computation takes in all, known or estimated before it is run."""
-    compile_seconds: float | None = None
-    """Tracing, lowering and compiling; None where nothing is compiled."""
     read_off: Callable[[int], Pattern] | None = None
     """Which weights of how many first queries it keeps, where it drops some and can tell."""
 
@@ -56,7 +48,7 @@ class Contender(Protocol):
         """Why it cannot run `work`; None if it can."""
         ...
 
-    def build(self, work: Workload, inputs: Inputs) -> Built: ...
+    def build(self, work: Workload, inputs: Inputs) -> Entrant: ...
 
 
 def _anything(work: Workload) -> str | None:
@@ -77,7 +69,7 @@ class JaxContender:
     asked: Callable[[Workload], Workload | None] = _itself
     kept: Callable[[Workload, Mapping[str, jax.Array], int], Pattern] | None = None
 
-    def build(self, work: Workload, inputs: Inputs) -> Built:
+    def build(self, work: Workload, inputs: Inputs) -> Entrant:
         dtype = jnp.dtype(work.dtype.numpy)
         wanted = [inputs.q, inputs.k, inputs.v]
         if work.kind is Kind.GRADIENT:
@@ -87,19 +79,12 @@ class JaxContender:
         jax.block_until_ready(arrays)
         jax.clear_caches()  # else a peer's traces would shorten this one's compile time
         with _honest_float32(work):
-            begin = time.perf_counter()
-            compiled = jax.jit(self._program(work)).lower(*arrays).compile()
-            seconds = time.perf_counter() - begin
-        memory: Any = compiled.memory_analysis()
-        temp = None if memory is None else int(memory.temp_size_in_bytes)
+            built = build(self._program(work), *arrays)
         kept = self.kept
-        return Built(
-            run=lambda: compiled(*arrays),
-            wait=jax.block_until_ready,
+        return Entrant(
+            **vars(built),
             outputs=lambda got: [np.asarray(x.astype(jnp.float32)) for x in got],
-            temp_bytes=lambda: temp,
-            needs_bytes=work.bytes + (temp or 0),
-            compile_seconds=seconds,
+            needs_bytes=work.bytes + (built.temp_bytes() or 0),
             read_off=None if kept is None else lambda rows: kept(work, extra, rows),
         )
 

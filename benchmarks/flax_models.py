@@ -7,16 +7,11 @@ compared before anything is timed, and contenders take turns.
 """
 
 import argparse
-import json
-import shlex
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import jax
@@ -25,16 +20,16 @@ import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
-from benchmarks import machine
-from benchmarks.results import write_atomically
-from benchmarks.tables import mebibytes, milliseconds, table, times
-from benchmarks.timing import Budget, Samples, measure, paired_ratio
+from benchmarks import header, machine
+from benchmarks.built import Built, build
+from benchmarks.flax_models_report import FLAX, HEADS, OURS, UNWATCHED, WIDTH, markdown, targets
+from benchmarks.results import FOLDER, save_report
+from benchmarks.timing import Budget, measure
 from jaxattn import cache as kv
 from jaxattn import nn
 from jaxattn import observe as see
 
-LAYERS, HEADS, WIDTH, TOKENS, CACHED = 12, 12, 768, 2048, 8192
-OURS, FLAX = "jaxattn", "Flax"
+LAYERS, TOKENS, CACHED = 12, 2048, 8192
 STOCK = nnx.dot_product_attention
 
 
@@ -66,23 +61,6 @@ class Model(nnx.Module):
         return x
 
 
-@dataclass(frozen=True)
-class Built:
-    run: Callable[[], Any]
-    wait: Callable[[Any], object]
-    temp_bytes: int | None
-    compile_seconds: float
-
-
-def build(f: Callable[..., Any], *arrays: Any) -> Built:
-    begin = time.perf_counter()
-    compiled = jax.jit(f).lower(*arrays).compile()
-    seconds = time.perf_counter() - begin
-    memory: Any = compiled.memory_analysis()
-    temp = None if memory is None else int(memory.temp_size_in_bytes)
-    return Built(lambda: compiled(*arrays), jax.block_until_ready, temp, seconds)
-
-
 def models(layers: int, tokens: int) -> dict[str, dict[str, Built]]:
     """Who is measured for each task. All have the same parameters."""
     x = jnp.asarray(np.random.default_rng(0).standard_normal((1, tokens, WIDTH)), jnp.float32)
@@ -99,29 +77,13 @@ def models(layers: int, tokens: int) -> dict[str, dict[str, Built]]:
         found["forward"][name] = build(forward, state, x)
         found["training step"][name] = build(partial(_step, graph), state, *_moments(state), x)
         if name == OURS:
-            found["watched"]["jaxattn, unwatched"] = found["forward"][name]
+            found["watched"][UNWATCHED] = found["forward"][name]
             watched = lambda state, x, graph=graph: nn.watch(nnx.merge(graph, state), wanted)(x)
             found["watched"][name] = build(watched, state, x)
     _same(*(found["forward"][name].run() for name in (OURS, FLAX)))
     _same(*(found["training step"][name].run()[0] for name in (OURS, FLAX)))
     _same(found["forward"][OURS].run(), found["watched"][OURS].run()[0])
     return found
-
-
-def build_decoder(f: Callable[..., Any], params: Any, caches: Any, x: jax.Array) -> Built:
-    """A run starts with the caches that the one before left, updated in place, set back."""
-    begin = time.perf_counter()
-    compiled = jax.jit(f, donate_argnums=1).lower(params, caches, x).compile()
-    seconds = time.perf_counter() - begin
-    memory: Any = compiled.memory_analysis()
-    temp = None if memory is None else int(memory.temp_size_in_bytes)
-    held = [jax.tree.map(jnp.copy, caches)]
-
-    def run() -> jax.Array:
-        held[0], out = compiled(params, held[0], x)
-        return out
-
-    return Built(run, jax.block_until_ready, temp, seconds)
 
 
 def _moments(state: Any) -> tuple[Any, Any]:
@@ -142,7 +104,7 @@ def decoders(cached: int) -> dict[str, dict[str, Built]]:
     """One token through one attention module, with as many in its cache as Flax's can hold; and in
     caches of several capacities, a quarter of that in each.
 
-    Many steps in one program; both update their cache in place.
+    Many steps in one program; both update their cache in place, and set it back for the next run.
     """
     steps = 32
     x = jnp.asarray(np.random.default_rng(0).standard_normal((1, steps, WIDTH)), jnp.float32)
@@ -185,14 +147,14 @@ def decoders(cached: int) -> dict[str, dict[str, Built]]:
     name = f"decoding, {cached:,} held"
     found = {
         name: {
-            OURS: build_decoder(mine, own_params, holding(held, cached), x),
-            FLAX: build_decoder(theirs, params, caches, x),
+            OURS: build(mine, own_params, holding(held, cached), x, donated=1),
+            FLAX: build(theirs, params, caches, x, donated=1),
         }
     }
     _same(found[name][OURS].run(), found[name][FLAX].run())
     part = cached // 4
     found[f"decoding, {part:,} held"] = {
-        f"capacity {capacity:,}": build_decoder(mine, own_params, holding(part, capacity), x)
+        f"capacity {capacity:,}": build(mine, own_params, holding(part, capacity), x, donated=1)
         for capacity in (cached, 8 * cached)
     }
     return found
@@ -205,69 +167,11 @@ def _same(a: Any, b: Any) -> None:
             raise AssertionError(f"outputs differ by {off}: nothing is timed")
 
 
-def targets(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, bool]]:
-    """(target, what was found, whether it is met)."""
-    of = {row["task"]: row["contenders"] for row in rows}
-    ratio = lambda task, a, b: paired_ratio(of[task][a]["seconds"], of[task][b]["seconds"])
-    memory = lambda task, name: of[task][name]["temp_bytes"]
-    found = []
-    for task, time_limit, memory_limit in (("forward", 1.8, 5), ("training step", 1.8, 4)):
-        speed = ratio(task, FLAX, OURS)
-        found.append((f"{task}: Flax takes at least {time_limit} times as long", speed, time_limit))
-        share = memory(task, FLAX) / memory(task, OURS)
-        text = f"{task}: Flax takes at least {memory_limit} times the temporary memory"
-        found.append((text, share, memory_limit))
-    met = [(text, times(number), number >= limit) for text, number, limit in found]
-    watched = ratio("watched", OURS, "jaxattn, unwatched")
-    met.append(("watched: at most 1.25 of unwatched", times(watched), watched <= 1.25))
-    whole, part = (task for task in of if task.startswith("decoding"))
-    decoding = ratio(whole, OURS, FLAX)
-    met.append((f"{whole}: no slower than Flax", times(decoding), decoding <= 1))
-    small, large = of[part]
-    growth = ratio(part, large, small)
-    met.append((f"{part}: {large} as fast as {small}, to 10 %", times(growth), growth <= 1.1))
-    return met
-
-
-def markdown(data: Mapping[str, Any]) -> str:
-    software = ", ".join(f"{k} {v}" for k, v in data["versions"].items() if v)
-    facts = data["machine"]
-    sizes = f"{data['layers']} layers, {HEADS} heads, width {WIDTH}, {data['tokens']:,} tokens"
-    rows = [
-        [
-            row["task"],
-            name,
-            milliseconds(median(its["seconds"]) / row["steps"]),
-            mebibytes(its["temp_bytes"]),
-            f"{its['compile_seconds']:.1f}",
-        ]
-        for row in data["rows"]
-        for name, its in row["contenders"].items()
-    ]
-    parts = [
-        "# A Flax model with its attention swapped",
-        f"- Machine: {facts['cpu']}, {facts['cores']} cores, {facts['platform']}; load before "
-        f"{data['load_before']}\n- Software: {software}\n"
-        f"- Measured {data['date']} by `{data['command']}`",
-        f"{sizes}, causal, float32, batch 1: blocks of `nnx.LayerNorm`, `nnx.MultiHeadAttention` "
-        "and an MLP of 4 times the width. Watched: a map of 256 × 256 cells, attention received, "
-        "entropy and largest logit of all heads. Decoding: one token through one attention module.",
-        table(
-            ["Target", "Found", "Met"],
-            [[text, found, "yes" if met else "**no**"] for text, found, met in data["targets"]],
-            left=1,
-        ),
-        table(["Task", "", "ms", "temporary MiB", "compile s"], rows, left=2),
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns 0 if every target is met, else 1."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     parser = argparse.ArgumentParser(prog="python -m benchmarks.flax_models", description=__doc__)
-    folder = Path(__file__).parent / "results"
-    parser.add_argument("--out", type=Path, default=folder, metavar="DIR")
+    parser.add_argument("--out", type=Path, default=FOLDER, metavar="DIR")
     parser.add_argument("--layers", type=int, default=LAYERS)
     parser.add_argument("--tokens", type=int, default=TOKENS)
     parser.add_argument("--cached", type=int, default=CACHED)
@@ -283,12 +187,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             bar.set_description("compiling and comparing")
             for task, built in make().items():
                 bar.set_description(task)
-                samples: dict[str, Samples] = measure(built, Budget(chosen.seconds, fewest=5))
+                samples = measure(built, Budget(chosen.seconds, fewest=5))
                 contenders = {
                     name: {
                         "seconds": its.seconds,
                         "calls": its.calls,
-                        "temp_bytes": built[name].temp_bytes,
+                        "temp_bytes": built[name].temp_bytes(),
                         "compile_seconds": built[name].compile_seconds,
                     }
                     for name, its in samples.items()
@@ -297,19 +201,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 rows.append({"task": task, "steps": steps, "contenders": contenders})
                 bar.update()
     data = {
-        "command": shlex.join(["python", "-m", "benchmarks.flax_models", *given]),
-        "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "machine": machine.facts(),
-        "versions": machine.versions(),
+        **header.of_results("benchmarks.flax_models", given),
         "load_before": load,
         "layers": chosen.layers,
         "tokens": chosen.tokens,
         "targets": targets(rows),
         "rows": rows,
     }
-    content = json.dumps(data, indent=1) + "\n"
-    write_atomically(chosen.out / "flax-models.json", content.encode())
-    write_atomically(chosen.out / "flax-models.md", markdown(data).encode())
+    save_report(data, markdown, chosen.out, "flax-models")
     for text, found, met in data["targets"]:
         print(f"{'met' if met else 'MISSED'}: {text}: {found}")
     return 0 if all(met for _, _, met in data["targets"]) else 1

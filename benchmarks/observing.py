@@ -8,13 +8,8 @@ checked against float64 before they are timed, and take turns.
 """
 
 import argparse
-import json
-import shlex
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +21,8 @@ from flax import nnx
 from tqdm import tqdm
 
 import jaxattn as ja
-from benchmarks import machine
+from benchmarks import header, machine
+from benchmarks.built import Built, build
 from benchmarks.observing_report import (
     ENTROPY,
     FOLD,
@@ -40,7 +36,7 @@ from benchmarks.observing_report import (
     targets,
 )
 from benchmarks.plots import figure_bytes
-from benchmarks.results import write_atomically
+from benchmarks.results import FOLDER, save_report, write_atomically
 from benchmarks.timing import Budget, measure
 from jaxattn import observe as see
 
@@ -129,28 +125,9 @@ def _of_weights(weights: jax.Array, top: bool) -> dict[str, jax.Array]:
     return shown
 
 
-@dataclass(frozen=True)
-class Built:
-    run: Callable[[], Any]
-    wait: Callable[[Any], object]
-    outputs: Callable[[Any], dict[str, np.ndarray]]
-    temp_bytes: int | None
-    compile_seconds: float | None
-
-
-def build_jax(f: Callable[..., Any], arrays: Arrays) -> Built:
-    begin = time.perf_counter()
-    compiled = jax.jit(f).lower(*arrays).compile()
-    seconds = time.perf_counter() - begin
-    memory: Any = compiled.memory_analysis()
-    temp = None if memory is None else int(memory.temp_size_in_bytes)
-    outputs = lambda got: {name: np.asarray(x) for name, x in got.items()}
-    return Built(lambda: compiled(*arrays), jax.block_until_ready, outputs, temp, seconds)
-
-
-def contenders(causal: bool, t: int, gradients: bool) -> dict[str, Callable[[Arrays], Built]]:
+def contenders(causal: bool, t: int, gradients: bool) -> dict[str, Callable[..., Built]]:
     """Who is measured at a length: peers up to a matrix of LARGEST_MATRIX."""
-    jit = lambda f, *options: partial(build_jax, partial(f, *options, causal))
+    jit = lambda f, *options: partial(build, partial(f, *options, causal))
     found = {name: jit(jaxattn, wanted) for name, wanted in OURS.items()}
     if gradients:
         found |= {GRADIENT: jit(jaxattn_gradient, False), THROUGH: jit(jaxattn_gradient, True)}
@@ -165,7 +142,7 @@ def contenders(causal: bool, t: int, gradients: bool) -> dict[str, Callable[[Arr
     return found
 
 
-def _torch() -> Callable[[bool, Arrays], Built] | None:
+def _torch() -> Callable[..., Built] | None:
     """None where torch is not installed."""
     try:
         from benchmarks.torch_eager import build
@@ -214,14 +191,14 @@ def _top(p: np.ndarray) -> np.ndarray:
     return np.where(np.take_along_axis(p, at, axis=1) > 0, at, -1)
 
 
-def errors(got: Mapping[str, np.ndarray], want: Mapping[str, np.ndarray], head: int) -> dict:
+def errors(got: Mapping[str, Any], want: Mapping[str, np.ndarray], head: int) -> dict:
     """The largest error of each statistic of a head; of top keys, the share that differ."""
     found = {}
     for name, x in got.items():
         if name not in want:
             continue
         of_head = {"map": lambda x: x[0, head], "max": lambda x: x[head]}
-        x = of_head.get(name, lambda x: x[0, :, head])(x)
+        x = of_head.get(name, lambda x: x[0, :, head])(np.asarray(x))
         if name == "top":  # peers show any keys where a query sees fewer
             real = want[name] >= 0
             found[name] = float((x != want[name])[real].mean())
@@ -239,18 +216,18 @@ def measure_length(t: int, causal: bool, gradients: bool, budget: Budget, say: C
     want = truth(arrays, causal, head)
     built: dict[str, Built] = {}
     found: dict[str, dict[str, Any]] = {}
-    for name, build in contenders(causal, t, gradients).items():
+    for name, prepare in contenders(causal, t, gradients).items():
         say(f"checking {name}")
-        one = build(arrays)
+        one = prepare(*arrays)
         got = one.run()
         one.wait(got)
-        off = errors(one.outputs(got), want, head)
+        off = errors(got, want, head)
         if bad := {key: value for key, value in off.items() if not value <= LIMITS[key]}:
             raise AssertionError(f"{name} at {t} tokens is off from float64: {bad}")
         built[name] = one
         found[name] = {
             "errors": off,
-            "temp_bytes": one.temp_bytes,
+            "temp_bytes": one.temp_bytes(),
             "compile_seconds": one.compile_seconds,
         }
     samples = measure(built, budget, lambda done, of: say(f"round {done} of {of}"))
@@ -263,25 +240,20 @@ def exactness(t: int) -> dict[str, float]:
     """Errors of one head against float64, causal; of top keys the share that differ."""
     arrays = inputs(t)
     got = jax.jit(partial(jaxattn, OURS[TOP], True))(*(x[:, :, :1] for x in arrays))
-    shown = {name: np.asarray(x) for name, x in got.items()}
-    return errors(shown, truth(arrays, True, 0), 0)
+    return errors(got, truth(arrays, True, 0), 0)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns 0 if every target is met, else 1."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     parser = argparse.ArgumentParser(prog="python -m benchmarks.observing", description=__doc__)
-    folder = Path(__file__).parent / "results"
-    parser.add_argument("--out", type=Path, default=folder, metavar="DIR")
+    parser.add_argument("--out", type=Path, default=FOLDER, metavar="DIR")
     parser.add_argument("--tokens", type=int, nargs="+", default=LENGTHS, metavar="T")
     parser.add_argument("--seconds", type=float, default=2.0, help="for the rounds of a length")
     chosen = parser.parse_args(given)
     works = [(t, causal) for t in chosen.tokens for causal in (False, True)]
     data: dict[str, Any] = {
-        "command": shlex.join(["python", "-m", "benchmarks.observing", *given]),
-        "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "machine": machine.facts(),
-        "versions": machine.versions(),
+        **header.of_results("benchmarks.observing", given),
         "load_before": machine.load_average(),
         "heads": HEADS,
         "features": FEATURES,
@@ -297,11 +269,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         data["rows"].append(
             measure_length(t, causal, gradients, Budget(chosen.seconds, fewest=5), say)
         )
-    content = json.dumps(data, indent=1) + "\n"
-    write_atomically(chosen.out / "observing.json", content.encode())
+    save_report(data, markdown, chosen.out, "observing")
     for kind in ("png", "svg"):
         write_atomically(chosen.out / f"observing.{kind}", figure_bytes(lambda: plot(data), kind))
-    write_atomically(chosen.out / "observing.md", markdown(data).encode())
     met = targets(data)
     for target in met:
         print(f"{'met ' if target.met else 'MISSED'}: {target.text}: {target.found}")

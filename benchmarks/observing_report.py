@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from benchmarks import header
 from benchmarks.style import OTHER, STYLES, Style
 from benchmarks.tables import MIB, mebibytes, milliseconds, table, times
 from benchmarks.timing import paired_ratio
@@ -71,14 +72,9 @@ def ratio(row: Mapping[str, Any], ours: str, other: str) -> float | None:
 
 
 def markdown(data: Mapping[str, Any]) -> str:
-    versions = data["versions"]
-    software = ", ".join(f"{k} {versions[k]}" for k in versions if versions[k])
-    facts = data["machine"]
     parts = [
         "# What looking costs",
-        f"- Machine: {facts['cpu']}, {facts['cores']} cores, {facts['platform']}; load before "
-        f"{data['load_before']}\n- Software: {software}\n"
-        f"- Measured {data['date']} by `{data['command']}`",
+        header.of_times(data),
         f"Batch 1, {data['heads']} heads of {data['features']} features, float32. Observed: a map "
         f"of {data['cells']} × {data['cells']} cells, attention received, entropy, the largest "
         "logit. Milliseconds of a call (median), and in brackets how many times as long as "

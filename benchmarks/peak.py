@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.contenders import Built
+from benchmarks.built import Built, build
 from benchmarks.timing import Budget, measure
 from benchmarks.workloads import Dtype
 
@@ -59,14 +59,7 @@ def peak_gflops(samples: Mapping[str, list[float]], size: int) -> float | None:
 def _by_xla(a: np.ndarray, b: np.ndarray, dtype: Dtype) -> Built:
     x, y = (jnp.asarray(m, jnp.dtype(dtype.numpy)) for m in (a, b))
     precision = jax.lax.Precision.HIGHEST if dtype is Dtype.FLOAT32 else None
-    product = jax.jit(lambda x, y: jnp.matmul(x, y, precision=precision)).lower(x, y).compile()
-    return Built(
-        run=lambda: product(x, y),
-        wait=jax.block_until_ready,
-        outputs=lambda got: [np.asarray(got)],
-        temp_bytes=lambda: None,
-        needs_bytes=3 * x.nbytes,
-    )
+    return build(lambda x, y: jnp.matmul(x, y, precision=precision), x, y)
 
 
 def _by_torch(a: np.ndarray, b: np.ndarray, dtype: Dtype) -> Built | None:
@@ -79,10 +72,4 @@ def _by_torch(a: np.ndarray, b: np.ndarray, dtype: Dtype) -> Built | None:
         return None
     use_all_cores()
     x, y = (torch.from_numpy(m).to(device, torch_dtype(dtype)) for m in (a, b))
-    return Built(
-        run=lambda: x @ y,
-        wait=waiter(device),
-        outputs=lambda got: [got.float().cpu().numpy()],
-        temp_bytes=lambda: None,
-        needs_bytes=3 * x.numel() * x.element_size(),
-    )
+    return Built(lambda: x @ y, waiter(device))

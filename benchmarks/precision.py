@@ -9,12 +9,9 @@ its steps are written out, each rounded as in bfloat16.
 """
 
 import argparse
-import json
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +21,9 @@ import ml_dtypes
 import numpy as np
 
 import jaxattn as ja
-from benchmarks import machine
+from benchmarks import header
 from benchmarks.reference import attention_rows
-from benchmarks.results import write_atomically
+from benchmarks.results import FOLDER, save_report
 from benchmarks.tables import table
 
 HEADS, FEATURES = 2, 64
@@ -160,13 +157,10 @@ def claims(rows: Sequence[Row]) -> list[tuple[str, bool, str]]:
 
 def markdown(data: Mapping[str, Any]) -> str:
     facts, rows = data["machine"], data["rows"]
-    software = ", ".join(
-        f"{k} {data['versions'][k]}" for k in ("jaxattn", "jax", "jaxlib", "numpy")
-    )
+    where = f"{facts['cpu']}, {facts['platform']}"
     parts = [
         "# Errors against float64",
-        f"- Machine: {facts['cpu']}, {facts['platform']}\n- Software: {software}\n"
-        f"- Measured {data['date']} by `{data['command']}`",
+        header.of_report(data, where, packages=("jaxattn", "jax", "jaxlib", "numpy")),
         f"{HEADS} heads of {FEATURES} features. In each cell the largest error over the largest "
         "value and, after it, the root mean square error over the root mean square value. With "
         "large logits these reach about 50. In float16 jax.nn's steps are written out, because a "
@@ -202,22 +196,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Returns 0 if every claim holds, else 1."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     parser = argparse.ArgumentParser(prog="python -m benchmarks.precision", description=__doc__)
-    folder = Path(__file__).parent / "results"
-    parser.add_argument("--out", type=Path, default=folder, metavar="DIR")
+    parser.add_argument("--out", type=Path, default=FOLDER, metavar="DIR")
     parser.add_argument("--tokens", type=int, nargs="+", default=LENGTHS, metavar="T")
     chosen = parser.parse_args(given)
     rows = measure(chosen.tokens)
     data = {
-        "command": shlex.join(["python", "-m", "benchmarks.precision", *given]),
-        "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "machine": machine.facts(),
-        "versions": machine.versions(),
+        **header.of_results("benchmarks.precision", given),
         "claims": [{"claim": a, "holds": bool(b), "worst": c} for a, b, c in claims(rows)],
         "rows": [asdict(row) for row in rows],
     }
-    content = json.dumps(data, indent=1) + "\n"
-    write_atomically(chosen.out / "precision.json", content.encode())
-    write_atomically(chosen.out / "precision.md", markdown(data).encode())
+    save_report(data, markdown, chosen.out, "precision")
     for claim in data["claims"]:
         print(f"{'holds' if claim['holds'] else 'FAILS'}: {claim['claim']}: {claim['worst']}")
     return 0 if all(claim["holds"] for claim in data["claims"]) else 1

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks import option_tables
+from benchmarks import header, option_tables
 from benchmarks.results import Results
 from benchmarks.tables import mebibytes, milliseconds, table, times
 from benchmarks.targets import COMPAT, OURS, PLAIN, Verdict, verdicts
@@ -115,22 +115,15 @@ _METHOD = """\
 
 def _about(results: Results) -> str:
     data = results.data
-    machine, versions = data["machine"], data["versions"]
+    machine = data["machine"]
     instructions = ", ".join(machine["cpu_instructions"])
     cpu = f"{machine['cpu']}, {machine['cores']} cores" + (instructions and f" ({instructions})")
     memory = f"{machine['memory_bytes'] / 2**30:.0f} GiB"
     where = f"{machine['accelerator']}; host: {cpu}" if machine["accelerator"] else cpu
-    software = ", ".join(f"{k} {v}" for k, v in versions.items() if v is not None)
     load = data.get("load_before")
     quiet = "" if load is None else f"; load average before it: {load}"
-    return "\n".join(
-        [
-            f"- Machine: {where}, {memory}, {machine['system']} {machine['architecture']}",
-            f"- Software: {software}",
-            f"- Matrix product: {_peaks(results)}",
-            f"- Measured {data['date']} by `{data['command']}`{quiet}",
-        ]
-    )
+    where = f"{where}, {memory}, {machine['system']} {machine['architecture']}"
+    return header.of_report(data, where, f"Matrix product: {_peaks(results)}") + quiet
 
 
 def _peaks(results: Results) -> str:

@@ -3,7 +3,7 @@
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -11,6 +11,9 @@ from typing import Any
 
 from benchmarks.peak import peak_gflops
 from benchmarks.timing import interquartile, paired_ratio
+
+FOLDER = Path(__file__).parent / "results"
+"""Where results go if nothing else is said."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -41,6 +44,12 @@ def save(results: Mapping[str, Any], path: Path) -> None:
         works.append(f'  {{{facts}, "contenders": {{\n{records}}}}}')
     lines.append('"workloads": [\n' + ",\n".join(works) + "\n]")
     write_atomically(path, ("{" + ",\n".join(lines) + "}\n").encode())
+
+
+def save_report(data: Any, markdown: Callable[[Any], str], folder: Path, name: str) -> None:
+    """Writes the data as NAME.json, then what `markdown` makes of it as NAME.md."""
+    write_atomically(folder / f"{name}.json", (json.dumps(data, indent=1) + "\n").encode())
+    write_atomically(folder / f"{name}.md", markdown(data).encode())
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -15,9 +15,8 @@ dtype; and `workloads`, each with its facts and a record for every contender tha
 """
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from statistics import median
 from typing import Any
 
@@ -25,7 +24,7 @@ import jax
 import numpy as np
 
 from benchmarks import machine
-from benchmarks.contenders import Built, Contender
+from benchmarks.contenders import Contender, Entrant
 from benchmarks.gate import Gate, WrongPattern, summary
 from benchmarks.peak import MatrixProduct, matrix_size
 from benchmarks.reference import is_whole
@@ -52,7 +51,7 @@ def run(
     timing: Budget,
     *,
     name: str,
-    command: str,
+    header: Mapping[str, Any],
     matrix: int | None = None,
     save: Callable[[dict[str, Any]], None] = lambda results: None,
     say: Callable[[str], None] = lambda phase: None,
@@ -67,11 +66,8 @@ def run(
     results: dict[str, Any] = {
         "format": 1,
         "name": name,
-        "command": command,
-        "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "machine": machine.facts(),
+        **header,
         "load_before": machine.load_average(),
-        "versions": machine.versions(),
         "contenders": [c.name for c in contenders],
         "peaks": {},
         "workloads": [],
@@ -109,7 +105,7 @@ def measure_workload(
     """Builds, checks and times every contender on one workload."""
     gates: dict[Workload, tuple[Inputs, Gate]] = {}
     records: dict[str, dict[str, Any]] = {}
-    runners: dict[str, Built] = {}
+    runners: dict[str, Entrant] = {}
     samples: dict[str, list[np.ndarray]] = {}
     for contender in contenders:
         asked = contender.asked(work)
@@ -140,7 +136,7 @@ def measure_workload(
 
 def _admit(
     contender: Contender, work: Workload, inputs: Inputs, gate: Gate
-) -> tuple[dict[str, Any], tuple[Built, list[np.ndarray]] | None]:
+) -> tuple[dict[str, Any], tuple[Entrant, list[np.ndarray]] | None]:
     """Builds a contender and checks its results. Returns its record, and it if it may be timed."""
     reason = contender.supports(work)
     if reason is not None:

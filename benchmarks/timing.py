@@ -13,22 +13,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median, quantiles
-from typing import Any, Protocol
+
+from benchmarks.built import Built
 
 SHORT = 0.02
 """Seconds; shorter samples are preceded by a pause and an untimed call."""
 
 PAUSE = 0.002
 """Seconds of that pause."""
-
-
-class Runnable(Protocol):
-    """What can be timed: `run` starts the work, `wait` blocks until it is done."""
-
-    @property
-    def run(self) -> Callable[[], Any]: ...
-    @property
-    def wait(self) -> Callable[[Any], object]: ...
 
 
 @dataclass(frozen=True)
@@ -67,7 +59,7 @@ def orders(count: int, rounds: int) -> Iterator[tuple[int, ...]]:
 
 
 def measure(
-    runners: Mapping[str, Runnable],
+    runners: Mapping[str, Built],
     budget: Budget,
     on_round: Callable[[int, int], None] = lambda done, of: None,
 ) -> dict[str, Samples]:
@@ -96,7 +88,7 @@ def measure(
     return {name: Samples(tuple(seconds[name]), calls[name]) for name in names}
 
 
-def _estimate(runner: Runnable, budget: Budget) -> float:
+def _estimate(runner: Built, budget: Budget) -> float:
     """Seconds per call."""
     once = _timed(runner, 1, budget.pipelined)
     if once < SHORT:
@@ -105,12 +97,12 @@ def _estimate(runner: Runnable, budget: Budget) -> float:
     return once
 
 
-def _settle(runner: Runnable) -> None:
+def _settle(runner: Built) -> None:
     time.sleep(PAUSE)
     runner.wait(runner.run())
 
 
-def _timed(runner: Runnable, calls: int, pipelined: bool) -> float:
+def _timed(runner: Built, calls: int, pipelined: bool) -> float:
     """Seconds per call."""
     run, wait = runner.run, runner.wait
     got = None

@@ -15,7 +15,7 @@ import torch  # pyright: ignore[reportMissingImports]
 import torch._inductor.config  # pyright: ignore[reportMissingImports]
 from torch.nn.attention import flex_attention as flex  # pyright: ignore[reportMissingImports]
 
-from benchmarks.contenders import Built
+from benchmarks.contenders import Entrant
 from benchmarks.masks import Causal, Full, Segments
 from benchmarks.options import (
     ALiBi,
@@ -60,7 +60,7 @@ class TorchFlex:
             return "measured with full and causal masks and segments"
         return None
 
-    def build(self, work: Workload, inputs: Inputs) -> Built:
+    def build(self, work: Workload, inputs: Inputs) -> Entrant:
         use_all_cores()
         q, k, v = (tensor(x, work, self.device) for x in (inputs.q, inputs.k, inputs.v))
         extra = {name: torch.from_numpy(x).to(self.device) for name, x in inputs.extra.items()}
@@ -82,11 +82,10 @@ class TorchFlex:
             warnings.simplefilter("ignore")  # that the caches are off
             run()
         seconds = time.perf_counter() - begin
-        return Built(
+        return Entrant(
             run=run,
             wait=waiter(self.device),
             outputs=outputs,
-            temp_bytes=lambda: None,
             needs_bytes=2 * work.bytes,
             compile_seconds=seconds,
         )

@@ -14,7 +14,7 @@ import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 import torch.nn.functional as F  # pyright: ignore[reportMissingImports]
 
-from benchmarks.contenders import Built
+from benchmarks.contenders import Entrant
 from benchmarks.machine import cores
 from benchmarks.masks import Causal, Segments, Window, allowed_ts
 from benchmarks.options import Added, DenseMask, Head, Sinks, SoftCap
@@ -70,7 +70,7 @@ class TorchSDPA:
             return f"its mask of {work.heads} heads would take {size:.0f} GiB: timed at 4096 tokens"
         return None
 
-    def build(self, work: Workload, inputs: Inputs) -> Built:
+    def build(self, work: Workload, inputs: Inputs) -> Entrant:
         use_all_cores()
         gradient = work.kind is Kind.GRADIENT
         on = self.device
@@ -96,7 +96,7 @@ class TorchSDPA:
             out = F.scaled_dot_product_attention(q, k, v, **options)
             return [out, *torch.autograd.grad(out, (q, k, v), cotangent)]
 
-        return Built(
+        return Entrant(
             run=run,
             wait=waiter(self.device),
             outputs=outputs,

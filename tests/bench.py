@@ -1,9 +1,13 @@
-"""Contenders and results made up for the tests of the benchmarks."""
+"""Contenders and results made up for the tests of the benchmarks.
+
+Import it before `benchmarks`: without what they need, the importing tests are skipped.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("flax", reason="the benchmarks measure Flax")
@@ -12,9 +16,9 @@ pytest.importorskip("tqdm", reason="the benchmarks show a progress bar")
 
 from benchmarks import machine
 from benchmarks.contenders import JAX_NN, JaxContender
-from benchmarks.sets import (
-    DEFAULT,
-)
+from benchmarks.masks import Window
+from benchmarks.reference import attention_rows
+from benchmarks.sets import DEFAULT
 from benchmarks.timing import Budget
 from benchmarks.workloads import Workload
 
@@ -76,3 +80,23 @@ def fast(work: Workload, name: str) -> float:
 
 def lean(work: Workload, name: str) -> int:
     return work.queries * 2048 if name == "jaxattn" else work.queries**2 * 96
+
+
+def assert_reference_gradient(left: int, factor: float, rtol: float, atol: float, **given: Any):
+    """Finite differences agree with the float64 reference: a window, queries times `factor`."""
+    random = np.random.default_rng(0)
+    q, k, v, c = (random.standard_normal((7, d)) for d in (5, 5, 3, 3))
+    q = q * factor
+    first, stop = Window(left).spans(7, 7)
+
+    def loss(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> float:
+        return (attention_rows(q, k, v, c, first, stop, gradient=False, **given).out_te * c).sum()
+
+    arrays = [q, k, v]
+    got = attention_rows(q, k, v, c, first, stop, gradient=True, **given)
+    for which, gradient in enumerate((got.dq_td, got.dk_sd, got.dv_se)):
+        step = random.standard_normal(arrays[which].shape)
+        above, below = list(arrays), list(arrays)
+        above[which], below[which] = arrays[which] + 1e-5 * step, arrays[which] - 1e-5 * step
+        slope = (loss(*above) - loss(*below)) / 2e-5
+        np.testing.assert_allclose((gradient * step).sum(), slope, rtol=rtol, atol=atol)

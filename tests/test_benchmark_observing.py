@@ -5,15 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-
-pytest.importorskip("flax", reason="the benchmarks measure Flax")
-pytest.importorskip("matplotlib", reason="the benchmarks draw plots")
-pytest.importorskip("tqdm", reason="the benchmarks show a progress bar")
+from bench import QUICK
 
 from benchmarks import flax_models, observing, observing_report
-from benchmarks.timing import Budget
-
-QUICK = Budget(seconds=0.0, fewest=2, most=2)
 
 
 def test_observing_measures_and_reports(tmp_path):
@@ -31,10 +25,10 @@ def test_observing_measures_and_reports(tmp_path):
 def test_a_contender_that_shows_something_else_is_not_timed(monkeypatch):
     right = observing.contenders(False, 64, False)[observing.SEEN]
 
-    def wrong(arrays):
-        built = right(arrays)
+    def wrong(*arrays):
+        built = right(*arrays)
         zeros = {"entropy": np.zeros((1, 64, observing.HEADS))}
-        return replace(built, outputs=lambda got: built.outputs(got) | zeros)
+        return replace(built, run=lambda: built.run() | zeros)
 
     monkeypatch.setattr(observing, "contenders", lambda *_: {observing.SEEN: wrong})
     with pytest.raises(AssertionError, match="off from float64"):

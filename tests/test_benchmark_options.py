@@ -9,35 +9,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from bench import QUICK, synthetic, times
+from bench import QUICK, assert_reference_gradient, synthetic, times
 
 import jaxattn as ja
-from jaxattn import masks, scores
-
-pytest.importorskip("flax", reason="the benchmarks measure Flax")
-pytest.importorskip("matplotlib", reason="the benchmarks draw plots")
-pytest.importorskip("tqdm", reason="the benchmarks show a progress bar")
-
 from benchmarks import option_tables, plots, precision, run, support
 from benchmarks.chance import Pattern
 from benchmarks.contenders import COMPAT, JAX_NN, JAXATTN, PLAIN, JaxContender
 from benchmarks.gate import Gate
-from benchmarks.masks import Segments, Window, allowed_ts
+from benchmarks.masks import Segments, allowed_ts
 from benchmarks.option_plot import Dots
 from benchmarks.options import ALiBi, DenseMask, Dropout, Head, RelativeBias, Sinks, SoftCap
-from benchmarks.reference import attention_rows
 from benchmarks.results import Results
-from benchmarks.sets import (
-    ALL_OPTIONS,
-    FORWARD,
-    OPTIONS,
-    PACKED,
-    SMOKE,
-    with_options,
-)
+from benchmarks.sets import ALL_OPTIONS, FORWARD, OPTIONS, PACKED, SMOKE, with_options
 from benchmarks.support_cases import CASES
 from benchmarks.targets import verdicts
 from benchmarks.workloads import Kind, Workload, over
+from jaxattn import masks, scores
 
 ROOT = Path(__file__).parent.parent
 TINY = Workload(queries=40, keys=40, heads=4, kv_heads=2, features=8, value_features=8)
@@ -70,25 +57,12 @@ def test_options_in_arrays_are_what_they_are_named_after():
 
 @pytest.mark.parametrize("option", ALL_OPTIONS, ids=str)
 def test_reference_gradient_of_an_option_matches_finite_differences(option):
-    random = np.random.default_rng(0)
-    q, k, v, c = (random.standard_normal((7, d)) for d in (5, 5, 3, 3))
-    q = q * 20  # so that a soft cap bends
-    first, stop = Window(left=5).spans(7, 7)
+    random = np.random.default_rng(1)
     at = Head(option.arrays(3, 7, 7, random), 1, np.arange(7))
     kept_ts = random.random((7, 7)) < 0.7 if option.rate else None
     given = {"option": option, "at": at, "kept_ts": kept_ts}
-
-    def loss(q, k, v):
-        return (attention_rows(q, k, v, c, first, stop, gradient=False, **given).out_te * c).sum()
-
-    got = attention_rows(q, k, v, c, first, stop, gradient=True, **given)
-    arrays = [q, k, v]
-    for which, gradient in enumerate((got.dq_td, got.dk_sd, got.dv_se)):
-        step = random.standard_normal(arrays[which].shape)
-        above, below = list(arrays), list(arrays)
-        above[which], below[which] = arrays[which] + 1e-5 * step, arrays[which] - 1e-5 * step
-        slope = (loss(*above) - loss(*below)) / 2e-5
-        np.testing.assert_allclose((gradient * step).sum(), slope, rtol=1e-5, atol=1e-7)
+    steep = 20  # so that a soft cap bends
+    assert_reference_gradient(left=5, factor=steep, rtol=1e-5, atol=1e-7, **given)
 
 
 def _without(work: Workload) -> JaxContender:

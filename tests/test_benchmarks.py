@@ -8,27 +8,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from bench import QUICK, fast, lean, off, synthetic
-
-pytest.importorskip("flax", reason="the benchmarks measure Flax")
-pytest.importorskip("matplotlib", reason="the benchmarks draw plots")
-pytest.importorskip("tqdm", reason="the benchmarks show a progress bar")
+from bench import QUICK, assert_reference_gradient, fast, lean, off, synthetic
 
 from benchmarks import __main__ as command
 from benchmarks import plots, report, run
-from benchmarks.contenders import JAX_NN, Built, Contender
+from benchmarks.built import Built
+from benchmarks.contenders import JAX_NN, Contender, Entrant
 from benchmarks.gate import Gate
 from benchmarks.masks import Causal, Full, Window, allowed_ts
-from benchmarks.reference import attention_rows, expected
+from benchmarks.reference import expected
 from benchmarks.results import Results, load, save
-from benchmarks.sets import (
-    CAUSAL,
-    DEFAULT,
-    FORWARD,
-    FULL,
-    GPU,
-    SETS,
-)
+from benchmarks.sets import CAUSAL, DEFAULT, FORWARD, FULL, GPU, SETS
 from benchmarks.targets import verdicts
 from benchmarks.timing import Budget, measure, orders, paired_ratio
 from benchmarks.workloads import Dtype, Inputs, Kind, Workload, over
@@ -74,21 +64,7 @@ def test_unequal_lengths_with_a_causal_mask_are_refused():
 
 
 def test_reference_gradient_matches_finite_differences():
-    random = np.random.default_rng(0)
-    q, k, v, c = (random.standard_normal((7, d)) for d in (5, 5, 3, 3))
-    first, stop = Window(left=2).spans(7, 7)
-
-    def loss(q, k, v):
-        return (attention_rows(q, k, v, c, first, stop, gradient=False).out_te * c).sum()
-
-    got = attention_rows(q, k, v, c, first, stop, gradient=True)
-    arrays = [q, k, v]
-    for which, gradient in enumerate((got.dq_td, got.dk_sd, got.dv_se)):
-        step = random.standard_normal(arrays[which].shape)
-        above, below = list(arrays), list(arrays)
-        above[which], below[which] = arrays[which] + 1e-5 * step, arrays[which] - 1e-5 * step
-        slope = (loss(*above) - loss(*below)) / 2e-5
-        np.testing.assert_allclose((gradient * step).sum(), slope, rtol=1e-7)
+    assert_reference_gradient(left=2, factor=1, rtol=1e-7, atol=0)
 
 
 def test_sampled_reference_agrees_with_the_whole_one():
@@ -124,7 +100,7 @@ def test_contenders_take_turns_and_share_rounds(lasts):
             ran.append(name)
             time.sleep(lasts)
 
-        return Built(one, lambda got: None, lambda got: [], lambda: None, 0)
+        return Built(one, lambda got: None)
 
     names = ("a", "b", "c")
     budget = Budget(0.0, fewest=6, most=6, sample_seconds=1e-9)
@@ -153,7 +129,7 @@ class _Broken:
     def supports(self, work: Workload, /) -> str | None:
         return None
 
-    def build(self, work: Workload, inputs: Inputs) -> Built:
+    def build(self, work: Workload, inputs: Inputs) -> Entrant:
         raise NotImplementedError("this shape\nand more")
 
 
@@ -167,7 +143,7 @@ class _Refusing(_Broken):
 class _Greedy(_Broken):
     name = "greedy"
 
-    def build(self, work: Workload, inputs: Inputs) -> Built:
+    def build(self, work: Workload, inputs: Inputs) -> Entrant:
         return replace(JAX_NN.build(work, inputs), needs_bytes=2**60)
 
 
