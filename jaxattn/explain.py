@@ -17,6 +17,7 @@ from jaxattn.attend import Scoring, run
 from jaxattn.backends.auto import AUTO, Backend, turned_down
 from jaxattn.backends.reference import Reference
 from jaxattn.dropout import Dropout
+from jaxattn.kernels import stairs
 from jaxattn.kernels.plan import ceil_div
 from jaxattn.kernels.walk import Walk
 from jaxattn.masks import EVERYTHING
@@ -111,11 +112,23 @@ def explain(
     visited, flops = None, None
     if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(resolved)):
         visited, keys = (int(x) for x in _count(walk, resolved))
-        flops = 2 * keys * plan.q_block * features
+        pairs = keys * plan.q_block - _left_out(walk, resolved) * walk.batches * sizes.h
+        flops = 2 * pairs * features
     total = per_head * walk.batches * sizes.h
     shape = (plan.heads, plan.batch, plan.q_block, plan.k_block)
     again = bool(watched) and plan.k_tiles > 1
     return Explanation(chosen, others, *shape, visited, total, flops, again, temporary)
+
+
+def _left_out(walk: Walk, mask: Mask) -> int:
+    """The pairs of the tiles of a head that their stairs leave out."""
+    plan, pairs = walk.plan, 0
+    for i in range(plan.q_blocks if plan.unrolled else 0):
+        way = stairs.find(walk, mask, i)
+        if way is not None:
+            width = min(width for width in plan.widths if width >= way.whole.keys.size)
+            pairs += width * plan.q_block - way.pairs
+    return pairs
 
 
 @partial(jax.jit, static_argnums=0)

@@ -3,6 +3,8 @@
 Source: Rabe and Staats 2021; Dao et al. 2022.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,7 +14,7 @@ from jaxtyping import Array, Float
 from jaxattn._axes import Index, accumulator, dot
 from jaxattn._problem import Rule
 from jaxattn._value import Place
-from jaxattn.kernels import tile, watch
+from jaxattn.kernels import stairs, tile, watch
 from jaxattn.kernels.loops import by_width, repeat
 from jaxattn.kernels.plan import ceil_div
 from jaxattn.kernels.walk import Keys, Walk, read_keys, read_rows, to_rows
@@ -102,9 +104,29 @@ def _block(
         grow = lambda x: jnp.broadcast_to(x, (*q_rows.shape[:3], *x.shape))
         return jax.tree.map(grow, none), unseen
 
+    def climb(way: stairs.Stairs) -> tuple[tile.State, Any]:
+        span = way.whole.keys
+        rules = tuple(walk.read(rule, run, *piece) for piece in way.pieces)
+        part = rules, walk.read((rule, watched), run, rows, span)
+
+        def one(q: Array, k: Array, v: Array, part: Any, place: Place) -> tuple[tile.State, Any]:
+            rules, (rule, watched) = part
+            after, pieces = stairs.absorb(way, q, k, v, rules, place)
+            if not watched:
+                return after, ()
+            join = partial(stairs.whole, way)
+            return after, _look(walk, i, watched, after, pieces, rule, place, None, join)
+
+        after, added = walk.over_heads(run, one, (q_rows,), keys.read(span), part, rows, span)
+        return after, watch.widen(watched, added, span.start - held.start, unseen)
+
+    way = stairs.find(walk, rule.mask, i) if isinstance(i, int) else None
     # The last tile goes first: it may be narrower, and it starts the state.
     first, last = reach.tiles()
-    state, added = by_width(plan, reach.width(last), blank, lambda w: visit(last, w, None))
+    if way is not None:
+        state, added = climb(way)
+    else:
+        state, added = by_width(plan, reach.width(last), blank, lambda w: visit(last, w, None))
     if plan.k_tiles > 1:
 
         def more(j: Index, state: tile.State) -> tile.State:
@@ -123,16 +145,19 @@ def _look(
     i: Index,
     watched: Watch,
     state: tile.State,
-    tiles: tile.Products,
+    tiles: Any,
     rule: Rule,
     place: Place,
     fresh: Array | None,
+    join: Callable[[Any], tile.Products] = lambda tiles: tiles,
 ) -> Any:
-    """What a tile that holds all keys of its rows adds to the states."""
+    """What a tile that holds all keys of its rows adds to the states. join: gives its products."""
     # Behind the barrier, so that the products are made as they are where nobody watches.
     tiles, state = jax.lax.optimization_barrier((tiles, state))
     _, *lse = tile.finish(state)
-    return watch.look(watched, tiles, tile.LogSumExp(*lse), rule, place, fresh, walk.new_rows(i))
+    return watch.look(
+        watched, join(tiles), tile.LogSumExp(*lse), rule, place, fresh, walk.new_rows(i)
+    )
 
 
 def _poison(

@@ -11,9 +11,6 @@ import jax
 from jaxattn._mask import Mask
 from jaxattn._value import Sizes, Span
 
-K_STEPS = 4  # a row of tiles ends in one of this many widths, so that a mask's edge wastes little
-K_STEP = 1024  # or in more of them, no further apart than this
-
 UNROLL = 4  # blocks of queries
 
 
@@ -58,8 +55,12 @@ class Plan:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """The widths that the last tile of a row can take, ascending; the last is k_block."""
-        steps = max(K_STEPS, self.k_block // K_STEP)
+        """The widths that the last tile of a row can take, ascending; the last is k_block.
+
+        The more, the less a mask's edge wastes, but each is compiled: 4, up to 8 where they are
+        over 512 keys apart, more where they are over 1,024.
+        """
+        steps = max(4, min(8, self.k_block // 512), self.k_block // 1024)
         step = ceil_div(self.k_block, steps)
         return tuple(sorted({min(step * i, self.k_block) for i in range(1, steps + 1)}))
 
