@@ -1,5 +1,6 @@
 """The figures of jaxattn: attention on one sentence, step by step, drawn from a trained model, the
-map of one head over a text too long for a matrix of weights, and induction heads forming.
+map of one head over a text too long for a matrix of weights, induction heads forming, and a model
+that knows a text by heart.
 
 `python -m figures` writes all of them; `python -m figures --only NAME` writes one.
 
@@ -7,10 +8,12 @@ map of one head over a text too long for a matrix of weights, and induction head
   data.py       the arrays of the figures that are drawn from models (no matplotlib)
   recall.py     a head written by hand, and what it looks at in a text (no matplotlib)
   induction.py  a transformer whose training forms induction heads: `python -m figures.induction`
+  reading.py    a model that knows the licence by heart: `python -m figures.reading`
   draw.py       arrays onto an `Axes` (no files)
   page.py       a figure laid out in inches
   story.py      composes the walk-through on one page
   long.py       composes the map of a long text
   emergence.py  composes the figure of that training
+  by_heart.py   composes the figure of that model
   make.py       composes the other figures, and writes all of them
 """

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from figures import data, draw
+from figures.by_heart import by_heart
 from figures.emergence import emergence
 from figures.long import long_map
 from figures.model import NEXT
@@ -213,6 +214,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "next_word": next_word,
     "long_map": long_map,
     "induction": emergence,
+    "reading": by_heart,
 }
 
 
