@@ -8,7 +8,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
+from jaxtyping import Array, Int
 
 from jaxattn._mask import Mask, check_mask
 from jaxattn._observation import Observation, check_observations
@@ -32,8 +34,8 @@ class Explanation:
     q_block, k_block: the sides of a tile, in positions.
     visited, tiles: tiles that the mask needs, of all tiles of all heads. visited is None where it
       depends on arrays that are being traced.
-    flops: of the products q kᵀ and p v in the visited tiles, a multiply and an add counted as two;
-      None as for visited.
+    flops: of the products q kᵀ and p v in what is computed of the visited tiles, a multiply and an
+      add counted as two; None as for visited.
     second_sweep: whether observations, if any were asked for, are made from lse after the forward
       fold, and not on the way. No field but this one and the next depends on them.
     temporary_bytes: memory beside arguments and results, as the compiler plans it for the forward
@@ -111,8 +113,7 @@ def explain(
     resolved = check_mask(mask).resolve(sizes)
     visited, flops = None, None
     if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(resolved)):
-        visited, keys = (int(x) for x in _count(walk, resolved))
-        pairs = keys * plan.q_block - _left_out(walk, resolved) * walk.batches * sizes.h
+        visited, pairs = _count(walk, resolved)
         flops = 2 * pairs * features
     total = per_head * walk.batches * sizes.h
     shape = (plan.heads, plan.batch, plan.q_block, plan.k_block)
@@ -120,30 +121,27 @@ def explain(
     return Explanation(chosen, others, *shape, visited, total, flops, again, temporary)
 
 
-def _left_out(walk: Walk, mask: Mask) -> int:
-    """The pairs of the tiles of a head that their stairs leave out."""
-    plan, pairs = walk.plan, 0
+def _count(walk: Walk, mask: Mask) -> tuple[int, int]:
+    """(tiles visited, the pairs computed in them), over all heads and blocks of queries."""
+    plan, heads = walk.plan, walk.plan.heads * walk.plan.batch
+    widths = np.asarray(_widths(walk, mask)).clip(0, plan.k_block)
+    step = plan.widths[0]
+    pairs = np.minimum(-(-widths // step) * step, plan.k_block).astype(np.int64) * plan.q_block
     for i in range(plan.q_blocks if plan.unrolled else 0):
         way = stairs.find(walk, mask, i)
         if way is not None:
-            width = min(width for width in plan.widths if width >= way.whole.keys.size)
-            pairs += width * plan.q_block - way.pairs
-    return pairs
+            pairs[:, i] = (widths[:, i] > 0) * way.pairs
+    return int((widths > 0).sum()) * heads, int(pairs.sum()) * heads
 
 
 @partial(jax.jit, static_argnums=0)
-def _count(walk: Walk, mask: Mask) -> tuple[Any, Any]:
-    """(tiles visited, the keys in them), over all heads and blocks of queries."""
+def _widths(walk: Walk, mask: Mask) -> Int[Array, "runs q_blocks k_tiles"]:
+    """How many keys are needed of each tile; 0 or less for none."""
     plan, hits = walk.plan, walk.find_hits(mask)
-    step = plan.widths[0]
 
-    def block(index: Any) -> tuple[Any, Any]:
+    def block(index: Array) -> Array:
         reach = walk.reach(mask, hits, index // plan.q_blocks, index % plan.q_blocks)
-        widths = jnp.stack([jnp.asarray(reach.width(j)) for j in range(plan.k_tiles)])
-        widths = jnp.clip(widths, 0, plan.k_block)
-        computed = jnp.minimum((widths + step - 1) // step * step, plan.k_block)
-        return (widths > 0).sum(), computed.sum()
+        return jnp.stack([jnp.asarray(reach.width(j), jnp.int32) for j in range(plan.k_tiles)])
 
-    tiles, keys = jax.lax.map(block, jnp.arange(walk.runs * plan.q_blocks))
-    heads = plan.heads * plan.batch
-    return tiles.sum() * heads, keys.astype(jnp.float32).sum() * heads
+    widths = jax.lax.map(block, jnp.arange(walk.runs * plan.q_blocks))
+    return widths.reshape(walk.runs, plan.q_blocks, plan.k_tiles)

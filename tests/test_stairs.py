@@ -124,3 +124,27 @@ def test_explain_counts_what_is_computed():
     told = ja.explain(*shapes, mask=ja.Causal(), backend=BACKEND)
     pairs = sum(way.pairs for way in ways(SQUARE, ja.Causal())[1] if way is not None)
     assert told.flops == 2 * SQUARE.h * pairs * (SQUARE.d + SQUARE.e)
+
+
+@pytest.mark.parametrize(("last", "visited"), [(0, 0), (400, 1), (800, 2)])
+def test_a_block_without_an_allowed_pair_is_not_computed(last, visited):
+    mask = ja.Causal() & ja.Where(lambda at: at.q < last)
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.standard_normal(x)) for x in (SQUARE.q, SQUARE.k, SQUARE.v))
+    told = ja.explain(q, k, v, mask=mask, backend=BACKEND)
+    found = [way.pairs for way in ways(SQUARE, mask)[1] if way is not None]
+    assert told.visited == visited * SQUARE.h
+    assert told.flops == 2 * SQUARE.h * sum(found[:visited]) * (SQUARE.d + SQUARE.e)
+    got, want = (ja.attend(q, k, v, mask=mask, backend=x) for x in (BACKEND, ja.Reference()))
+    np.testing.assert_allclose(got.out, want.out, atol=1e-5)
+    np.testing.assert_allclose(got.lse, want.lse, atol=1e-5)
+
+
+def test_strips_at_a_corner_and_beside_keys_in_common():
+    corner, later = ways(SQUARE, ja.Causal())[1]
+    assert corner is not None
+    assert later is not None
+    assert corner.landing is None
+    assert len(corner.strips) == stairs.AT_CORNER
+    assert later.landing is not None
+    assert len(later.strips) == stairs.STRIPS

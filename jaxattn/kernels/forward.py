@@ -114,7 +114,7 @@ def _block(
             after, pieces = stairs.absorb(way, q, k, v, rules, place)
             if not watched:
                 return after, ()
-            join = partial(stairs.whole, way)
+            join = partial(stairs.as_tile, way)
             return after, _look(walk, i, watched, after, pieces, rule, place, None, join)
 
         after, added = walk.over_heads(run, one, (q_rows,), keys.read(span), part, rows, span)
@@ -123,8 +123,10 @@ def _block(
     way = stairs.find(walk, rule.mask, i) if isinstance(i, int) else None
     # The last tile goes first: it may be narrower, and it starts the state.
     first, last = reach.tiles()
-    if way is not None:
+    if way is not None and hits is None:
         state, added = climb(way)
+    elif way is not None:
+        state, added = jax.lax.cond(reach.width(last) > 0, lambda: climb(way), blank)
     else:
         state, added = by_width(plan, reach.width(last), blank, lambda w: visit(last, w, None))
     if plan.k_tiles > 1:

@@ -120,7 +120,7 @@ def absorb(
     return state, products
 
 
-def whole(stairs: Stairs, products: Sequence[tile.Products]) -> tile.Products:
+def as_tile(stairs: Stairs, products: Sequence[tile.Products]) -> tile.Products:
     """Of the whole tile, as if the pairs that no piece has were hidden."""
     scaled, logits, p = zip(*products, strict=True)
     return tile.Products(
