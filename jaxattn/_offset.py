@@ -34,18 +34,21 @@ def resolve_offset(name: str, offset: Offset, sizes: Sizes) -> Any:
     return check_integers(0 if offset is None else offset, f"{name}.offset", sizes)
 
 
-def fill_offsets(value: Any, fill: Callable[[Any], Any]) -> Any:
+def fill_offsets(
+    value: Any, fill: Callable[[Any], Any], wrap: Callable[[Any], Any] = lambda function: function
+) -> Any:
     """`value` with fill(part) for every part of it whose offset is left out, or END.
 
     value: a mask, score or observation, or a sequence or mapping of them; all else stays as it is.
+    wrap: what is done to functions of a pair.
     """
+    again = lambda x: fill_offsets(x, fill, wrap)
     if isinstance(value, Mapping):
-        return {name: fill_offsets(x, fill) for name, x in value.items()}
+        return {name: again(x) for name, x in value.items()}
     if isinstance(value, list | tuple):
-        return tuple(fill_offsets(x, fill) for x in value)
-    if not isinstance(value, Value):
-        return value
-    offset = getattr(value, "offset", 0)
-    if offset is None or offset is END:
-        return fill(value)
-    return change_fields(value, lambda x: fill_offsets(x, fill))
+        return tuple(map(again, value))
+    if isinstance(value, Value):
+        offset = getattr(value, "offset", 0)
+        left_out = offset is None or offset is END
+        return fill(value) if left_out else change_fields(value, again)
+    return wrap(value) if callable(value) and not isinstance(value, type) else value

@@ -4,14 +4,14 @@
     attended, cache = jaxattn.cache.attend(q, k, v, cache)  # of the new tokens, one or many
 
 Prefill, chunks and single steps are the same call with more or fewer tokens. The cost follows the
-tokens that are held, not the capacity. Donate the cache to `jax.jit`, or carry it in a scan, and it
-is updated in place.
+tokens that are held, not the capacity, where the cache has the dtype of the queries. Donate the
+cache to `jax.jit`, or carry it in a scan, and it is updated in place.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import jax
@@ -48,6 +48,14 @@ class Cache:
     @property
     def capacity(self) -> int:
         return self.k.shape[-3]
+
+    def fits(self, t: int) -> bool:
+        """Whether t more tokens take the place of none that their queries see."""
+        return self.window is None or t <= self.capacity - (self.window - 1)
+
+    def keys_seen(self, t: int) -> int:
+        """How many keys `attend` of t new tokens meets, empty slots among them."""
+        return self.capacity if self.fits(t) else self.capacity + t
 
     def positions(self, t: int) -> Int[Array, "*b t"]:
         """The positions of the next t tokens, as rotary embeddings need them."""
@@ -144,10 +152,11 @@ def attend(
     Args:
       q, k, v: of the new tokens, at positions `cache.positions(t)`.
       count: as in `append`; the queries of padding see nothing and give 0.
-      mask: what is hidden besides. It, `score` and `observe` see the slots of the cache as keys. An
-        offset that is left out, or END, is that of the new tokens: `Causal()`, `Window(9)` and
-        `ALiBi()` mean what they do without a cache. In a ring, whose slots are not positions, that
-        is so of `Causal` and `Window` only.
+      mask: what is hidden besides. It, `score` and `observe` see the slots of the cache as keys,
+        which are positions unless it is a ring. An offset that is left out, or END, is that of the
+        new tokens, and `at.q` of a function is a position: `Causal()`, `ALiBi()` and functions mean
+        what they do without a cache. In a ring that is so of `Causal` and `Window` only. Arrays and
+        observations other than `Distance` count the new tokens from 0.
       score, scale, sinks, observe, backend: as in `jaxattn.attend`.
     Returns:
       What `jaxattn.attend` returns, and the cache with the tokens. Beyond the capacity of a cache
@@ -156,6 +165,11 @@ def attend(
       ValueError, TypeError: as `append` and `jaxattn.attend`; in a ring, another offset left out.
     """
     t, before = q.shape[-3], cache.length
+    if t != k.shape[-3]:
+        raise ValueError(
+            f"each new token has a query, a key and a value, got q {q.shape} and k {k.shape}; the "
+            f"axes are q [*b t h d], k [*b t n d]"
+        )
     after = append(cache, k, v, count)
     ragged = EVERYTHING if count is None else Lengths(q=jnp.asarray(count))
     if cache.window is None:
@@ -163,14 +177,16 @@ def attend(
         keys, values = after.k, after.v
     else:
         at, left = cache.positions(t), cache.window - 1
-        if t <= cache.capacity - left:
+        if cache.fits(t):
             keys, values, slots = after.k, after.v, after.slots()
         else:  # the first queries need keys that the last tokens take the place of
             join = lambda x, y: jnp.concatenate([x, y.astype(x.dtype)], axis=-3)
             keys, values = join(cache.k, k), join(cache.v, v)
             slots = jnp.concatenate([cache.slots(), at], axis=-1)
         seen, fill = Positions(at, slots, left=left), partial(_in_ring, at=at, slots=slots)
-    mask, score, observe = fill_offsets((mask, score, observe), fill)
+    move = partial(_moved, by=before)
+    mask, score = fill_offsets(mask, fill, move), fill_offsets(score, fill, move)
+    observe = fill_offsets(observe, fill)
     got = attend_keys(
         q,
         keys.astype(q.dtype),
@@ -183,10 +199,22 @@ def attend(
         backend=backend,
     )
     if cache.window is None:
-        lost = (cache.positions(t) >= cache.capacity)[..., None]
+        taken = (after.length - before)[..., None]
+        lost = ((cache.positions(t) >= cache.capacity) & (jnp.arange(t) < taken))[..., None]
         out = jnp.where(lost[..., None], jnp.nan, got.out)
         got = got._replace(out=out, lse=jnp.where(lost, jnp.nan, got.lse))
     return got, after
+
+
+def _moved(function: Callable[..., Any], by: Int[Array, "*b"]) -> Callable[..., Any]:
+    """A function of a pair that is given the positions of queries, which begin at `by`."""
+
+    @wraps(function)
+    def moved(*args: Any) -> Any:
+        *scalars, at = args
+        return function(*scalars, at._replace(q=at.q + jnp.asarray(by)[at.batch]))
+
+    return moved
 
 
 def _in_ring(mask: Any, at: Int[Array, "*b t"], slots: Int[Array, "*b s"]) -> Positions:
@@ -207,8 +235,14 @@ def _check(cache: Cache, k: Any, v: Any, count: Any) -> Array:
         if new.shape[:-3] != old.shape[:-3] or new.shape[-2:] != old.shape[-2:]:
             raise ValueError(
                 f"{name} of new tokens has the batch, heads and features of the cache's "
-                f"{old.shape}, got {new.shape}; the axes are [*b t n d]"
+                f"{old.shape}, got {new.shape}; the axes are [*b t n d]: make the cache for these "
+                f"with empty(...), or reshape"
             )
+    if k.shape[-3] != v.shape[-3]:
+        raise ValueError(
+            f"each new token has a key and a value, got k {k.shape} and v {v.shape}; the axes are "
+            f"[*b t n d]"
+        )
     t, batch = k.shape[-3], cache.length.shape
     count = jnp.asarray(t if count is None else count)
     if (

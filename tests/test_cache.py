@@ -105,6 +105,16 @@ def test_sequences_of_different_lengths(window):
         np.testing.assert_array_equal(cache.length, at)
 
 
+def test_padding_beyond_the_capacity_is_padding():
+    cache = kv.append(kv.empty((B,), 8, N, D, E), K[:, :6], V[:, :6])
+    for attend in (kv.attend, jax.jit(kv.attend)):
+        got, after = attend(Q[:, 6:10], K[:, 6:10], V[:, 6:10], cache, count=np.array([2, 0]))
+        np.testing.assert_array_equal(got.out[:, 2:], 0)
+        np.testing.assert_array_equal(got.lse[:, 2:], -np.inf)
+        assert np.isfinite(got.out).all()
+        np.testing.assert_array_equal(after.length, [8, 6])
+
+
 def test_positions_are_those_of_the_next_tokens():
     cache = kv.append(kv.empty((B,), 9, N, D, E), K[:, :4], V[:, :4], count=np.array([1, 4]))
     np.testing.assert_array_equal(cache.positions(3), [[1, 2, 3], [4, 5, 6]])
@@ -210,6 +220,10 @@ def test_errors():
     cache = kv.empty((B,), 8, N, D, E)
     with pytest.raises(ValueError, match="k of new tokens has the batch"):
         kv.append(cache, K[:1], V[:1])
+    with pytest.raises(ValueError, match="a key and a value"):
+        kv.append(cache, K[:, :4], V[:, :1])
+    with pytest.raises(ValueError, match="a query, a key and a value"):
+        kv.attend(Q[:, :3], K[:, :4], V[:, :4], cache)
     with pytest.raises(ValueError, match="integers"):
         kv.append(cache, K, V, count=np.ones(B))
     ring = kv.empty((B,), 32, N, D, E, window=5)
