@@ -2,6 +2,8 @@
 
 # pyright: reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -140,9 +142,51 @@ def test_a_padded_chunk_counts_for_scalings_that_read_the_length():
     rope = Rope(8, scaling=ja.rope.DynamicNTK(4.0, 4))
     module = nn.MultiHeadAttention(H, M, rope=rope, rngs=nnx.Rngs(0))
     padded = X.at[:, 6:].set(7)
-    out, cache = module(padded, cache=module.empty_cache((B,), 32), count=jnp.full(B, 6))
+    empty = module.empty_cache((B,), 32)
+    out, cache = module(padded, cache=empty, count=jnp.full(B, 6), length=6)
     close(out[:, :6], module(X[:, :6], is_causal=True))
     np.testing.assert_array_equal(cache.length, 6)
+    with pytest.raises(ValueError, match="pass length="):
+        module(X, cache=empty)
+    with pytest.raises(ValueError, match="pass length="):
+        module(X, positions=jnp.arange(T) + 1000)
+
+
+def test_functions_of_a_pair_hold_while_decoding():
+    far = lambda logit, at: logit - 0.1 * (1 + at.head) * jnp.abs(at.q - at.k)
+    mask = ja.Causal() & ja.Where(lambda at: (at.q - at.k) % 3 != 1)
+    module = nn.MultiHeadAttention(H, M, mask=mask, score=far, rngs=nnx.Rngs(0))
+    cache, outs = module.empty_cache((B,), 24), []
+    for first, n in ((0, 9), (9, 1), (10, 7)):
+        out, cache = module(X[:, first : first + n], cache=cache)
+        outs.append(out)
+    close(jnp.concatenate(outs, 1), module(X))
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_weights_are_sown_while_decoding(window):
+    module = nn.MultiHeadAttention(H, M, mask=ja.Causal(), rngs=nnx.Rngs(0))
+    run = partial(nnx.capture(module, nnx.Intermediate), sow_weights=True)
+    shown = lambda got: got[1]["attention_weights"].get_value()[0]
+    (_, cache), _ = run(X[:, :9], cache=module.empty_cache((B,), 24, window=window))
+    got = shown(run(X[:, 9:12], cache=cache))
+    assert got.shape == (B, H, 3, 24)
+    want = shown(run(X, mask=None if window is None else ja.Window(window - 1)))
+    close(got[..., :12], want[:, :, 9:12, :12])
+
+
+def test_inputs_of_several_dtypes_and_the_same_inputs_twice():
+    ours, stock = (
+        make(H, M, param_dtype=jnp.bfloat16, decode=False, rngs=nnx.Rngs(0))
+        for make in (nn.MultiHeadAttention, nnx.MultiHeadAttention)
+    )
+    half = Y.astype(jnp.bfloat16)
+    close(ours(X, half), stock(X, half), atol=1e-3)
+    close(ours(X, X, X), ours(X))
+    turning = nn.MultiHeadAttention(H, M, rope=Rope(8), rngs=nnx.Rngs(0))
+    close(turning(X, X, X), turning(X))
+    half = nn.MultiHeadAttention(H, M, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    assert half.empty_cache((B,), 4).k.dtype == jnp.bfloat16
 
 
 def test_errors():
@@ -153,8 +197,14 @@ def test_errors():
         module(X[..., :5])
     with pytest.raises(ValueError, match=r"count and no cache.*Lengths"):
         module(X, count=jnp.full(B, 3))
-    with pytest.raises(TypeError, match="own attention and cache, got decode"):
+    with pytest.raises(TypeError, match=r"own attention and cache; pass cache="):
         nn.MultiHeadAttention(H, M, decode=True, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"got decode=True; pass cache="):
+        nnx.view(module, decode=True)(X)
+    with pytest.raises(ValueError, match=r"cache of its own; pass cache="):
+        module.init_cache((B, 4, M))
+    with pytest.raises(ValueError, match=r"32 features \(in_kv_features\)"):
+        nn.MultiHeadAttention(H, M, rngs=nnx.Rngs(0))(X, Y[..., :5])
     dropping = nn.MultiHeadAttention(H, M, dropout_rate=0.1, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="told whether to drop"):
         dropping(X)

@@ -120,7 +120,15 @@ def test_watch_of_a_model_that_raises_leaves_it_as_it_was():
     assert not [m for _, m in nnx.iter_modules(model) if hasattr(m, "__captures__")]
 
 
+def test_any_name_will_do():
+    _, seen = nn.watch(Model(nnx.Rngs(0), layers=1), {"attention_weights": see.TopKeys(2)})(X)
+    assert seen["blocks"][0]["attention"]["attention_weights"].keys.shape == (B, T, H, 2)
+
+
 def test_errors():
+    model = Model(nnx.Rngs(0), layers=1)
+    with pytest.raises(ValueError, match=r"being captured.*call watch outside"):
+        nnx.capture(lambda m, x: nn.watch(m, WANTED)(x), nnx.Intermediate)(model, X)
     with pytest.raises(ValueError, match="which has none"):
         nn.watch(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), WANTED)(X)
     with pytest.raises(ValueError, match=r"attention_fn=jaxattn\.nn"):

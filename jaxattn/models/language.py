@@ -70,9 +70,9 @@ class Block(nnx.Module):
         self.mlp = MLP(config, rngs)
 
     def __call__(self, x: Float[Array, "*b t m"], **options: Any) -> Any:
-        """With a cache among the options of the attention, also the cache after it."""
+        """options: of the attention. With a cache among them, also the cache after it."""
         y = self.attention(self.attention_norm(x), **options)
-        y, *cache = y if "cache" in options else (y,)
+        y, *cache = (y,) if options.get("cache") is None else y
         x = x + y
         x = x + self.mlp(self.mlp_norm(x))
         return (x, *cache) if cache else x
@@ -99,9 +99,8 @@ class LanguageModel(nnx.Module):
 
     def empty_caches(self, batch: tuple[int, ...], capacity: int) -> tuple[Cache, ...]:
         """A cache for each layer."""
-        dtype = self.config.dtype or jnp.float32
         return tuple(
-            block.attention.empty_cache(batch, capacity, dtype, self.config.window)
+            block.attention.empty_cache(batch, capacity, window=self.config.window)
             for block in self.blocks
         )
 
@@ -120,11 +119,11 @@ class LanguageModel(nnx.Module):
 
 
 def loss(model: LanguageModel, ids: Int[Array, "b t"]) -> Float[Array, ""]:
-    """The mean cross-entropy of the next token, in nats; negative ids are padding."""
+    """The mean cross-entropy of the next token, in nats; negative ids at the end are padding."""
     inputs, targets = jnp.maximum(ids[:, :-1], 0), ids[:, 1:]
     logs = jax.nn.log_softmax(model(inputs))
     nats = -jnp.take_along_axis(logs, jnp.maximum(targets, 0)[..., None], axis=-1)[..., 0]
-    return jnp.mean(nats, where=targets >= 0)
+    return nats.sum(where=targets >= 0) / jnp.maximum((targets >= 0).sum(), 1)
 
 
 @nnx.jit

@@ -1,6 +1,7 @@
 """`attention_fn`: jaxattn as the attention function of Flax's own modules."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -21,9 +22,25 @@ from jaxattn.masks import Causal, Dense
 from jaxattn.observe import SUM, Map
 from jaxattn.scores import Bias
 
+WEIGHTS = "attention_weights"  # as Flax names them
+
 
 class Observed(nnx.Intermediate):
     """What was seen in an attention module: a tuple of dicts by name, one for each call."""
+
+
+# Flax does not tell an attention function which module calls it, unless weights are to be sown.
+_called: ContextVar[Any] = ContextVar("called", default=None)
+
+
+@contextmanager
+def calling(module: Any) -> Iterator[None]:
+    """Under `watch`: what is observed now belongs to this module."""
+    token = _called.set(module)
+    try:
+        yield
+    finally:
+        _called.reset(token)
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +55,7 @@ class AttentionFn:
     backend: Backend
 
     def __hash__(self) -> int:
-        """By what surely has a hash."""
+        """Of what has one: arrays in masks and scores do not."""
         return hash((type(self.mask), type(self.score), self.backend))
 
     def __eq__(self, other: object) -> bool:
@@ -82,7 +99,7 @@ class AttentionFn:
                     "deterministic=True for none"
                 )
             dropped = Dropout(dropout_rate, dropout_rng, shared=broadcast_dropout)
-        return self.run(q, k, v, rule, score, dropped, module)
+        return self.run(q, k, v, rule, score, dropped, module, k.shape[-3])
 
     def run(
         self,
@@ -93,25 +110,31 @@ class AttentionFn:
         score: tuple[Any, ...],
         dropout: Dropout | None,
         module: Any,
+        keys: int,
         call: Callable[..., Any] = attend,
     ) -> Any:
         """`call` with these options, shown where someone looks; out, and what else `call` returns.
 
         module: into which weights or observations are to be sown, if any.
+        keys: how many `call` attends to, with those that it holds already.
         """
-        sown = called.get() if module is None else module
-        observe = self.observe if sown is not None else None
-        if module is not None and observe is None:
-            observe = {WEIGHTS: Map(max(q.shape[-3], k.shape[-3]), SUM)}
         options: dict[str, Any] = {"sinks": self.sinks, "scale": self.scale}
         if dropout is not None:
             options["dropout"] = dropout
+        into = _called.get() if module is None else module
+        observe = None if into is None else self.observe
+        whole = module is not None and observe is None
+        if whole:
+            observe = {WEIGHTS: Map(max(q.shape[-3], keys), SUM)}
         got = call(
             q, k, v, mask=mask, score=score, observe=observe, backend=self.backend, **options
         )
         attended, rest = (got, ()) if isinstance(got, Attended) else (got[0], got[1:])
-        if observe is not None:
-            _sow(sown, attended.observed, q.dtype)
+        if whole:
+            weights = attended.observed[WEIGHTS].astype(q.dtype)
+            _sow(into, nnx.Intermediate, WEIGHTS, weights)
+        elif observe is not None:
+            _sow(into, Observed, "observed", attended.observed)
         return (attended.out, *rest) if rest else attended.out
 
 
@@ -133,21 +156,20 @@ def attention_fn(
         heads and batch elements with `broadcast_dropout`.
       Products are in the inputs' own precision and the softmax at least in float32, whatever
         `precision` says; weights are not rounded to bfloat16 before they meet values.
+    Linen's classes for einsum are not used. With Flax's own cache, whose slots are all keys, there
+    is no place for options that depend on positions: `MultiHeadAttention` has a cache for those.
 
     Args:
       mask: hides pairs besides the mask that the module passes.
-      score: changes logits; a bias that the module passes is added after it.
+      score: changes logits; a bias that the module passes is added after it. Arrays in it, as in
+        `mask` and `sinks`, are constants of the module: they have no gradient and are in no
+        checkpoint. Learnt ones go into `score=` of a call of `MultiHeadAttention`.
       sinks, scale, backend: as in `jaxattn.attend`.
       observe: what `sow_weights=True` shows, under the name "observed"; without it that shows all
         weights, as Flax does, in memory that grows with t · s.
     """
     check_mask(mask)
     return AttentionFn(mask, score, sinks, scale, observe, backend)
-
-
-WEIGHTS = "attention_weights"
-called: ContextVar[Any] = ContextVar("called", default=None)
-"""The attention module that is being called under `watch`."""
 
 
 def as_mask(mask: Any) -> Mask:
@@ -180,14 +202,6 @@ def _same(a: Any, b: Any) -> bool:
     )
 
 
-def _sow(module: Any, observed: dict[str, Any], dtype: Any) -> None:
-    weights = observed.get(WEIGHTS)
-    if isinstance(module, linen.Module):
-        name, value = (
-            ("observed", observed) if weights is None else (WEIGHTS, weights.astype(dtype))
-        )
-        module.sow("intermediates", name, value)
-    elif weights is not None:
-        module.sow(nnx.Intermediate, WEIGHTS, weights.astype(dtype))
-    else:
-        module.sow(Observed, "observed", observed)
+def _sow(module: Any, kind: Any, name: str, value: Any) -> None:
+    """kind: of NNX variable; Linen has one collection for all."""
+    module.sow("intermediates" if isinstance(module, linen.Module) else kind, name, value)

@@ -6,7 +6,8 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from flax.nnx.nn.dtypes import promote_dtype
+from jaxtyping import Array, Float, Int
 
 from jaxattn import cache as kv
 from jaxattn._mask import EVERYTHING, Mask
@@ -16,6 +17,11 @@ from jaxattn.dropout import Dropout
 from jaxattn.masks import Causal
 from jaxattn.nn.function import as_mask, attention_fn, scores_of
 from jaxattn.rope import Rope, apply_rope
+
+INSTEAD = (
+    "pass cache= in the call, as empty_cache() makes it, or use nnx.MultiHeadAttention with "
+    "attention_fn=jaxattn.nn.attention_fn() for Flax's cache"
+)
 
 
 class MultiHeadAttention(nnx.MultiHeadAttention):
@@ -45,17 +51,16 @@ class MultiHeadAttention(nnx.MultiHeadAttention):
         """
         Args:
           num_heads to in_kv_features: as in `nnx.MultiHeadAttention`.
-          mask, score, scale, backend: as in `jaxattn.attend`, of every call.
+          mask, score, scale, backend: as in `jaxattn.attend`, of every call. Arrays in them are
+            constants; learnt ones go into the call.
           rope: turns queries and keys by their positions.
           sinks: whether each head has a learnt sink, which starts at 0.
           flax: what else `nnx.MultiHeadAttention` takes: dtype, param_dtype, use_bias,
-            normalize_qk, dropout_rate, deterministic, initializers, sharding by `kernel_metadata`.
+            normalize_qk, dropout_rate, deterministic, initializers, sharding by `kernel_metadata`;
+            `precision` is that of the projections.
         """
-        if wrong := {"attention_fn", "decode"} & set(flax):
-            raise TypeError(
-                f"MultiHeadAttention has its own attention and cache, got {', '.join(wrong)}; pass "
-                f"cache= in the call, or use nnx.MultiHeadAttention with jaxattn.nn.attention_fn()"
-            )
+        if "attention_fn" in flax or flax.pop("decode", None):
+            raise TypeError(f"MultiHeadAttention has its own attention and cache; {INSTEAD}")
         own = attention_fn(mask, score, scale=scale, backend=backend)
         super().__init__(
             num_heads,
@@ -70,20 +75,21 @@ class MultiHeadAttention(nnx.MultiHeadAttention):
             **flax,
         )
         self.rope = rope
-        logits = jnp.zeros(num_heads, self.param_dtype)
-        self.sinks = nnx.data(nnx.Param(logits) if sinks else None)
+        at_zero = nnx.Param(jnp.zeros(num_heads, self.param_dtype)) if sinks else None
+        self.sinks = nnx.data(at_zero)
 
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
-        inputs_q: Float[Array, "*b t m"],
-        inputs_k: Float[Array, "*b s m"] | None = None,
-        inputs_v: Float[Array, "*b s m"] | None = None,
+        inputs_q: Float[Array, "*b t in"],
+        inputs_k: Float[Array, "*b s in_kv"] | None = None,
+        inputs_v: Float[Array, "*b s in_kv"] | None = None,
         *,
         mask: Mask | Array | None = None,
         score: Scoring | None = None,
-        positions: Array | None = None,
+        positions: Int[Array, "*b t"] | None = None,
         cache: kv.Cache | None = None,
-        count: Array | None = None,
+        count: Int[Array, "*b"] | None = None,
+        length: int | Int[Array, "*b"] | None = None,
         deterministic: bool | None = None,
         rngs: nnx.Rngs | nnx.RngStream | None = None,
         sow_weights: bool = False,
@@ -91,7 +97,7 @@ class MultiHeadAttention(nnx.MultiHeadAttention):
         out_sharding: Any = None,
         qkv_sharding: Any = None,
     ) -> Any:
-        """The attended inputs, [*b t m]; with a cache (they, and the cache with the new tokens).
+        """The attended inputs, [*b t out]; with a cache (they, and the cache with the new tokens).
 
         Args:
           inputs_q, inputs_k, inputs_v: keys come from the queries' inputs if not given, values from
@@ -99,27 +105,38 @@ class MultiHeadAttention(nnx.MultiHeadAttention):
           mask: hides pairs besides the module's: a mask of jaxattn's, or an array as Flax has it.
             With a cache, see `jaxattn.cache.attend`.
           score: comes after the module's.
-          positions: of the queries and keys, integers [*b t], for `rope`; from 0 on, or after the
-            tokens of the cache, if not given.
+          positions: of the queries and keys, for `rope`; from 0 on, or after the tokens of the
+            cache, if not given.
+          length: of the whole sequence, for scalings of `rope` that depend on it; t if not given.
           cache: what came before; attention is causal. count: as in `jaxattn.cache.attend`.
           deterministic, rngs, sow_weights, is_causal, out_sharding, qkv_sharding: as in
             `nnx.MultiHeadAttention`.
         Raises:
           ValueError: inputs of the wrong width; rope or a cache with keys of their own; positions
-            without rope; a count without a cache; dropout with a cache.
+            without rope; a scaling without its length, with a cache or positions; a count without
+            a cache; dropout with a cache; Flax's decode mode.
         """
+        if self.decode:
+            raise ValueError(
+                f"MultiHeadAttention has a cache of its own, got decode=True; {INSTEAD}"
+            )
         if inputs_k is None and inputs_v is not None:
             raise ValueError("inputs_v needs inputs_k, got only inputs_v; pass both, or inputs_k")
-        crossed = inputs_k is not None
         inputs_k = inputs_q if inputs_k is None else inputs_k
         inputs_v = inputs_k if inputs_v is None else inputs_v
-        if inputs_q.shape[-1] != self.in_features:
-            raise ValueError(
-                f"inputs_q has {self.in_features} features (in_features), got {inputs_q.shape}"
-            )
+        widths = {"in_features": (inputs_q,), "in_kv_features": (inputs_k, inputs_v)}
+        for name, inputs in widths.items():
+            width = getattr(self, name)
+            if wrong := [x.shape for x in inputs if x.shape[-1] != width]:
+                raise ValueError(
+                    f"inputs have {width} features ({name}), got {wrong[0]}; make the module with "
+                    f"{name}={wrong[0][-1]}, or project them first"
+                )
+        crossed = inputs_k is not inputs_q or inputs_v is not inputs_q
         if crossed and (self.rope is not None or cache is not None):
             raise ValueError(
-                "rope and a cache are for self-attention, got inputs_k; attend without them"
+                "rope and a cache are for self-attention, got inputs of their own for keys or "
+                "values; attend without them"
             )
         if positions is not None and self.rope is None:
             raise ValueError(
@@ -136,11 +153,13 @@ class MultiHeadAttention(nnx.MultiHeadAttention):
         v = self.value(inputs_v, out_sharding=qkv_sharding)
         if self.query_ln is not None and self.key_ln is not None:
             q, k = self.query_ln(q), self.key_ln(k)
+        q, k, v = promote_dtype((q, k, v), dtype=self.dtype)
         if self.rope is not None:
             t = q.shape[-3]
+            if cache is None and positions is None:
+                length = t if length is None else length
             if positions is None:
                 positions = jnp.arange(t) if cache is None else cache.positions(t)
-            length = t if cache is None else cache.length + (t if count is None else count)
             q, k = (apply_rope(x, positions, self.rope, length) for x in (q, k))
 
         own: Any = self.attention_fn
@@ -151,25 +170,34 @@ class MultiHeadAttention(nnx.MultiHeadAttention):
         every = scores_of(own.score) + scores_of(score)
         dropout, module = self._dropout(deterministic, rngs), self if sow_weights else None
         if cache is None:
-            x = own.run(q, k, v, rule, every, dropout, module)
+            x = own.run(q, k, v, rule, every, dropout, module, k.shape[-3])
             return self.out(x, out_sharding=out_sharding)
         if dropout is not None:
             raise ValueError("there is no dropout with a cache; pass deterministic=True")
         call = partial(kv.attend, cache=cache, count=count)
-        x, cache = own.run(q, k, v, rule, every, None, module, call)
+        seen = cache.keys_seen(q.shape[-3])
+        x, cache = own.run(q, k, v, rule, every, None, module, seen, call)
         return self.out(x, out_sharding=out_sharding), cache
 
     def empty_cache(
         self,
         batch: tuple[int, ...],
         capacity: int,
-        dtype: Any = jnp.float32,
+        dtype: Any = None,
         window: int | None = None,
     ) -> kv.Cache:
-        """A cache of no tokens for this module, as `jaxattn.cache.empty`."""
+        """A cache of no tokens for this module, as `jaxattn.cache.empty`.
+
+        dtype: that of the module if not given; with another one, each call converts all of it.
+        """
+        dtype = dtype or self.dtype or self.param_dtype
         return kv.empty(
             batch, capacity, self.num_kv_heads, self.head_dim, dtype=dtype, window=window
         )
+
+    def init_cache(self, input_shape: Any, dtype: Any = jnp.float32) -> None:
+        """Not of this module: raises ValueError."""
+        raise ValueError(f"MultiHeadAttention has a cache of its own; {INSTEAD}")
 
     def _dropout(self, deterministic: bool | None, rngs: Any) -> Dropout | None:
         if self.dropout_rate == 0:

@@ -10,7 +10,7 @@ from flax import nnx
 
 from jaxattn._observation import Observation
 from jaxattn._value import show
-from jaxattn.nn.function import AttentionFn, Observed, attention_fn, called
+from jaxattn.nn.function import AttentionFn, Observed, attention_fn, calling
 
 
 def watch(
@@ -23,10 +23,13 @@ def watch(
 
     The model is an NNX model with Flax's `nnx.MultiHeadAttention` or ours, unchanged before and
     after. Flax's own attention is replaced by jaxattn's for the call: the output is the same to
-    rounding, in linear memory. A module that is called several times has a tuple of what was seen.
+    rounding, in linear memory, but for what `attention_fn` says of dropout and of queries that see
+    no key. A module that is called several times has a tuple of what was seen.
 
     Raises:
-      ValueError: there is no attention module in it, or one has an attention function of its own.
+      TypeError: `model` is no NNX model, nor a method of one.
+      ValueError: there is no attention module in it, or one has an attention function of its own;
+        the model is being captured already.
     """
     root = getattr(model, "__self__", model)
     if not isinstance(root, nnx.Module):
@@ -48,6 +51,11 @@ def _watching(root: nnx.Module, observe: Mapping[str, Observation]) -> Iterator[
         raise ValueError(
             f"watch needs a model with nnx.MultiHeadAttention in it, got {type(root).__name__}, "
             f"which has none; call jaxattn.attend(observe=...) in its own attention"
+        )
+    if hasattr(root, "__captures__"):
+        raise ValueError(
+            "watch captures what it shows with nnx.capture, got a model that is being captured; "
+            "call watch outside, or give modules attention_fn=jaxattn.nn.attention_fn(observe=...)"
         )
     before = [(m, m.attention_fn, type(m)) for m in found]
     try:
@@ -81,18 +89,18 @@ def _watched(cls: Any) -> Any:
 
     class Watched(cls):
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
-            token = called.set(self)
-            try:
+            with calling(self):
                 return super().__call__(*args, **kwargs)
-            finally:
-                called.reset(token)
 
     Watched.__name__ = Watched.__qualname__ = f"Watched{cls.__name__}"
     return Watched
 
 
 def _plain(state: Any) -> dict[Any, Any]:
-    """Nested dicts by path; in place of a tuple of one call, what was seen in it."""
+    """Nested dicts by path; in place of a tuple of one call, what was seen in it.
+
+    Of a model that is itself the module: what was seen in it, or {"": all of its calls}.
+    """
     found: dict[Any, Any] = {}
     for path, variable in nnx.to_flat_state(state):
         here = found
