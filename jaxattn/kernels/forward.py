@@ -3,8 +3,6 @@
 Source: Rabe and Staats 2021; Dao et al. 2022.
 """
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -94,7 +92,9 @@ def _block(
             after, tiles = tile.absorb(state, q, k, v, rule, place, fresh)
             if not watched:
                 return after, ()
-            return after, _look(walk, i, watched, after, tiles, rule, place, fresh)
+            tiles, lse = _apart(tiles, after)
+            new = walk.new_rows(i)
+            return after, watch.look(watched, tiles, lse, rule, place, fresh, new)
 
         after, added = walk.over_heads(run, one, (q_rows, state), keys.read(span), part, rows, span)
         return after, watch.widen(watched, added, span.start - held.start, unseen)
@@ -106,18 +106,18 @@ def _block(
 
     def climb(way: stairs.Stairs) -> tuple[tile.State, Any]:
         span = way.whole.keys
-        rules = tuple(walk.read(rule, run, *piece) for piece in way.pieces)
-        part = rules, walk.read((rule, watched), run, rows, span)
+        parts = tuple(walk.read((rule, watched), run, *piece) for piece in way.pieces)
 
-        def one(q: Array, k: Array, v: Array, part: Any, place: Place) -> tuple[tile.State, Any]:
-            rules, (rule, watched) = part
-            after, pieces = stairs.absorb(way, q, k, v, rules, place)
+        def one(q: Array, k: Array, v: Array, parts: Any, place: Place) -> tuple[tile.State, Any]:
+            rules, each = zip(*parts, strict=True)
+            after, tiles = stairs.absorb(way, q, k, v, rules, place)
             if not watched:
                 return after, ()
-            join = partial(stairs.as_tile, way)
-            return after, _look(walk, i, watched, after, pieces, rule, place, None, join)
+            tiles, lse = _apart(tiles, after)
+            new = walk.new_rows(i)
+            return after, stairs.look(way, each, tiles, lse, rules, place, new, walk.sizes)
 
-        after, added = walk.over_heads(run, one, (q_rows,), keys.read(span), part, rows, span)
+        after, added = walk.over_heads(run, one, (q_rows,), keys.read(span), parts, rows, span)
         return after, watch.widen(watched, added, span.start - held.start, unseen)
 
     way = stairs.find(walk, rule.mask, i) if isinstance(i, int) else None
@@ -142,24 +142,14 @@ def _block(
     return *walk.over_heads(run, close, (state,), (), (), rows, rows), added, held.start
 
 
-def _look(
-    walk: Walk,
-    i: Index,
-    watched: Watch,
-    state: tile.State,
-    tiles: Any,
-    rule: Rule,
-    place: Place,
-    fresh: Array | None,
-    join: Callable[[Any], tile.Products] = lambda tiles: tiles,
-) -> Any:
-    """What a tile that holds all keys of its rows adds to the states. join: gives its products."""
-    # Behind the barrier, so that the products are made as they are where nobody watches.
+def _apart(tiles: Any, state: tile.State) -> tuple[Any, tile.LogSumExp]:
+    """The products and the lse of rows all of whose keys they hold, for observations.
+
+    Behind a barrier, so that the products are made as they are where nobody watches.
+    """
     tiles, state = jax.lax.optimization_barrier((tiles, state))
     _, *lse = tile.finish(state)
-    return watch.look(
-        watched, join(tiles), tile.LogSumExp(*lse), rule, place, fresh, walk.new_rows(i)
-    )
+    return tiles, tile.LogSumExp(*lse)
 
 
 def _poison(

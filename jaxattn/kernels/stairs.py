@@ -5,7 +5,8 @@ is a product for each strip, with the keys that it needs.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from functools import partial, reduce
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +14,12 @@ from jaxtyping import Array, Float
 
 from jaxattn._axes import dot
 from jaxattn._mask import Mask
+from jaxattn._observation import KEY, QUERY
 from jaxattn._problem import Rule
-from jaxattn._value import Place, Span
-from jaxattn.kernels import tile
+from jaxattn._value import Place, Sizes, Span
+from jaxattn.kernels import tile, watch
 from jaxattn.kernels.walk import Walk
+from jaxattn.kernels.watch import Watch
 
 STRIPS, AT_CORNER = 2, 4  # where rows have keys in common, and where they have none
 LEAST = 96  # rows of a strip; with fewer, what is saved is spent on starting small products
@@ -51,14 +54,6 @@ class Stairs(NamedTuple):
         strips = jnp.concatenate(parts[-len(self.strips) :])
         return strips if self.landing is None else combine(parts[0], strips)
 
-    def spread(self, parts: Sequence[Float[Array, "a b"]], rest: float) -> Float[Array, "r c"]:
-        """The tile that the pieces are of, with `rest` where there is none."""
-        width = self.strips[-1].keys.size
-        widen = lambda x: jnp.pad(x, ((0, 0), (0, width - x.shape[1])), constant_values=rest)
-        across = lambda left, right: jnp.concatenate([left, right], axis=1)
-        strips = [widen(x) for x in parts[-len(self.strips) :]]
-        return self.join([*parts[: -len(self.strips)], *strips], across)
-
 
 def find(walk: Walk, mask: Mask, i: int) -> Stairs | None:
     """The stairs of the i-th block of queries; None where there are none to be known of."""
@@ -87,6 +82,11 @@ def _cut(mask: Mask, rows: Span, s: int, count: int) -> Stairs | None:
     return Stairs(Piece(rows, Span(first, last - first)), landing, tuple(pieces))
 
 
+def _cut_rows(x: Array, whole: Span, part: Span) -> Array:
+    """The rows of `part` from those of `whole`."""
+    return jax.lax.dynamic_slice_in_dim(x, part.start - whole.start, part.size)
+
+
 def absorb(
     stairs: Stairs,
     q: Float[Array, "r d"],
@@ -97,32 +97,63 @@ def absorb(
 ) -> tuple[tile.State, list[tile.Products]]:
     """`tile.absorb` of the whole tile, and what each piece was on the way. rules: of the pieces."""
 
-    def cut(x: Array, part: Span, whole: Span) -> Array:
-        return jax.lax.dynamic_slice_in_dim(x, part.start - whole.start, part.size)
-
     rows, keys = stairs.whole
     products = []
     for piece, rule in zip(stairs.pieces, rules, strict=True):
         here = place._replace(rows=piece.rows, keys=piece.keys)
-        scaled = dot(cut(q, piece.rows, rows) * rule.scale, cut(k, piece.keys, keys).T)
-        products.append(tile.Products(scaled, tile.logits(scaled, rule, here, None), None))
-    peak = stairs.join([x.logits.max(axis=1) for x in products], jnp.maximum)
+        scaled = dot(_cut_rows(q, rows, piece.rows) * rule.scale, _cut_rows(k, keys, piece.keys).T)
+        logits = tile.logits(scaled, rule, here, None)
+        products.append(tile.Products(scaled, logits, logits.max(axis=1)))
+    peak = stairs.join([x.peak for x in products], jnp.maximum)
     shift = jnp.where(peak == -jnp.inf, 0, peak)
     totals, mixes = [], []
     for n, (piece, rule) in enumerate(zip(stairs.pieces, rules, strict=True)):
-        p = jnp.exp(products[n].logits - cut(shift, piece.rows, rows)[:, None])
+        p = jnp.exp(products[n].logits - _cut_rows(shift, rows, piece.rows)[:, None])
         products[n] = products[n]._replace(p=p)
         totals.append(p.sum(axis=1))
         here = place._replace(rows=piece.rows, keys=piece.keys)
         w = p if rule.dropout is None else rule.dropout.apply(p, here)
-        mixes.append(dot(w, cut(v, piece.keys, keys)))
+        mixes.append(dot(w, _cut_rows(v, keys, piece.keys)))
     state = tile.State(peak, stairs.join(totals, jnp.add), stairs.join(mixes, jnp.add))
     return state, products
 
 
-def as_tile(stairs: Stairs, products: Sequence[tile.Products]) -> tile.Products:
-    """Of the whole tile, as if the pairs that no piece has were hidden."""
-    scaled, logits, p = zip(*products, strict=True)
-    return tile.Products(
-        stairs.spread(scaled, 0), stairs.spread(logits, -jnp.inf), stairs.spread(p, 0)
-    )
+def look(
+    stairs: Stairs,
+    watched: Sequence[Watch],
+    products: Sequence[tile.Products],
+    lse: tile.LogSumExp,
+    rules: Sequence[Rule],
+    place: Place,
+    counts_rows: Array | None,
+    sizes: Sizes,
+) -> tuple[Any, ...]:
+    """`watch.look` of the whole tile. watched: of the pieces."""
+    added = []
+    for piece, its, tiles, rule in zip(stairs.pieces, watched, products, rules, strict=True):
+        cut = partial(_cut_rows, whole=stairs.whole.rows, part=piece.rows)
+        here = place._replace(rows=piece.rows, keys=piece.keys)
+        rows = None if counts_rows is None else cut(counts_rows)
+        lse_here = jax.tree.map(cut, lse)
+        added.append(watch.look(its, tiles, lse_here, rule, here, None, rows))
+    each = zip(watched[0], *added, strict=True)
+    return tuple(_joined(stairs, sizes, lse.peak.dtype, *one) for one in each)
+
+
+def _joined(stairs: Stairs, sizes: Sizes, dtype: Any, observation: Any, *parts: Any) -> Any:
+    """What the whole tile adds to a state, from what its pieces add."""
+    merge, count = observation.merge, len(stairs.strips)
+    landing, strips = parts[:-count], parts[-count:]
+    side_by_side = lambda *x: jnp.concatenate(x)
+    if observation.per is QUERY:
+        return reduce(merge, [*landing, jax.tree.map(side_by_side, *strips)])
+    if observation.per is not KEY:
+        return reduce(merge, parts)
+    width, nothing = stairs.strips[-1].keys.size, observation.start(sizes, dtype)
+
+    def widen(x: Array, empty: Any) -> Array:
+        rest = (width - x.shape[0], *jnp.shape(empty))
+        return jnp.concatenate([x, jnp.broadcast_to(empty, rest).astype(x.dtype)])
+
+    strips = reduce(merge, [jax.tree.map(widen, strip, nothing) for strip in strips])
+    return jax.tree.map(side_by_side, *landing, strips)

@@ -77,7 +77,7 @@ def _block(
                 q, (peak, log_total), k, (rule, watched), place = x
                 scaled = dot(q * rule.scale, k.T)
                 logits = tile.logits(scaled, rule, place, fresh)
-                tiles = tile.Products(scaled, logits, None)
+                tiles = tile.Products(scaled, logits, logits.max(axis=1))
                 lse = tile.LogSumExp(peak, log_total)
                 return watch.look(watched, tiles, lse, rule, place, fresh, walk.new_rows(i))
 

@@ -28,11 +28,15 @@ class State(NamedTuple):
 
 
 class Products(NamedTuple):
-    """What a tile was on the way. p: exp(logits - peak), if the tile holds all keys of its rows."""
+    """What a tile was on the way. peak: the largest logit of each row in it.
+
+    p: exp(logits - the largest logit of each row), where that is known in the tile.
+    """
 
     scaled: Float[Array, "r c"]
     logits: Float[Array, "r c"]
-    p: Float[Array, "r c"] | None
+    peak: Float[Array, " r"]
+    p: Float[Array, "r c"] | None = None
 
 
 class Tangents(NamedTuple):
@@ -110,7 +114,7 @@ def absorb(
     shift = peak if all_finite else jnp.where(peak == -jnp.inf, 0, peak)
     p_rc = jnp.exp(logits_rc - shift[:, None])
     total = p_rc.sum(axis=1)
-    products = Products(scaled_rc, logits_rc, p_rc)
+    products = Products(scaled_rc, logits_rc, peak, p_rc)
     mixed = dot(p_rc if rule.dropout is None else rule.dropout.apply(p_rc, place), v)
     if state is not None:
         shrink = jnp.exp(state.peak - shift)

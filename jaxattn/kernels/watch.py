@@ -65,7 +65,7 @@ def look(
     counts, counts_rows: the keys and rows that are in no earlier tile; None for all. A row that was
     met before adds nothing, except to what there is one of for each query: it is the same again.
     """
-    scaled, logits, p = tiles
+    scaled, logits, peak, p = tiles
     live = ~jnp.isneginf(lse.peak)
     log_total = lse.log_total
     if rule.sinks is not None:
@@ -73,9 +73,9 @@ def look(
     if p is None:
         shift = jnp.where(live, lse.peak, jnp.inf)
         p = jnp.exp((logits - shift[:, None]) - log_total[:, None])
-        norm, peak = jnp.ones_like(log_total), logits.max(axis=1)
-    else:  # the tile holds all keys of its rows
-        norm, peak = jnp.exp(-log_total), lse.peak
+        norm = jnp.ones_like(log_total)
+    else:
+        norm = jnp.exp(-log_total)
     allowed = tile.allows(rule, place, counts)
     allowed = jnp.broadcast_to(True if allowed is None else allowed, logits.shape)
     queries = rule.mask.count(place)
