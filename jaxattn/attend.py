@@ -6,10 +6,11 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
 from jaxattn._axes import Attended, accumulator
-from jaxattn._observation import Observation, check_observations, finish
+from jaxattn._observation import KEY, QUERY, Observation, check_observations, finish
 from jaxattn._problem import Problem, check
 from jaxattn._score import Score
 from jaxattn.backends.auto import AUTO, Backend, choose
@@ -106,7 +107,25 @@ def attend(
 def run(
     backend: Reference | Blockwise, problem: Problem, watched: tuple[Observation, ...]
 ) -> tuple[Array, Array, tuple[Any, ...], Bool[Array, "*b t h"]]:
-    """(out, lse, states of observations, which queries see any key), as one compiled function."""
+    """(out, lse, states of observations, which queries see any key), as one compiled function.
+
+    Over the explicit axes of a mesh that is set it is left to the compiler how to divide the work;
+    results are sharded as the queries are.
+    """
+    compute: Any = partial(_run, backend)
+    if jax.sharding.get_abstract_mesh().explicit_axes:
+        spec = jax.typeof(problem.q).sharding.spec
+        *batch, t, h, _ = spec
+        leads = {QUERY: (*batch, t, h), KEY: (*batch, None, h)}
+        states = tuple(P(*leads.get(each.per, (*batch, h))) for each in watched)
+        out = P(*spec[:-1]), P(*spec[:-1]), states, P(*spec[:-1])
+        compute = jax.sharding.auto_axes(compute, out_sharding=out)
+    return compute(problem, watched)
+
+
+def _run(
+    backend: Reference | Blockwise, problem: Problem, watched: tuple[Observation, ...]
+) -> tuple[Array, Array, tuple[Any, ...], Bool[Array, "*b t h"]]:
     q, v, sinks, sizes = problem.q, problem.v, problem.rule.sinks, problem.sizes
     acc = accumulator(q.dtype)
     if problem.is_empty:  # no query, or no key to answer with
