@@ -69,15 +69,23 @@ class Problem(NamedTuple):
 
 
 def check(
-    q: Any, k: Any, v: Any, mask: Any, score: Any, scale: Any, sinks: Any, dropout: Any
+    q: Any,
+    k: Any,
+    v: Any,
+    mask: Any,
+    score: Any,
+    scale: Any,
+    sinks: Any,
+    dropout: Any,
+    one_dtype: bool = True,
 ) -> Problem:
-    """The problem that these arguments pose.
+    """The problem that these arrays pose. one_dtype: whether q, k and v have to share it.
 
     Raises:
       TypeError: not floating point arrays of one dtype; not a mask, a score or a dropout.
       ValueError: axes that disagree; a mask, score or sinks that do not fit or are ambiguous.
     """
-    q, k, v = _arrays(q, k, v)
+    q, k, v = _arrays(q, k, v, one_dtype=one_dtype)
     shapes = f"q {q.shape}, k {k.shape}, v {v.shape}"
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.ndim < 3:
@@ -106,7 +114,7 @@ def check(
     return Problem(q, k, v, rule)
 
 
-def _arrays(*arrays: Any) -> tuple[Any, ...]:
+def _arrays(*arrays: Any, one_dtype: bool) -> tuple[Any, ...]:
     arrays = tuple(jnp.asarray(x) for x in arrays)
     for name, x in zip("qkv", arrays, strict=True):
         if not jnp.issubdtype(x.dtype, jnp.floating):
@@ -115,7 +123,7 @@ def _arrays(*arrays: Any) -> tuple[Any, ...]:
                 f"cast it: {name}.astype(jnp.float32)"
             )
     dtypes = [str(x.dtype) for x in arrays]
-    if len(set(dtypes)) > 1:
+    if one_dtype and len(set(dtypes)) > 1:
         raise TypeError(
             f"q, k and v must share one dtype, got {', '.join(dtypes)}; cast them to the dtype "
             f"that the result should have"

@@ -1,6 +1,6 @@
 """What a score has to do, and how a call's scores are put in order."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,8 +54,14 @@ def check_scores(score: Any, sizes: Sizes, dtype: Any) -> tuple[Score, ...]:
     Raises:
       TypeError: something that is neither a score nor a function.
     """
-    items = () if score is None else tuple(score) if isinstance(score, list | tuple) else (score,)
-    return tuple(_check(item).resolve(sizes, accumulator(dtype)) for item in items)
+    return tuple(_check(item).resolve(sizes, accumulator(dtype)) for item in items_of(score))
+
+
+def items_of(score: Any) -> tuple[Any, ...]:
+    """The scores of a call: none, one or several."""
+    if score is None:
+        return ()
+    return tuple(score) if isinstance(score, Sequence) else (score,)
 
 
 def _check(item: Any) -> Score:

@@ -6,11 +6,11 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
 from jaxattn._axes import Attended, accumulator
-from jaxattn._observation import KEY, QUERY, Observation, check_observations, finish
+from jaxattn._mesh import sharded_as
+from jaxattn._observation import QUERY, Observation, check_observations, finish
 from jaxattn._problem import Problem, check
 from jaxattn._score import Score
 from jaxattn.backends.auto import AUTO, Backend, choose
@@ -96,7 +96,13 @@ def attend(
     Raises:
       TypeError: also, something in `observe` that is not an observation.
     """
-    problem = check(q, k, v, mask, score, scale, sinks, dropout)
+    return solve(check(q, k, v, mask, score, scale, sinks, dropout), observe, backend)
+
+
+def solve(
+    problem: Problem, observe: Mapping[str, Observation] | None, backend: Backend
+) -> Attended:
+    """`attend` of a problem that is checked."""
     observations = check_observations(observe, problem.sizes, problem.q.dtype)
     watched = tuple(observations.values())
     out, lse, states, live = run(choose(backend, problem), problem, watched)
@@ -107,20 +113,9 @@ def attend(
 def run(
     backend: Reference | Blockwise, problem: Problem, watched: tuple[Observation, ...]
 ) -> tuple[Array, Array, tuple[Any, ...], Bool[Array, "*b t h"]]:
-    """(out, lse, states of observations, which queries see any key), as one compiled function.
-
-    Over the explicit axes of a mesh that is set it is left to the compiler how to divide the work;
-    results are sharded as the queries are.
-    """
-    compute: Any = partial(_run, backend)
-    if jax.sharding.get_abstract_mesh().explicit_axes:
-        spec = jax.typeof(problem.q).sharding.spec
-        *batch, t, h, _ = spec
-        leads = {QUERY: (*batch, t, h), KEY: (*batch, None, h)}
-        states = tuple(P(*leads.get(each.per, (*batch, h))) for each in watched)
-        out = P(*spec[:-1]), P(*spec[:-1]), states, P(*spec[:-1])
-        compute = jax.sharding.auto_axes(compute, out_sharding=out)
-    return compute(problem, watched)
+    """(out, lse, states of observations, which queries see any key), as one compiled function."""
+    results = QUERY, QUERY, tuple(each.per for each in watched), QUERY
+    return sharded_as(problem.q, partial(_run, backend), results)(problem, watched)
 
 
 def _run(

@@ -4,8 +4,8 @@
     attended, cache = jaxattn.cache.attend(q, k, v, cache)  # of the new tokens, one or many
 
 Prefill, chunks and single steps are the same call with more or fewer tokens. The cost follows the
-tokens that are held, not the capacity, where the cache has the dtype of the queries. Donate the
-cache to `jax.jit`, or carry it in a scan, and it is updated in place.
+tokens that are held, not the capacity. Donate the cache to `jax.jit`, or carry it in a scan, and it
+is updated in place.
 """
 
 import math
@@ -23,9 +23,9 @@ from jaxattn._axes import Attended
 from jaxattn._mask import EVERYTHING, Mask
 from jaxattn._observation import Observation
 from jaxattn._offset import fill_offsets
+from jaxattn._problem import check
 from jaxattn._value import show
-from jaxattn.attend import Scoring
-from jaxattn.attend import attend as attend_keys
+from jaxattn.attend import Scoring, solve
 from jaxattn.backends.auto import AUTO, Backend
 from jaxattn.masks import Causal, Lengths, Positions, Window
 
@@ -187,17 +187,9 @@ def attend(
     move = partial(_moved, by=before)
     mask, score = fill_offsets(mask, fill, move), fill_offsets(score, fill, move)
     observe = fill_offsets(observe, fill)
-    got = attend_keys(
-        q,
-        keys.astype(q.dtype),
-        values.astype(q.dtype),
-        mask=seen & ragged & mask,
-        score=score,
-        scale=scale,
-        sinks=sinks,
-        observe=observe,
-        backend=backend,
-    )
+    # Tiles are read in the dtype of the logits, so a cache of another dtype is not converted whole.
+    rule = seen & ragged & mask, score, scale, sinks
+    got = solve(check(q, keys, values, *rule, dropout=None, one_dtype=False), observe, backend)
     if cache.window is None:
         taken = (after.length - before)[..., None]
         lost = ((cache.positions(t) >= cache.capacity) & (jnp.arange(t) < taken))[..., None]

@@ -1,6 +1,6 @@
 """`attention_fn`: jaxattn as the attention function of Flax's own modules."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ from flax import linen, nnx
 from flax.nnx.nn.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
-from jaxattn._axes import Attended
 from jaxattn._mask import EVERYTHING, Mask, check_mask
 from jaxattn._observation import Observation
+from jaxattn._score import items_of
 from jaxattn.attend import Scoring, attend
 from jaxattn.backends.auto import AUTO, Backend
 from jaxattn.dropout import Dropout
@@ -88,7 +88,7 @@ class AttentionFn:
         rule = self.mask & (Causal(0) if is_causal else EVERYTHING)
         if mask is not None:
             rule &= as_mask(mask)
-        score = scores_of(self.score)
+        score = items_of(self.score)
         if bias is not None:
             score += (Bias(jnp.asarray(bias)),)
         dropped = None
@@ -99,43 +99,37 @@ class AttentionFn:
                     "deterministic=True for none"
                 )
             dropped = Dropout(dropout_rate, dropout_rng, shared=broadcast_dropout)
-        return self.run(q, k, v, rule, score, dropped, module, k.shape[-3])
+        observe, show = self.look(module, q, k.shape[-3])
+        options = self.options | {"score": score, "dropout": dropped}
+        got = attend(q, k, v, mask=rule, observe=observe, **options)
+        show(got.observed)
+        return got.out
 
-    def run(
-        self,
-        q: Float[Array, "*b t h d"],
-        k: Float[Array, "*b s n d"],
-        v: Float[Array, "*b s n e"],
-        mask: Mask,
-        score: tuple[Any, ...],
-        dropout: Dropout | None,
-        module: Any,
-        keys: int,
-        call: Callable[..., Any] = attend,
-    ) -> Any:
-        """`call` with these options, shown where someone looks; out, and what else `call` returns.
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of `attend`, besides mask, score and what to observe."""
+        return {"sinks": self.sinks, "scale": self.scale, "backend": self.backend}
+
+    def look(
+        self, module: Any, q: Float[Array, "*b t h d"], keys: int
+    ) -> tuple[Mapping[str, Observation] | None, Callable[[dict[str, Any]], None]]:
+        """(what to observe, what to do with it once it is observed).
 
         module: into which weights or observations are to be sown, if any.
-        keys: how many `call` attends to, with those that it holds already.
+        keys: how many are attended to.
         """
-        options: dict[str, Any] = {"sinks": self.sinks, "scale": self.scale}
-        if dropout is not None:
-            options["dropout"] = dropout
         into = _called.get() if module is None else module
-        observe = None if into is None else self.observe
-        whole = module is not None and observe is None
-        if whole:
-            observe = {WEIGHTS: Map(max(q.shape[-3], keys), SUM)}
-        got = call(
-            q, k, v, mask=mask, score=score, observe=observe, backend=self.backend, **options
-        )
-        attended, rest = (got, ()) if isinstance(got, Attended) else (got[0], got[1:])
-        if whole:
-            weights = attended.observed[WEIGHTS].astype(q.dtype)
-            _sow(into, nnx.Intermediate, WEIGHTS, weights)
-        elif observe is not None:
-            _sow(into, Observed, "observed", attended.observed)
-        return (attended.out, *rest) if rest else attended.out
+        if into is None:
+            return None, lambda observed: None
+        if self.observe is not None:
+            return self.observe, lambda observed: _sow(into, Observed, "observed", observed)
+        if module is None:
+            return None, lambda observed: None
+
+        def sow_weights(observed: dict[str, Any]) -> None:
+            _sow(into, nnx.Intermediate, WEIGHTS, observed[WEIGHTS].astype(q.dtype))
+
+        return {WEIGHTS: Map(max(q.shape[-3], keys), SUM)}, sow_weights
 
 
 def attention_fn(
@@ -179,12 +173,6 @@ def as_mask(mask: Any) -> Mask:
         return mask
     array = jnp.asarray(mask)
     return Dense(array if array.dtype == bool else array != 0)
-
-
-def scores_of(score: Scoring | None) -> tuple[Any, ...]:
-    if score is None:
-        return ()
-    return tuple(score) if isinstance(score, Sequence) else (score,)
 
 
 def _same(a: Any, b: Any) -> bool:

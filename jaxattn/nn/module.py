@@ -1,7 +1,6 @@
 """`MultiHeadAttention`: Flax's projections around `jaxattn.attend`."""
 
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,11 +10,12 @@ from jaxtyping import Array, Float, Int
 
 from jaxattn import cache as kv
 from jaxattn._mask import EVERYTHING, Mask
-from jaxattn.attend import Scoring
+from jaxattn._score import items_of
+from jaxattn.attend import Scoring, attend
 from jaxattn.backends.auto import AUTO, Backend
 from jaxattn.dropout import Dropout
 from jaxattn.masks import Causal
-from jaxattn.nn.function import as_mask, attention_fn, scores_of
+from jaxattn.nn.function import as_mask, attention_fn
 from jaxattn.rope import Rope, apply_rope
 
 INSTEAD = (
@@ -167,17 +167,21 @@ class MultiHeadAttention(nnx.MultiHeadAttention):
             own = replace(own, sinks=self.sinks[...])
         rule = own.mask & (Causal(0) if is_causal and cache is None else EVERYTHING)
         rule = rule if mask is None else rule & as_mask(mask)
-        every = scores_of(own.score) + scores_of(score)
-        dropout, module = self._dropout(deterministic, rngs), self if sow_weights else None
-        if cache is None:
-            x = own.run(q, k, v, rule, every, dropout, module, k.shape[-3])
-            return self.out(x, out_sharding=out_sharding)
-        if dropout is not None:
+        options = own.options | {"score": items_of(own.score) + items_of(score)}
+        dropout = self._dropout(deterministic, rngs)
+        if cache is not None and dropout is not None:
             raise ValueError("there is no dropout with a cache; pass deterministic=True")
-        call = partial(kv.attend, cache=cache, count=count)
-        seen = cache.keys_seen(q.shape[-3])
-        x, cache = own.run(q, k, v, rule, every, None, module, seen, call)
-        return self.out(x, out_sharding=out_sharding), cache
+        keys = k.shape[-3] if cache is None else cache.keys_seen(q.shape[-3])
+        observe, show = own.look(self if sow_weights else None, q, keys)
+        if cache is None:
+            got = attend(q, k, v, mask=rule, dropout=dropout, observe=observe, **options)
+        else:
+            got, cache = kv.attend(
+                q, k, v, cache, count=count, mask=rule, observe=observe, **options
+            )
+        show(got.observed)
+        out = self.out(got.out, out_sharding=out_sharding)
+        return out if cache is None else (out, cache)
 
     def empty_cache(
         self,
@@ -188,7 +192,7 @@ class MultiHeadAttention(nnx.MultiHeadAttention):
     ) -> kv.Cache:
         """A cache of no tokens for this module, as `jaxattn.cache.empty`.
 
-        dtype: that of the module if not given; with another one, each call converts all of it.
+        dtype: that of the module if not given.
         """
         dtype = dtype or self.dtype or self.param_dtype
         return kv.empty(

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from jaxattn._axes import accumulator
 from jaxattn._mask import Mask
+from jaxattn._mesh import sharded_as
 from jaxattn._observation import Observation, check_observations, finish
 from jaxattn._problem import Problem, check
 from jaxattn.attend import Scoring
@@ -62,4 +63,5 @@ def _run(
 ) -> tuple[Any, ...]:
     if problem.is_empty:
         return unseen(problem.sizes, watched, lse.dtype)
-    return backend.observe(problem, watched, lse)
+    compute = sharded_as(problem.q, backend.observe, tuple(each.per for each in watched))
+    return compute(problem, watched, lse)
