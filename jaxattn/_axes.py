@@ -7,14 +7,19 @@
 Arrays without a shape annotation carry their axes in their name: `logits_ts`.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, Int
 
 Index: TypeAlias = int | Array
 """A position: a Python int where it is known while tracing, else a traced integer scalar."""
+
+INDEX = np.int32
+"""The dtype of every index, position, length and id, whatever dtype it came in."""
 
 
 class Attended(NamedTuple):
@@ -43,6 +48,42 @@ def dot(a: Array, b: Array) -> Array:
     """
     exact = None if jax.default_backend() == "cpu" else jax.lax.Precision.HIGHEST
     return jnp.matmul(a, b, precision=exact)
+
+
+def count_to(n: int) -> Int[Array, " n"]:
+    """0 to n - 1."""
+    return jnp.arange(n, dtype=INDEX)
+
+
+def cut(x: Array, starts: Sequence[Index], sizes: Sequence[int]) -> Array:
+    """The slice of x from `starts` on."""
+    return jax.lax.dynamic_slice(x, _as_indices(starts), sizes)
+
+
+def put(whole: Array, part: Array, starts: Sequence[Index]) -> Array:
+    """`whole` with `part` from `starts` on."""
+    return jax.lax.dynamic_update_slice(whole, part, _as_indices(starts))
+
+
+def cut_axis(x: Array, start: Index, size: int, axis: int = 0) -> Array:
+    """The slice of x along one axis."""
+    return cut(x, _along(start, axis, x.ndim), (*x.shape[:axis], size, *x.shape[axis + 1 :]))
+
+
+def put_axis(whole: Array, part: Array, start: Index, axis: int = 0) -> Array:
+    """`whole` with `part` from `start` on along one axis."""
+    return put(whole, part, _along(start, axis, whole.ndim))
+
+
+def _along(start: Index, axis: int, rank: int) -> list[Index]:
+    return [start if i == axis else 0 for i in range(rank)]
+
+
+def _as_indices(starts: Sequence[Index]) -> list[Any]:
+    """Of one dtype, as a slice wants them, whatever the loops and masks that they come from had."""
+    if all(isinstance(start, int) for start in starts):
+        return list(starts)
+    return [jnp.asarray(start, INDEX) for start in starts]
 
 
 def smaller(a: Index, b: Index) -> Index:

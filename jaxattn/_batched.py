@@ -3,28 +3,81 @@
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
+from jaxattn._axes import INDEX
 from jaxattn._value import Sizes
 
+LEAST, MOST = int(np.iinfo(INDEX).min), int(np.iinfo(INDEX).max)
 
-def check_integers(value: Any, name: str, sizes: Sizes, axes: str = "") -> Any:
-    """`value` as integers [*b axes]; None and a Python number pass as they are.
 
-    The batch axes broadcast, those of `axes` ("t", "s") have to be there.
+def check_numbers(
+    value: Any, name: str, sizes: Sizes, low: int | None = None, high: int | None = None
+) -> Any:
+    """A number for each element of the batch: an int where it is one for all and known while
+    tracing, else indices that broadcast to [*b]; None passes as it is.
+
+    low, high: what the numbers are clipped to, where those beyond mean the same.
     """
-    if value is None or (isinstance(value, int) and not axes):
-        return value
-    array = jnp.asarray(value)
+    if value is None:
+        return None
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):
+        value = int(value) if low is None else max(int(value), low)
+        return value if high is None else min(value, high)
+    array = _integers(value, name)
+    low, high = LEAST if low is None else low, MOST if high is None else high
+    return fit(as_indices(array, low, high), name, sizes, "")
+
+
+def check_each(value: Any, name: str, sizes: Sizes, axis: str) -> Any:
+    """Integers [*b axis] of any dtype, for axis "t" or "s"; the batch axes broadcast."""
+    array, size = _integers(value, name), getattr(sizes, axis)
+    if array.shape[-1:] != (size,):
+        raise ValueError(
+            f"{name} must have one number for each position, {size} of them, on its last axis, "
+            f"got shape {array.shape}; pass [*b {size}]"
+        )
+    return fit(array, name, sizes, axis)
+
+
+def _integers(value: Any, name: str) -> Any:
+    array = value if hasattr(value, "dtype") else np.asarray(value)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"{name} holds integers, got {array.dtype} {array.shape}; cast it first")
-    core = tuple(getattr(sizes, axis) for axis in axes)
-    if core and array.shape[-1:] != core:
-        raise ValueError(
-            f"{name} must have one number for each position, {core[0]} of them, on its last axis, "
-            f"got shape {array.shape}; pass [*b {core[0]}]"
-        )
-    return fit(array, name, sizes, axes)
+    return array
+
+
+def are_indices(array: Any) -> bool:
+    """Whether all of an array of integers fits into indices, as far as that is known."""
+    own = jnp.iinfo(array.dtype)
+    if own.min >= LEAST and own.max <= MOST:
+        return True
+    if not isinstance(array, np.ndarray):
+        return False
+    return not array.size or (int(array.min()) >= LEAST and int(array.max()) <= MOST)
+
+
+def as_indices(array: Any, low: int = LEAST, high: int = MOST) -> Array:
+    """An array of any integer dtype clipped to `low` and `high`, before it becomes indices."""
+    xp: Any = np if isinstance(array, np.ndarray | np.generic) else jnp
+    own = jnp.iinfo(array.dtype)
+    if low > own.min or high < own.max:  # nothing to do is nothing to compile
+        array = xp.clip(array, xp.array(max(low, own.min), array.dtype), min(high, own.max))
+    return jnp.asarray(array.astype(INDEX))
+
+
+def add_clipped(value: Any, shift: int, low: int, high: int) -> Any:
+    """value + shift, clipped to `low` and `high`, where value + shift itself may not fit an index.
+
+    value: an int or indices. shift: any int at all.
+    """
+    if isinstance(value, int):
+        return min(max(value + shift, low), high)
+    least, most = (min(max(bound - shift, LEAST), MOST) for bound in (low, high))
+    clipped = jnp.clip(value, least, most)
+    # One of the two bounds may not have fitted; the other one then says how far it is from `value`.
+    return clipped - least + low if shift <= 0 else clipped - most + high
 
 
 def fit(array: Array, name: str, sizes: Sizes, axes: str) -> Array:

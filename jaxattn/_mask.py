@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from jaxattn._axes import Index, larger, smaller
+from jaxattn._axes import INDEX, Index, larger, smaller
 from jaxattn._value import Place, Sizes, Span, Value, show
 
 
@@ -200,7 +200,7 @@ class Everything(Mask):
         return None
 
     def count(self, place: Place) -> Int[Array, " s"]:
-        return jnp.full(place.keys.size, place.rows.size)
+        return jnp.full(place.keys.size, place.rows.size, INDEX)
 
     @property
     def exact(self) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any, TypeAlias
 
-from jaxattn._batched import check_integers
+from jaxattn._batched import add_clipped, check_numbers
 from jaxattn._value import Sizes, Value, change_fields
 
 
@@ -21,8 +21,11 @@ END = Align.END
 
 Offset: TypeAlias = Any  # a number, END, integers [*b], or None
 
+FARTHEST = 2**30
+
 
 def resolve_offset(name: str, offset: Offset, sizes: Sizes) -> Any:
+    """An int, or indices that broadcast to [*b]."""
     if offset is END:
         return sizes.s - sizes.t
     if offset is None and sizes.t != sizes.s:
@@ -31,7 +34,22 @@ def resolve_offset(name: str, offset: Offset, sizes: Sizes) -> Any:
             f"choose offset=0, where the first query meets the first key, or offset=END, where the "
             f"last query meets the last key"
         )
-    return check_integers(0 if offset is None else offset, f"{name}.offset", sizes)
+    return check_numbers(0 if offset is None else offset, f"{name}.offset", sizes)
+
+
+def resolve_distance(name: str, offset: Offset, sizes: Sizes) -> Any:
+    """An offset that is added to positions: within a range in which sums of them are indices.
+
+    Raises:
+      ValueError: it is known not to be.
+    """
+    offset = resolve_offset(name, offset, sizes)
+    if isinstance(offset, int) and abs(offset) > FARTHEST:
+        raise ValueError(
+            f"{name}.offset is a number of positions up to {FARTHEST:,} either way, got "
+            f"{offset:,}; leave out what queries and keys have in common"
+        )
+    return add_clipped(offset, 0, -FARTHEST, FARTHEST)
 
 
 def fill_offsets(

@@ -12,6 +12,7 @@ from jaxattn._batched import fit
 from jaxattn._mask import Mask, check_mask
 from jaxattn._score import Score, check_scores
 from jaxattn._value import Sizes, Value, show
+from jaxattn._varying import vary, varying
 from jaxattn.dropout import Drop, Dropout
 
 
@@ -55,7 +56,7 @@ class Problem(NamedTuple):
 
     @property
     def sizes(self) -> Sizes:
-        return Sizes(self.q.shape[:-3], self.q.shape[-2], self.q.shape[-3], self.k.shape[-3])
+        return _sizes(self.q, self.k)
 
     @property
     def kv_heads(self) -> int:
@@ -86,6 +87,7 @@ def check(
       ValueError: axes that disagree; a mask, score or sinks that do not fit or are ambiguous.
     """
     q, k, v = _arrays(q, k, v, one_dtype=one_dtype)
+    q, k, v = vary((q, k, v), varying(q, k, v, mask, score, scale, sinks, dropout))
     shapes = f"q {q.shape}, k {k.shape}, v {v.shape}"
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.ndim < 3:
@@ -103,7 +105,7 @@ def check(
             f"query heads must be a multiple of key/value heads, got h={h} from q {q.shape} and "
             f"n={n} from k {k.shape}; repeat k and v, or change h"
         )
-    sizes = Sizes(q.shape[:-3], h, q.shape[-3], k.shape[-3])
+    sizes = _sizes(q, k)
     rule = Rule(
         _scale(scale, q),
         check_scores(score, sizes, q.dtype),
@@ -112,6 +114,10 @@ def check(
         _dropout(dropout, sizes),
     )
     return Problem(q, k, v, rule)
+
+
+def _sizes(q: Any, k: Any) -> Sizes:
+    return Sizes(q.shape[:-3], q.shape[-2], q.shape[-3], k.shape[-3], varying(q))
 
 
 def _arrays(*arrays: Any, one_dtype: bool) -> tuple[Any, ...]:

@@ -36,7 +36,7 @@ class Function(Score):
         function: Callable[..., Any] = self.function
         logit = jax.ShapeDtypeStruct((), dtype)
         what = "a score function (logit, at) -> logit"
-        traced, captured, result = trace(function, len(sizes.batch), logit, what=what)
+        traced, captured, result = trace(function, sizes, logit, what=what)
         if not jnp.issubdtype(result.dtype, jnp.floating):
             raise TypeError(
                 f"a score function returns a logit, a real floating point number, got "

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jaxtyping import Array, Int
 
-from jaxattn._axes import accumulator
-from jaxattn._value import Fixed, Place
+from jaxattn._axes import INDEX, accumulator
+from jaxattn._value import Fixed, Place, Sizes
+from jaxattn._varying import Axes, evaluate, hoist, vary
 
-POSITION: Any = jax.ShapeDtypeStruct((), jnp.int32)
+POSITION: Any = jax.ShapeDtypeStruct((), INDEX)
 
 
 class At(NamedTuple):
@@ -34,8 +35,10 @@ class At(NamedTuple):
 class Traced(Fixed):
     """A traced function. Equal to another that came from the same function and reads the same."""
 
-    def __init__(self, source: Callable[..., Any], jaxpr: Any, dtypes: tuple[Any, ...]) -> None:
-        self.source, self.jaxpr, self.dtypes = source, jaxpr, dtypes
+    def __init__(
+        self, source: Callable[..., Any], jaxpr: Any, dtypes: tuple[Any, ...], axes: Axes
+    ) -> None:
+        self.source, self.jaxpr, self.dtypes, self.axes = source, jaxpr, dtypes, axes
         self._text = str(jaxpr)
 
     def __repr__(self) -> str:
@@ -44,7 +47,7 @@ class Traced(Fixed):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Traced) or not _same(self.source, other.source):
             return False
-        return (self._text, self.dtypes) == (other._text, other.dtypes)
+        return (self._text, self.dtypes, self.axes) == (other._text, other.dtypes, other.axes)
 
     def __hash__(self) -> int:
         return hash(self._text)
@@ -58,8 +61,10 @@ class Traced(Fixed):
     def over(self, place: Place, captured: Any, *tiles: Array) -> Array:
         """The function of every pair of a tile, with one number of each of `tiles`."""
         consts = [x.astype(dtype) for x, dtype in zip(captured, self.dtypes, strict=True)]
-        whole = jaxpr_as_fun(ClosedJaxpr(self.jaxpr, consts))
-        as_position = lambda x: jnp.asarray(x, jnp.int32)
+        whole: Callable[..., Any] = jaxpr_as_fun(ClosedJaxpr(self.jaxpr, consts))
+        if self.axes:
+            whole = lambda *args: evaluate(self.jaxpr, consts, args, self.axes)
+        as_position = lambda x: vary(jnp.asarray(x, INDEX), self.axes)
         batch, head = [as_position(i) for i in place.batch], as_position(place.head)
 
         def one(q: Array, k: Array, *scalars: Array) -> Array:
@@ -73,7 +78,7 @@ class Traced(Fixed):
 
 
 def trace(
-    function: Callable[..., Any], batch_axes: int, *scalars: Any, what: str
+    function: Callable[..., Any], sizes: Sizes, *scalars: Any, what: str
 ) -> tuple[Traced, tuple[Array, ...], Any]:
     """(the function, the arrays it closes over, the shape and dtype of its result).
 
@@ -83,11 +88,15 @@ def trace(
     Raises:
       ValueError: the result is not one number.
     """
-    at = At((POSITION,) * batch_axes, POSITION, POSITION, POSITION)
+    at = At((POSITION,) * len(sizes.batch), POSITION, POSITION, POSITION)
+    scalars_at: Any = (*scalars, at)
+    if sizes.varying:
+        scalars_at = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), scalars_at)
+        scalars_at = vary(scalars_at, sizes.varying)
     try:
         # A function of its own: JAX remembers what another one closed over when it was last traced.
         fresh = lambda *scalars_at: function(*scalars_at)
-        closed, result = jax.make_jaxpr(fresh, return_shape=True)(*scalars, at)
+        closed, result = jax.make_jaxpr(fresh, return_shape=True)(*scalars_at)
     except Exception as error:
         error.add_note(f"{what} is asked about one pair at a time: at.q and at.k are scalars")
         raise
@@ -98,9 +107,12 @@ def trace(
             f"{[leaf.shape for leaf in leaves]} from {function!r}; use at.q and at.k as scalars, "
             f"and index arrays with them"
         )
-    consts = [jnp.asarray(x) for x in closed.consts]
+    jaxpr, consts = closed.jaxpr, [jnp.asarray(x) for x in closed.consts]
+    if sizes.varying:
+        jaxpr, consts = hoist(jaxpr, consts)
     dtypes = tuple(x.dtype for x in consts)
-    return Traced(function, closed.jaxpr, dtypes), tuple(map(_wide, consts)), leaves[0]
+    traced = Traced(function, jaxpr, dtypes, sizes.varying)
+    return traced, tuple(map(_wide, consts)), leaves[0]
 
 
 def _wide(x: Array) -> Array:

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from jaxattn._axes import Index
+from jaxattn._axes import Index, count_to, cut
+from jaxattn._varying import NOWHERE, Axes
 
 
 class Span(NamedTuple):
@@ -27,16 +28,20 @@ class Span(NamedTuple):
         return (self.start if isinstance(self.start, int) else self.step) % n == 0
 
     def positions(self) -> Int[Array, " size"]:
-        return self.start + jnp.arange(self.size)
+        return self.start + count_to(self.size)
 
 
 class Sizes(NamedTuple):
-    """The axes that a value has to fit."""
+    """The axes that a value has to fit.
+
+    varying: the axes of a mesh over which all arrays of the call vary, inside `jax.shard_map`.
+    """
 
     batch: tuple[int, ...]
     h: int
     t: int
     s: int
+    varying: Axes = NOWHERE
 
 
 class Block(NamedTuple):
@@ -171,7 +176,7 @@ class Value:
             lead = array.ndim - len(axes)
             index = [0 if n == 1 else i for i, n in zip(batch, array.shape[:lead], strict=True)]
             starts = (*index, *(0,) * len(axes))
-            part = jax.lax.dynamic_slice(array, starts, (*(1,) * lead, *array.shape[lead:]))
+            part = cut(array, starts, (*(1,) * lead, *array.shape[lead:]))
             return part.reshape(array.shape[lead:])
 
         return self._each(pick)
@@ -235,7 +240,7 @@ def _read(array: Any, axes: str | None, block: Block) -> Array:
         span = spans.get(axis, Span(0, n))
         starts.append(0 if n == 1 else span.start)
         sizes.append(min(n, span.size))
-    part = jax.lax.dynamic_slice(array, starts, sizes)
+    part = cut(array, starts, sizes)
     heads, core = (1, 1), sizes[lead:]
     if axes.startswith("h"):
         heads, core = ((1, 1) if sizes[lead] == 1 else block.heads), sizes[lead + 1 :]

@@ -13,6 +13,7 @@ from jaxattn._mesh import sharded_as
 from jaxattn._observation import QUERY, Observation, check_observations, finish
 from jaxattn._problem import Problem, check
 from jaxattn._score import Score
+from jaxattn._varying import vary, varying
 from jaxattn.backends.auto import AUTO, Backend, choose
 from jaxattn.backends.blockwise import Blockwise
 from jaxattn.backends.reference import Reference
@@ -105,6 +106,7 @@ def solve(
     """`attend` of a problem that is checked."""
     observations = check_observations(observe, problem.sizes, problem.q.dtype)
     watched = tuple(observations.values())
+    problem, watched = vary((problem, watched), varying(problem, watched))
     out, lse, states, live = run(choose(backend, problem), problem, watched)
     return Attended(out, lse, finish(observations, states, live))
 

@@ -16,10 +16,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
-from jaxattn._axes import Attended
+from jaxattn._axes import Attended, count_to
+from jaxattn._batched import as_indices
 from jaxattn._mask import EVERYTHING, Mask
 from jaxattn._observation import Observation
 from jaxattn._offset import fill_offsets
@@ -59,11 +61,11 @@ class Cache:
 
     def positions(self, t: int) -> Int[Array, "*b t"]:
         """The positions of the next t tokens, as rotary embeddings need them."""
-        return self.length[..., None] + jnp.arange(t, dtype=self.length.dtype)
+        return self.length[..., None] + count_to(t)
 
     def slots(self) -> Int[Array, "*b s"]:
         """The position of the token in each slot; -1 for none."""
-        slot = jnp.arange(self.capacity, dtype=self.length.dtype)
+        slot = count_to(self.capacity)
         length = self.length[..., None]
         if self.window is None:
             return jnp.where(slot < length, slot, -1)
@@ -122,7 +124,7 @@ def append(
     count = _check(cache, k, v, count)
     t, capacity = k.shape[-3], cache.capacity
     at = cache.positions(t)
-    index = jnp.arange(t)
+    index = count_to(t)
     keep = index < count[..., None]
     if cache.window is not None:
         keep &= index >= count[..., None] - capacity  # of a chunk beyond the ring, the last
@@ -171,7 +173,7 @@ def attend(
             f"axes are q [*b t h d], k [*b t n d]"
         )
     after = append(cache, k, v, count)
-    ragged = EVERYTHING if count is None else Lengths(q=jnp.asarray(count))
+    ragged = EVERYTHING if count is None else Lengths(q=count)
     if cache.window is None:
         seen, fill = Causal(before), lambda open_: replace(open_, offset=before)
         keys, values = after.k, after.v
@@ -192,7 +194,7 @@ def attend(
     got = solve(check(q, keys, values, *rule, dropout=None, one_dtype=False), observe, backend)
     if cache.window is None:
         taken = (after.length - before)[..., None]
-        lost = ((cache.positions(t) >= cache.capacity) & (jnp.arange(t) < taken))[..., None]
+        lost = ((cache.positions(t) >= cache.capacity) & (count_to(t) < taken))[..., None]
         out = jnp.where(lost[..., None], jnp.nan, got.out)
         got = got._replace(out=out, lse=jnp.where(lost, jnp.nan, got.lse))
     return got, after
@@ -236,7 +238,8 @@ def _check(cache: Cache, k: Any, v: Any, count: Any) -> Array:
             f"[*b t n d]"
         )
     t, batch = k.shape[-3], cache.length.shape
-    count = jnp.asarray(t if count is None else count)
+    count = t if count is None else count
+    count = count if hasattr(count, "dtype") else np.asarray(count)
     if (
         not jnp.issubdtype(count.dtype, jnp.integer)
         or jnp.broadcast_shapes(count.shape, batch) != batch
@@ -245,7 +248,7 @@ def _check(cache: Cache, k: Any, v: Any, count: Any) -> Array:
             f"count is a number of tokens for each sequence, integers [*b] with *b={batch}, got "
             f"{show(count)}"
         )
-    count = jnp.broadcast_to(jnp.clip(count, 0, t), batch).astype(cache.length.dtype)
+    count = jnp.broadcast_to(as_indices(count, 0, t), batch)
     total = cache.length + count
     known = not isinstance(total, Tracer) and cache.window is None and math.prod(batch)
     if known and (most := int(total.max())) > cache.capacity:
@@ -261,5 +264,5 @@ def _put(old: Array, new: Array, at: Int[Array, "*b t"]) -> Array:
     lead = math.prod(at.shape[:-1])
     flat, slots = old.reshape(lead, *old.shape[-3:]), at.reshape(lead, -1)
     new = new.reshape(lead, *new.shape[-3:]).astype(old.dtype)
-    flat = flat.at[jnp.arange(lead)[:, None], slots].set(new, mode="drop", unique_indices=True)
+    flat = flat.at[count_to(lead)[:, None], slots].set(new, mode="drop", unique_indices=True)
     return flat.reshape(old.shape)

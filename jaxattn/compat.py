@@ -81,8 +81,8 @@ def dot_product_attention(
         left, right = (local_window_size,) * 2 if both else local_window_size
         masks.append(Window(left, right, 0))
     if query_seq_lengths is not None or key_value_seq_lengths is not None:
-        of = lambda lengths: None if lengths is None else jnp.asarray(lengths)
-        masks.append(Lengths(of(query_seq_lengths), of(key_value_seq_lengths)))
+        lengths: Any = query_seq_lengths, key_value_seq_lengths
+        masks.append(Lengths(*lengths))
     if mask is not None:
         masks.append(Dense(jnp.asarray(mask)))
     every: Mask = EVERYTHING

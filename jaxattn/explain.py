@@ -12,6 +12,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Int
 
+from jaxattn._axes import count_to
 from jaxattn._mask import Mask, check_mask
 from jaxattn._observation import Observation, check_observations
 from jaxattn._problem import check
@@ -143,5 +144,5 @@ def _widths(walk: Walk, mask: Mask) -> Int[Array, "runs q_blocks k_tiles"]:
         reach = walk.reach(mask, hits, index // plan.q_blocks, index % plan.q_blocks)
         return jnp.stack([jnp.asarray(reach.width(j), jnp.int32) for j in range(plan.k_tiles)])
 
-    widths = jax.lax.map(block, jnp.arange(walk.runs * plan.q_blocks))
+    widths = jax.lax.map(block, count_to(walk.runs * plan.q_blocks))
     return widths.reshape(walk.runs, plan.q_blocks, plan.k_tiles)

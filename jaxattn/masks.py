@@ -11,12 +11,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from jaxattn._axes import Index, larger
-from jaxattn._batched import check_integers, fit
+from jaxattn._axes import INDEX, Index, count_to, cut_axis, larger
+from jaxattn._batched import (
+    MOST,
+    add_clipped,
+    are_indices,
+    as_indices,
+    check_each,
+    check_numbers,
+    fit,
+)
 from jaxattn._mask import (
     EVERYTHING,
     And,
@@ -62,7 +70,8 @@ class Causal(Mask):
     offset: Offset = None
 
     def resolve(self, sizes: Sizes) -> Mask:
-        return Band(None, resolve_offset("Causal", self.offset, sizes))
+        offset = resolve_offset("Causal", self.offset, sizes)
+        return Band(None, add_clipped(offset, 0, -sizes.t, sizes.s))
 
 
 @dataclass(frozen=True, repr=False)
@@ -87,8 +96,9 @@ class Window(Mask):
 
     def resolve(self, sizes: Sizes) -> Mask:
         offset = resolve_offset("Window", self.offset, sizes)
-        low = None if self.left is None else offset - self.left
-        return Band(low, None if self.right is None else offset + self.right)
+        bound = lambda shift: add_clipped(offset, shift, -sizes.t, sizes.s)
+        low = None if self.left is None else bound(-self.left)
+        return Band(low, None if self.right is None else bound(self.right))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -106,8 +116,9 @@ class PrefixLM(Mask):
     offset: Offset = None
 
     def resolve(self, sizes: Sizes) -> Mask:
-        length = check_integers(self.length, "PrefixLM.length", sizes)
-        return PrefixLM(length, resolve_offset("PrefixLM", self.offset, sizes))
+        length = check_numbers(self.length, "PrefixLM.length", sizes, 0, sizes.s)
+        offset = resolve_offset("PrefixLM", self.offset, sizes)
+        return PrefixLM(length, add_clipped(offset, 0, -sizes.t, sizes.s))
 
     def allows(self, place: Place) -> Bool[Array, "#a #b"]:
         return (place.k < self.length) | (place.k <= place.q + self.offset)
@@ -137,8 +148,8 @@ class Lengths(Mask):
     k: int | Int[Array, "*b"] | None = None
 
     def resolve(self, sizes: Sizes) -> "Lengths":
-        q = check_integers(self.q, "Lengths.q", sizes)
-        return Lengths(q, check_integers(self.k, "Lengths.k", sizes))
+        q = check_numbers(self.q, "Lengths.q", sizes, 0, sizes.t)
+        return Lengths(q, check_numbers(self.k, "Lengths.k", sizes, 0, sizes.s))
 
     def allows(self, place: Place) -> Bool[Array, "#a #b"] | None:
         q = None if self.q is None else place.q < self.q
@@ -186,9 +197,9 @@ class Segments(Mask):
                 f"Segments needs ids for the keys when t != s, got t={sizes.t}, s={sizes.s} and "
                 f"q_ids only; pass Segments(q_ids, k_ids)"
             )
-        q_ids = check_integers(self.q_ids, "Segments.q_ids", sizes, "t")
+        q_ids = check_each(self.q_ids, "Segments.q_ids", sizes, "t")
         k_ids = self.q_ids if self.k_ids is None else self.k_ids
-        return Segments(q_ids, check_integers(k_ids, "Segments.k_ids", sizes, "s"))
+        return Segments(*_as_ids(q_ids, check_each(k_ids, "Segments.k_ids", sizes, "s")))
 
     def allows(self, place: Place) -> Bool[Array, "#a #b"]:
         q, k = place.each_q(self.q_ids), place.each_k(self.k_ids)
@@ -197,7 +208,7 @@ class Segments(Mask):
     def needs(self, rows: Span, s: int) -> tuple[Index, Index]:
         """From the first to the last key with an id between the least and the greatest of rows."""
         live = lambda ids: ids >= 0
-        ids = _cut(self.q_ids, rows)
+        ids = cut_axis(self.q_ids, rows.start, rows.size)
         least = jnp.min(ids, where=live(ids), initial=jnp.iinfo(ids.dtype).max)
         k_ids = jnp.asarray(self.k_ids)
         return _ends(live(k_ids) & (least <= k_ids) & (k_ids <= jnp.max(ids)), s)
@@ -225,9 +236,16 @@ class Positions(Mask):
     __post_init__ = Window.__post_init__
 
     def resolve(self, sizes: Sizes) -> "Positions":
-        q = check_integers(self.q, "Positions.q", sizes, "t")
-        k = check_integers(self.k, "Positions.k", sizes, "s")
-        return Positions(q, k, self.left, self.right)
+        q = check_each(self.q, "Positions.q", sizes, "t")
+        k = check_each(self.k, "Positions.k", sizes, "s")
+        for name, array in (("q", q), ("k", k)):
+            if isinstance(array, np.ndarray) and not are_indices(array):
+                raise ValueError(
+                    f"positions are below 2**31, got Positions.{name} from {array.min()} to "
+                    f"{array.max()}; subtract what q and k have in common"
+                )
+        bound = lambda n: None if n is None else min(n, MOST)
+        return Positions(as_indices(q), as_indices(k), bound(self.left), bound(self.right))
 
     def allows(self, place: Place) -> Bool[Array, "#a #b"]:
         q, k = place.each_q(self.q), place.each_k(self.k)
@@ -238,13 +256,13 @@ class Positions(Mask):
 
     def needs(self, rows: Span, s: int) -> tuple[Index, Index]:
         """From the first to the last key that is near enough to any of the rows."""
-        q = _cut(self.q, rows)
+        q = cut_axis(self.q, rows.start, rows.size)
         near = (self.k >= 0) & (q >= 0).any()
         if self.right is not None:
-            near &= self.k <= jnp.max(q) + self.right
+            near &= self.k - jnp.max(q) <= self.right
         if self.left is not None:
             first = jnp.min(q, where=q >= 0, initial=jnp.iinfo(q.dtype).max)
-            near &= self.k >= first - self.left
+            near &= first - self.k <= self.left
         return _ends(near, s)
 
 
@@ -295,7 +313,7 @@ class Where(Mask):
             raise TypeError(
                 f"Where takes a function of one pair, got {seen!r}; wrap arrays in Dense(array)"
             )
-        traced, captured, result = trace(seen, len(sizes.batch), what="the function of a Where")
+        traced, captured, result = trace(seen, sizes, what="the function of a Where")
         if result.dtype != bool:
             raise TypeError(
                 f"the function of a Where returns a boolean, True where the query may see the key, "
@@ -311,12 +329,22 @@ class Where(Mask):
         return self.seen.reads_head
 
 
-def _cut(array: Any, span: Span) -> Array:
-    return jax.lax.dynamic_slice_in_dim(array, span.start, span.size)
+def _as_ids(q_ids: Any, k_ids: Any) -> tuple[Array, Array]:
+    """Ids of any integer dtype as indices: equal where they were, negative where they were."""
+    if are_indices(q_ids) and are_indices(k_ids):
+        return as_indices(q_ids), as_indices(k_ids)
+    xp: Any = np if isinstance(q_ids, np.ndarray) and isinstance(k_ids, np.ndarray) else jnp
+    ids = [xp.asarray(x) for x in (q_ids, k_ids)]
+    widest = np.dtype(f"uint{8 * max(x.dtype.itemsize for x in ids)}")
+    at_least_0 = [xp.where(x < 0, 0, x).astype(widest) for x in ids]
+    in_order = xp.sort(xp.concatenate([x.reshape(-1) for x in at_least_0]))
+    ranks = (xp.searchsorted(in_order, x).astype(INDEX) for x in at_least_0)
+    q_ids, k_ids = (jnp.asarray(xp.where(x < 0, -1, n)) for x, n in zip(ids, ranks, strict=True))
+    return q_ids, k_ids
 
 
 def _ends(near_s: Array, s: int) -> tuple[Index, Index]:
     """The range from the first to the last True."""
-    first = jnp.min(jnp.arange(s), where=near_s, initial=s)
-    stop = jnp.max(jnp.arange(s), where=near_s, initial=-1) + 1
+    first = jnp.min(count_to(s), where=near_s, initial=s)
+    stop = jnp.max(count_to(s), where=near_s, initial=-1) + 1
     return jnp.minimum(first, stop), stop

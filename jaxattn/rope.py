@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxattn import _rope_config
 from jaxattn._axes import accumulator
-from jaxattn._batched import check_integers, fit
+from jaxattn._batched import are_indices, check_numbers, fit
 from jaxattn._rope_angles import angles_of
 from jaxattn._rope_scaling import (
     NTK,
@@ -179,8 +179,7 @@ class Rope:
         Returns:
           cos and sin, in float32, or in float64 for float64.
         """
-        positions = jnp.asarray(positions)
-        _check_positions(positions)
+        positions = _check_positions(positions)
         dtype = accumulator(dtype)
         frequencies = self.frequencies(length)
         if frequencies.ndim > 1:
@@ -223,11 +222,9 @@ def apply_rope(
         raise TypeError(f"rope is a Rope, got {show(rope)}; pass Rope(rotary_dim), after positions")
     _check_features(x, rope.rotary_dim)
     sizes = Sizes(x.shape[:-3], h=x.shape[-2], t=x.shape[-3], s=0)
-    positions = jnp.asarray(positions)
-    _check_positions(positions)
-    positions = fit(positions, "positions", sizes, "t")
+    positions = fit(_check_positions(positions), "positions", sizes, "t")
     length = int(length) if isinstance(length, Integral) else length
-    length = check_integers(length, "length", sizes)
+    length = check_numbers(length, "length", sizes)
     return _rotate(x, *rope.cos_sin(positions, length, x.dtype), rope.layout)
 
 
@@ -297,9 +294,16 @@ def _check_features(x: Array, r: int) -> None:
         )
 
 
-def _check_positions(positions: Array) -> None:
+def _check_positions(positions: Any) -> Array:
+    positions = positions if hasattr(positions, "dtype") else np.asarray(positions)
     if not jnp.issubdtype(positions.dtype, jnp.integer):
         raise TypeError(
             f"positions are integers, got {show(positions)}; for the scaling of positions pass "
             f"Linear(factor) to the Rope, else cast them"
         )
+    if isinstance(positions, np.ndarray) and not are_indices(positions):
+        raise ValueError(
+            f"positions are below 2**31, got {positions.min()} to {positions.max()}; subtract a "
+            f"number from all of them: what rope shows depends on distances only"
+        )
+    return jnp.asarray(positions)

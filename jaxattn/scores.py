@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxattn._axes import accumulator
-from jaxattn._batched import fit
-from jaxattn._offset import Offset, resolve_offset
+from jaxattn._axes import accumulator, count_to, cut
+from jaxattn._batched import add_clipped, fit
+from jaxattn._offset import Offset, resolve_distance, resolve_offset
 from jaxattn._score import Score
 from jaxattn._value import Place, Sizes, show
 
@@ -69,7 +69,7 @@ class ALiBi(Score):
                 f"{slopes.shape}; pass [h], or None for the standard ones"
             )
         slopes = fit(slopes.astype(dtype), "ALiBi.slopes", sizes, "h")
-        return ALiBi(slopes, resolve_offset("ALiBi", self.offset, sizes))
+        return ALiBi(slopes, resolve_distance("ALiBi", self.offset, sizes))
 
     def apply(self, logits: Float[Array, "a b"], place: Place) -> Float[Array, "a b"]:
         away = jnp.abs(place.q + self.offset - place.k).astype(logits.dtype)
@@ -121,6 +121,8 @@ class RelativeBias(Score):
             )
         relative_buckets(table.shape[0], self.bidirectional, self.max_distance)  # or an error
         offset = resolve_offset("RelativeBias", self.offset, sizes)
+        far = sizes.t + sizes.s + self.max_distance  # beyond, all pairs are in the last bucket
+        offset = add_clipped(offset, 0, -far, far)
         by_head = fit(table.astype(dtype).T, "RelativeBias.table", sizes, "h.")
         return RelativeBias(by_head, self.bidirectional, self.max_distance, offset)
 
@@ -128,7 +130,7 @@ class RelativeBias(Score):
         """Every line is the one before, moved by one: the tile is made of slices of one vector."""
         lines, length = logits.shape
         lines += -lines % LINES
-        most, ahead = self.max_distance, jnp.arange(lines + length - 1) - (lines - 1)
+        most, ahead = self.max_distance, count_to(lines + length - 1) - (lines - 1)
         away = place.keys.start - place.rows.start - self.offset
         away = away - ahead if place.keys_first else away + ahead
         buckets = relative_buckets(self.table.shape[0], self.bidirectional, most)
@@ -143,8 +145,8 @@ def _moving_lines(x: Float[Array, " n"], lines: int, length: int) -> Float[Array
     """x[lines - 1 - i :][:length] as the i-th line, for a multiple of `LINES`."""
     few = lines + length - LINES
     first = jnp.stack([x[LINES - 1 - i :][:few] for i in range(LINES)])
-    block = lambda i: jax.lax.dynamic_slice(first, (0, lines - LINES * (i + 1)), (LINES, length))
-    return jax.vmap(block)(jnp.arange(lines // LINES)).reshape(lines, length)
+    block = lambda i: cut(first, (0, lines - LINES * (i + 1)), (LINES, length))
+    return jax.vmap(block)(count_to(lines // LINES)).reshape(lines, length)
 
 
 def relative_buckets(buckets: int, bidirectional: bool, max_distance: int) -> np.ndarray:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxattn import steps
-from jaxattn._axes import accumulator
+from jaxattn._axes import accumulator, count_to
 from jaxattn._observation import HEAD, Observation, Seen
 from jaxattn._problem import Problem, Rule
 from jaxattn._value import Block, Place, Sizes, Span
@@ -41,7 +41,7 @@ class Reference:
         for axis in reversed(range(len(sizes.batch))):
             index = [0 if i == axis else None for i in range(len(sizes.batch))]
             each = jax.vmap(each, in_axes=(0, 0, 0, *index, None))
-        return each(q, k, v, *(jnp.arange(size) for size in (*sizes.batch, sizes.h)))
+        return each(q, k, v, *(count_to(size) for size in (*sizes.batch, sizes.h)))
 
 
 def one_head(

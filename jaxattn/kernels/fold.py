@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxattn._problem import Rule
 from jaxattn._value import Zero
+from jaxattn._varying import vary
 from jaxattn.kernels import tile
 from jaxattn.kernels.forward import forward
 from jaxattn.kernels.sweep import sweep
@@ -92,7 +93,8 @@ def _fold_jvp(walks: Walks, primals: Any, tangents: Any) -> Any:
         # As the derivative of the second sweep, also where there was none.
         moving, moves = (q, k, rule, watched), (*tangents[:2], *tangents[3:5])
         dstates = _sweep_jvp(walks.tangent, moving, moves, hits.tangent, lse, dlse)
-    return folded, Folded(dout, jnp.zeros_like(folded.peak), dlse, dstates)
+    still = vary(jnp.zeros_like(folded.peak), walks.tangent.sizes.varying)
+    return folded, Folded(dout, still, dlse, dstates)
 
 
 def _sweep_jvp(

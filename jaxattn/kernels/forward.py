@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxattn._axes import Index, accumulator, dot
+from jaxattn._axes import Index, accumulator, dot, put
 from jaxattn._problem import Rule
 from jaxattn._value import Place
+from jaxattn._varying import vary
 from jaxattn.kernels import stairs, tile, watch
-from jaxattn.kernels.loops import by_width, repeat
+from jaxattn.kernels.loops import by_width, loop, repeat
 from jaxattn.kernels.plan import ceil_div
 from jaxattn.kernels.walk import Keys, Walk, read_keys, read_rows, to_rows
 from jaxattn.kernels.watch import Watch
@@ -37,13 +38,13 @@ def forward(
             *parts, added, first_key = _block(walk, index, i, q, keys, rule, hits, watched)
             rows = walk.rows(i)
 
-            def put(whole: Array, part: Array) -> Array:
+            def written(whole: Array, part: Array) -> Array:
                 starts = (run.batch, rows.start, run.q_head, *(0,) * (whole.ndim - 3))
-                return jax.lax.dynamic_update_slice(whole, to_rows(part), starts)
+                return put(whole, to_rows(part), starts)
 
             if watched:
                 states = watch.add(watched, states, added, run, rows, first_key)
-            return (*map(put, wholes, parts), states)
+            return (*map(written, wholes, parts), states)
 
         return repeat(plan.q_blocks, each_block, carry, plan.unrolled)
 
@@ -102,7 +103,7 @@ def _block(
     def blank() -> tuple[tile.State, Any]:
         none = tile.nothing_seen(rows.size, features, q_rows.dtype)
         grow = lambda x: jnp.broadcast_to(x, (*q_rows.shape[:3], *x.shape))
-        return jax.tree.map(grow, none), unseen
+        return vary(jax.tree.map(grow, none), walk.sizes.varying), unseen
 
     def climb(way: stairs.Stairs) -> tuple[tile.State, Any]:
         span = way.whole.keys
@@ -137,7 +138,7 @@ def _block(
                 return full()
             return jax.lax.cond(reach.width(j) > 0, full, lambda: state)
 
-        state = jax.lax.fori_loop(first, last, more, state)
+        state = loop(first, last, more, state)
     close = lambda state, part, place: tile.finish(state)
     return *walk.over_heads(run, close, (state,), (), (), rows, rows), added, held.start
 
@@ -177,12 +178,13 @@ def _poison(
 
         old = read_rows(out, run, rows)
         tiles = ceil_div(sizes.s, plan.k_block)
-        seen = jax.lax.fori_loop(0, tiles, each_tile, jnp.zeros(old.shape, bool))
+        none = vary(jnp.zeros(old.shape, bool), sizes.varying)
+        seen = loop(0, tiles, each_tile, none)
         new = to_rows(jnp.where(seen, jnp.nan, old))
-        return jax.lax.dynamic_update_slice(out, new, (run.batch, rows.start, run.q_head, 0))
+        return put(out, new, (run.batch, rows.start, run.q_head, 0))
 
     def poison(carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        return repeat(walk.runs * plan.q_blocks, each_block, carry[0]), jnp.zeros_like(carry[1])
+        return repeat(walk.runs * plan.q_blocks, each_block, carry[0]), carry[1] & False
 
     # A loop of at most one turn, not a cond: under vmap a cond would run both of its branches.
     # A sum is the fastest test there is; where it overflows the loop finds nothing to do.
@@ -207,6 +209,6 @@ def _sum_of_values(walk: Walk, v: Float[Array, "b s n e"], rule: Rule) -> Float[
             span, _ = reach.span(j)
             return total + read_keys(v, run, span).sum(dtype=acc)
 
-        return jax.lax.fori_loop(first, last + 1, each_tile, total)
+        return loop(first, last + 1, each_tile, total)
 
-    return repeat(walk.runs, each_run, jnp.zeros((), acc))
+    return repeat(walk.runs, each_run, vary(jnp.zeros((), acc), walk.sizes.varying))

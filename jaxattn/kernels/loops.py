@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxattn._axes import Index
+from jaxattn._axes import INDEX, Index, count_to
+from jaxattn._varying import vary, varying
 from jaxattn.kernels.plan import Plan
 
 NOTHING = jax.checkpoint_policies.nothing_saveable
@@ -25,9 +26,15 @@ def by_width(
     return jax.lax.switch(index, [nothing, *(partial(visit, width) for width in widths)])
 
 
+def loop(first: Index, stop: Index, step: Callable[[Index, Any], Any], carry: Any) -> Any:
+    """`jax.lax.fori_loop` over indices."""
+    bound = lambda i: INDEX(i) if isinstance(i, int) else jnp.asarray(i, INDEX)
+    return jax.lax.fori_loop(bound(first), bound(stop), step, carry)
+
+
 def repeat(n: int, step: Callable[[Index, Any], Any], carry: Any, unrolled: bool = False) -> Any:
     if n > 1 and not unrolled:
-        return jax.lax.fori_loop(0, n, step, carry)
+        return loop(0, n, step, carry)
     for i in range(n):
         carry = step(i, carry)
     return carry
@@ -37,7 +44,7 @@ def stack(n: int, step: Callable[[Index], Any]) -> Any:
     """step(0), ..., step(n - 1) on a new leading axis."""
     if n == 1:
         return jax.tree.map(lambda x: x[None], step(0))
-    return jax.lax.scan(lambda _, i: (None, step(i)), None, jnp.arange(n))[1]
+    return jax.lax.scan(lambda _, i: (None, step(i)), None, count_to(n))[1]
 
 
 def sum_over(step: Callable[[Index, Any], Any], xs: Any) -> Any:
@@ -48,4 +55,4 @@ def sum_over(step: Callable[[Index, Any], Any], xs: Any) -> Any:
     add = lambda total, x: (jax.tree.map(jnp.add, total, step(*x)), None)
     shapes = jax.eval_shape(lambda: step(0, jax.tree.map(lambda x: x[0], xs)))
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    return jax.lax.scan(add, zero, (jnp.arange(n), xs))[0]
+    return jax.lax.scan(add, vary(zero, varying(xs)), (count_to(n), xs))[0]

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxattn._axes import dot
+from jaxattn._axes import cut_axis, dot
 from jaxattn._mask import Mask
 from jaxattn._observation import KEY, QUERY
 from jaxattn._problem import Rule
@@ -84,7 +84,7 @@ def _cut(mask: Mask, rows: Span, s: int, count: int) -> Stairs | None:
 
 def _cut_rows(x: Array, whole: Span, part: Span) -> Array:
     """The rows of `part` from those of `whole`."""
-    return jax.lax.dynamic_slice_in_dim(x, part.start - whole.start, part.size)
+    return cut_axis(x, part.start - whole.start, part.size)
 
 
 def absorb(

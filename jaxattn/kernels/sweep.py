@@ -8,10 +8,9 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxattn._axes import Index, dot
+from jaxattn._axes import Index, count_to, cut_axis, dot
 from jaxattn._problem import Rule
 from jaxattn.kernels import tile, watch
 from jaxattn.kernels.loops import NOTHING, by_width
@@ -42,7 +41,7 @@ def sweep(
     n = walk.runs * plan.q_blocks
     if n == 1:
         return each_block(states, 0)[0]
-    return jax.lax.scan(each_block, states, jnp.arange(n))[0]
+    return jax.lax.scan(each_block, states, count_to(n))[0]
 
 
 def _block(
@@ -84,7 +83,7 @@ def _block(
             @partial(jax.checkpoint, policy=NOTHING, prevent_cse=False)
             def compute(q_rows: Array, lse_rows: Any, k_held: Array) -> Any:
                 at = span.start - held.start
-                keys = jax.lax.dynamic_slice_in_dim(k_held, at, width, axis=2)
+                keys = cut_axis(k_held, at, width, axis=2)
                 part = walk.read((rule, watched), run, rows, span)
                 rows_in = (q_rows, tuple(lse_rows))
                 added = walk.over_heads(run, one, rows_in, (keys,), part, rows, span)
@@ -100,4 +99,4 @@ def _block(
         each.merge(*x) for each, *x in zip(watched, states, added, strict=True)
     )
     more = lambda states, j: (merge(states, each_tile(j)), None)
-    return jax.lax.scan(more, unseen, jnp.arange(plan.k_tiles))[0], held.start
+    return jax.lax.scan(more, unseen, count_to(plan.k_tiles))[0], held.start

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float
 from jaxattn._axes import Index
 from jaxattn._problem import Rule
 from jaxattn._value import Span
+from jaxattn._varying import vary
 from jaxattn.kernels import tile
 from jaxattn.kernels.loops import NOTHING, by_width, stack, sum_over
 from jaxattn.kernels.walk import Walk, read_keys, read_rows
@@ -154,7 +155,9 @@ def _block(
             return compute((q_rows, lse_rows, dq_rows), kv, along_keys)
 
         def nothing() -> tuple[Array, Array]:
-            return jnp.zeros((*lse_rows.peak.shape, v.shape[3]), acc), jnp.zeros_like(lse_rows.peak)
+            lead = lse_rows.peak.shape
+            none = jnp.zeros((*lead, v.shape[3]), acc), jnp.zeros(lead, acc)
+            return vary(none, walk.sizes.varying)
 
         needed = reach.width(j)
         if whole < plan.k_tiles:  # a tile that was moved back has its new keys at its end

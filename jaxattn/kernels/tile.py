@@ -14,6 +14,7 @@ from jaxattn._axes import dot
 from jaxattn._problem import Rule
 from jaxattn._score import Score
 from jaxattn._value import Place, Zero
+from jaxattn._varying import vary, varying
 
 
 class State(NamedTuple):
@@ -165,7 +166,8 @@ def tangent(
     p_cr = jnp.exp((logits_cr - peak[None, :]) - finite(lse.log_total)[None, :])
     w_cr = p_cr if rule.dropout is None else rule.dropout.apply(p_cr, place)
 
-    mixed, dlse = jnp.zeros((q.shape[0], v.shape[1]), q.dtype), jnp.zeros_like(peak)
+    nothing = jnp.zeros((q.shape[0], v.shape[1]), q.dtype), jnp.zeros_like(peak)
+    mixed, dlse = vary(nothing, varying(peak))
     if dlogits_cr is not None:
         pdl_cr = p_cr * dlogits_cr
         wdl_cr = pdl_cr if rule.dropout is None else rule.dropout.apply(pdl_cr, place)

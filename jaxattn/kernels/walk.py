@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxattn._axes import Index, larger, smaller
+from jaxattn._axes import Index, count_to, cut, cut_axis, larger, smaller
 from jaxattn._mask import Mask
 from jaxattn._value import Block, Place, Sizes, Span, Value, unflatten_index
+from jaxattn._varying import vary
 from jaxattn.kernels import tile
 from jaxattn.kernels.plan import Plan, ceil_div
 
@@ -103,7 +104,7 @@ class Walk(NamedTuple):
         if hits is None:
             return Reach(plan, s, first, stop, base, None)
         here = (run.batch, run_index % self.runs_per_batch if mask.by_head else 0, i, 0)
-        row = jax.lax.dynamic_slice(hits, here, (1, 1, 1, plan.k_tiles))
+        row = cut(hits, here, (1, 1, 1, plan.k_tiles))
         return Reach(plan, s, first, stop, base, row.reshape(plan.k_tiles))
 
     def narrow(self, mask: Mask) -> tuple["Walk | None", Array | None]:
@@ -122,7 +123,7 @@ class Walk(NamedTuple):
 
         if isinstance(self.reach(mask, None, 0, 0).stop, int):
             return None, None
-        spans = jax.lax.map(span, jnp.arange(self.batches * plan.q_blocks))
+        spans = jax.lax.map(span, count_to(self.batches * plan.q_blocks))
         return self._replace(plan=replace(plan, k_tiles=1)), (spans <= plan.k_block).all()
 
     def find_hits(
@@ -156,9 +157,11 @@ class Walk(NamedTuple):
                 part = self.read(mask, run, rows, keys)
                 return self.over_heads(run, allowed, (), (), part, rows, keys).any()
 
-            return jax.lax.cond(reach.width(j) > 0, look, lambda: jnp.zeros((), bool))
+            varied = lambda x: vary(x, self.sizes.varying)
+            nothing = lambda: varied(jnp.zeros((), bool))
+            return jax.lax.cond(reach.width(j) > 0, lambda: varied(look()), nothing)
 
-        return jax.lax.map(one, jnp.arange(math.prod(shape))).reshape(shape)
+        return jax.lax.map(one, count_to(math.prod(shape))).reshape(shape)
 
     def over_heads(
         self, run: Run, f: Callable[..., Any], x: Any, kv: Any, part: Any, rows: Span, keys: Span
@@ -169,10 +172,10 @@ class Walk(NamedTuple):
         part: what `read` gave.
         """
         sizes = (run.batches, run.kv, run.group)
-        batch = run.batch + jnp.arange(run.batches) if run.batches > 1 else run.batch
+        batch = run.batch + count_to(run.batches) if run.batches > 1 else run.batch
         head = run.q_head
         if run.kv * run.group > 1:
-            head = head + jnp.arange(run.kv * run.group).reshape([n for n in sizes[1:] if n > 1])
+            head = head + count_to(run.kv * run.group).reshape([n for n in sizes[1:] if n > 1])
         leaves, structure = jax.tree.flatten(part)
         split = [[n > 1 for n in leaf.shape[:3]] for leaf in leaves]
 
@@ -277,8 +280,8 @@ class Keys(NamedTuple):
         self, span: Span
     ) -> tuple[Float[Array, "batches kv c d"], Float[Array, "batches kv c e"]]:
         if self.kept:
-            cut = lambda x: jax.lax.dynamic_slice_in_dim(x, span.start, span.size, axis=2)
-            return cut(self.k), cut(self.v)
+            part = lambda x: cut_axis(x, span.start, span.size, axis=2)
+            return part(self.k), part(self.v)
         k, v = (read_keys(x, self.run, span).astype(self.dtype) for x in (self.k, self.v))
         return tile.nan_unless_finite(k), tile.finite(v)
 
@@ -306,7 +309,7 @@ def read_keys(x: Any, run: Run, keys: Span) -> Float[Array, "batches kv c d"]:
 
 def _read(x: Any, starts: tuple[Index, ...], sizes: tuple[int, ...]) -> Array:
     rest = x.shape[len(sizes) :]
-    return jax.lax.dynamic_slice(x, (*starts, *(0,) * len(rest)), (*sizes, *rest))
+    return cut(x, (*starts, *(0,) * len(rest)), (*sizes, *rest))
 
 
 def _moved_back(start: Index, size: int, stop: int) -> Index:

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxattn._axes import Index
+from jaxattn._axes import Index, cut, put, put_axis
 from jaxattn._observation import KEY, QUERY, Observation, Seen
 from jaxattn._problem import Rule
 from jaxattn._value import Place, Sizes, Span
+from jaxattn._varying import vary, varying
 from jaxattn.kernels import tile
 from jaxattn.kernels.walk import Run, Walk, to_rows
 
@@ -24,7 +25,8 @@ def start(walk: Walk, watch: Watch, dtype: Any) -> tuple[Any, ...]:
     """The states of no pairs."""
     states = unseen(walk.sizes, watch, dtype)
     lead = len(walk.sizes.batch)
-    return jax.tree.map(lambda x: x.reshape(walk.batches, *x.shape[lead:]), states)
+    flat = jax.tree.map(lambda x: x.reshape(walk.batches, *x.shape[lead:]), states)
+    return vary(flat, walk.sizes.varying)
 
 
 def unseen(sizes: Sizes, watch: Watch, dtype: Any) -> tuple[Any, ...]:
@@ -48,7 +50,7 @@ def nothing(walk: Walk, watch: Watch, run: Run, rows: int, keys: int, dtype: Any
         grow = lambda x: jnp.broadcast_to(x, (*shape, *jnp.shape(x)))
         return jax.tree.map(grow, observation.start(walk.sizes, dtype))
 
-    return tuple(map(one, watch))
+    return vary(tuple(map(one, watch)), walk.sizes.varying)
 
 
 def look(
@@ -86,7 +88,8 @@ def look(
     queries, lse_rows = queries.astype(jnp.int32), lse.peak + log_total
     seen = Seen(p, norm, logits, scaled, allowed, queries, peak, lse_rows, live, place)
     once = seen if counts_rows is None else _new_rows(seen, counts_rows)
-    return tuple(each.absorb(seen if each.per is QUERY else once) for each in watch)
+    added = tuple(each.absorb(seen if each.per is QUERY else once) for each in watch)
+    return vary(added, varying(logits))
 
 
 def _new_rows(seen: Seen, new: Array) -> Seen:
@@ -109,8 +112,8 @@ def widen(watch: Watch, added: Any, at: Index, empty: Any) -> Any:
     def one(observation: Observation, added: Any, empty: Any) -> Any:
         if observation.per is not KEY:
             return added
-        put = lambda x, whole: jax.lax.dynamic_update_slice_in_dim(whole, x, at, axis=3)
-        return jax.tree.map(put, added, empty)
+        widened = lambda x, whole: put_axis(whole, x, at, axis=3)
+        return jax.tree.map(widened, added, empty)
 
     return tuple(one(*x) for x in zip(watch, added, empty, strict=True))
 
@@ -131,12 +134,10 @@ def add(watch: Watch, states: Any, added: Any, run: Run, rows: Span, first_key: 
         def starts(x: Array) -> tuple[Index, ...]:
             return (*lead, *(0,) * (x.ndim - len(lead)))
 
-        here = jax.tree.map(
-            lambda x, new: jax.lax.dynamic_slice(x, starts(x), new.shape), state, added
-        )
+        here = jax.tree.map(lambda x, new: cut(x, starts(x), new.shape), state, added)
         # A block of rows holds all that there is of them; rows met before are the same again.
         merged = added if observation.per is QUERY else observation.merge(here, added)
-        put = lambda x, new: jax.lax.dynamic_update_slice(x, new.astype(x.dtype), starts(x))
-        return jax.tree.map(put, state, merged)
+        changed = lambda x, new: put(x, new.astype(x.dtype), starts(x))
+        return jax.tree.map(changed, state, merged)
 
     return tuple(one(*x) for x in zip(watch, states, added, strict=True))

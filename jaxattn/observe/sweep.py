@@ -13,6 +13,7 @@ from jaxattn._mask import Mask
 from jaxattn._mesh import sharded_as
 from jaxattn._observation import Observation, check_observations, finish
 from jaxattn._problem import Problem, check
+from jaxattn._varying import vary, varying
 from jaxattn.attend import Scoring
 from jaxattn.backends.blockwise import Blockwise
 from jaxattn.kernels.watch import unseen
@@ -53,6 +54,8 @@ def observe(
     observations = check_observations(observe, problem.sizes, problem.q.dtype)
     watched = tuple(observations.values())
     lse = lse.astype(accumulator(problem.q.dtype))
+    axes = varying(problem, watched, lse)
+    problem, watched, lse = vary((problem, watched, lse), axes)
     states = _run(backend or Blockwise(), problem, watched, lse)
     return finish(observations, states, ~jnp.isneginf(lse))
 

@@ -1,0 +1,171 @@
+"""Offsets, lengths, ids and positions of any integer dtype and any size mean what they say."""
+
+# pyright: reportArgumentType=false
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from small import BACKENDS, RNG, H, K, N, Q, S, T, V, check_against_oracle
+from tolerance import assert_close
+
+import jaxattn as ja
+
+NARROW = ["int8", "int16", "int32", "uint8", "uint16", "uint32"]
+DTYPES = [*NARROW, "int64", "uint64"]
+MOST, BEYOND = 2**31 - 1, 2**40
+for_backends = pytest.mark.parametrize("backend", BACKENDS, ids=repr)
+for_dtypes = pytest.mark.parametrize("dtype", DTYPES)
+
+# A mask of what is given in some dtype, and the pairs that it allows.
+OF_DTYPE = {
+    "causal": (lambda x: ja.Causal(x(1)), oracle.causal(T, S, 1)),
+    "causal-each": (lambda x: ja.Causal(x([0, 3])), oracle.causal(T, S, np.array([0, 3]))),
+    "window": (
+        lambda x: ja.Window(3, 1, offset=x([0, 2])),
+        oracle.window(T, S, 3, 1, np.array([0, 2])),
+    ),
+    "wide": (lambda x: ja.Window(300, 200, offset=x([0, 2])), None),
+    "widest-left": (lambda x: ja.Window(MOST, 0, offset=x(2)), oracle.causal(T, S, 2)),
+    "widest-right": (lambda x: ja.Window(None, BEYOND, offset=x(2)), None),
+    "prefix": (lambda x: ja.PrefixLM(x([4, 0]), 1), oracle.prefix(T, S, np.array([4, 0]), 1)),
+    "lengths": (
+        lambda x: ja.Lengths(x(9), x([5, 13])),
+        oracle.lengths(T, S, 9, np.array([5, 13])),
+    ),
+    "segments": (
+        lambda x: ja.Segments(x(np.arange(T) // 4), x(np.arange(S) // 4)),
+        oracle.segments(np.arange(T) // 4, np.arange(S) // 4),
+    ),
+    "positions": (
+        lambda x: ja.Positions(x(np.arange(T)), x(np.arange(S)[::-1])),
+        oracle.positions(np.arange(T), np.arange(S)[::-1]),
+    ),
+}
+
+# Numbers that no index holds, and numbers at its edge.
+EXTREME = {
+    "hides-nothing-right": (ja.Window(None, MOST, jnp.int32(3)), None),
+    "hides-nothing": (ja.Window(BEYOND, BEYOND, jnp.int32(-3)), None),
+    "left": (ja.Window(MOST, 0, jnp.int32(-3)), oracle.causal(T, S, -3)),
+    "left-static": (ja.Window(BEYOND, 0, 0), oracle.causal(T, S)),
+    "offset": (ja.Window(2, 1, BEYOND), oracle.window(T, S, 2, 1, BEYOND)),
+    "offset-back": (ja.Window(2, BEYOND, -MOST), None),
+    "least": (ja.Causal(jnp.int32(-(2**31))), np.zeros((1, T, S), bool)),
+    "most": (ja.Causal(jnp.uint32(2**32 - 1)), None),
+    "prefix": (ja.PrefixLM(BEYOND, 0), None),
+    "lengths": (
+        ja.Lengths(k=np.array([BEYOND, 5])),
+        oracle.lengths(T, S, None, np.array([BEYOND, 5])),
+    ),
+    "ids": (
+        ja.Segments(BEYOND + np.arange(T) // 4, BEYOND + np.arange(S) // 4),
+        oracle.segments(np.arange(T) // 4, np.arange(S) // 4),
+    ),
+    "ids-apart": (
+        ja.Segments(np.arange(T) % 2 * 2**32 - (np.arange(T) == 3), np.arange(S) % 2 * 2**32),
+        oracle.segments(np.arange(T) % 2 - (np.arange(T) == 3), np.arange(S) % 2),
+    ),
+    "ids-unsigned": (
+        ja.Segments(jnp.uint32(2**31 + np.arange(T) // 4), jnp.uint32(2**31 + np.arange(S) // 4)),
+        oracle.segments(np.arange(T) // 4, np.arange(S) // 4),
+    ),
+}
+
+
+def check(mask, allowed, backend):
+    out, naive = (oracle.attention(Q, K, V, allowed, dtype=x)[0] for x in (np.float64, np.float32))
+    assert_close(ja.attention(Q, K, V, mask=mask, backend=backend), out, naive)
+    jitted = jax.jit(lambda mask: ja.attention(Q, K, V, mask=mask, backend=backend))
+    assert_close(jitted(mask), out, naive, what="result where the mask is traced")
+
+
+@pytest.mark.sampled(2)
+@for_backends
+@for_dtypes
+@pytest.mark.parametrize("name", OF_DTYPE)
+def test_dtypes(name, dtype, backend):
+    build, allowed = OF_DTYPE[name]
+    with jax.enable_x64(dtype in ("int64", "uint64")):
+        check(build(lambda x: jnp.asarray(x, dtype)), allowed, backend)
+
+
+@for_backends
+@pytest.mark.parametrize("name", EXTREME)
+def test_extremes(name, backend):
+    check(*EXTREME[name], backend)
+
+
+@for_backends
+def test_wide_ids_while_tracing(backend):
+    ids = 2**40 * (np.arange(T) % 2) - (np.arange(T) == 3), 2**40 * (np.arange(S) % 2)
+    allowed = oracle.segments(*(np.sign(x) for x in ids))
+    with jax.enable_x64():
+        check(ja.Segments(*map(jnp.asarray, ids)), allowed, backend)
+
+
+@pytest.mark.parametrize("dtype", ["int16", "uint32"])
+def test_gradients(dtype):
+    mask = ja.Window(MOST, 1, offset=jnp.asarray(1, dtype))
+    check_against_oracle(ja.Blockwise(4, 3), mask, oracle.causal(T, S, 2))
+
+
+@for_backends
+@for_dtypes
+def test_scores_with_offsets(dtype, backend):
+    table = RNG.standard_normal((8, H)).astype(np.float32)
+    with jax.enable_x64(dtype in ("int64", "uint64")):
+        offset = jnp.asarray(2, dtype)
+        for item in (
+            lambda x: ja.ALiBi(offset=x),
+            lambda x: ja.RelativeBias(table, max_distance=9, offset=x),
+        ):
+            got, want = (ja.attention(Q, K, V, score=item(x), backend=backend) for x in (offset, 2))
+            np.testing.assert_array_equal(got, want)
+
+
+def test_relative_bias_far_away():
+    table = RNG.standard_normal((8, H)).astype(np.float32)
+    got, want = (
+        ja.attention(Q, K, V, score=ja.RelativeBias(table, max_distance=9, offset=x))
+        for x in (jnp.int32(MOST), 1000)
+    )
+    np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("x64", [False, True])
+def test_lengths_mapped(x64):
+    lengths = jnp.asarray([5, 13], jnp.int32)
+    with jax.enable_x64(x64):
+        one = lambda q, k, v, n: ja.attention(q, k, v, mask=ja.Lengths(k=n))
+        got = jax.vmap(one)(Q, K, V, lengths)
+    out, naive = (
+        oracle.attention(Q, K, V, oracle.lengths(T, S, None, np.array([5, 13])), dtype=x)[0]
+        for x in (np.float64, np.float32)
+    )
+    assert_close(got, out, naive)
+
+
+@pytest.mark.parametrize("count", [None, np.uint8(4), 4, np.int64(4)])
+@pytest.mark.parametrize("window", [None, 6])
+@pytest.mark.parametrize("batch", [(), (1,)])
+def test_caches_under_x64(batch, window, count):
+    k = np.broadcast_to(K[0, :4], (*batch, 4, *K.shape[2:]))
+    q = np.broadcast_to(Q[0, :4], (*batch, 4, *Q.shape[2:]))
+    want = ja.attention(q, k, k, mask=ja.Causal())
+    with jax.enable_x64():
+        empty = ja.cache.empty(batch, 8, N, K.shape[-1], window=window)
+        got, cache = ja.cache.attend(q, k, k, empty, count=count)
+    np.testing.assert_allclose(got.out, want, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(cache.length, np.full(batch, 4))
+
+
+def test_what_does_not_fit_is_an_error():
+    far = np.arange(T) + BEYOND
+    with pytest.raises(ValueError, match="subtract what q and k have in common"):
+        ja.attention(Q, K[:, :T], V[:, :T], mask=ja.Positions(far, far))
+    with pytest.raises(ValueError, match="up to 1,073,741,824 either way, got 1,099,511,627,776"):
+        ja.attention(Q, K, V, score=ja.ALiBi(offset=BEYOND))
+    with pytest.raises(ValueError, match="subtract a number from all of them"):
+        ja.rope.apply_rope(Q[..., :4], far, ja.rope.Rope(4))

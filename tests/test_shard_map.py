@@ -1,0 +1,18 @@
+"""`jax.shard_map` with its default check of what varies: see shard_map_cases.py."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import shard_map_cases
+
+FLAGS = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+
+
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("name", shard_map_cases.NAMES)
+def test_inside_shard_map(name):
+    code = f"import shard_map_cases; shard_map_cases.run({name!r})"
+    folder, environment = os.path.dirname(__file__), {**os.environ, **FLAGS}
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=folder, env=environment)
