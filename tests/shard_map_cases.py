@@ -47,9 +47,12 @@ EVERY = {
 
 def table_score(table):
     """A function that closes over an array, and does to it alone what has rules of its own."""
-    return lambda logit, at: jnp.where(
-        at.k % 2 == 0, jax.nn.relu(logit), logit + jnp.tanh(jax.nn.relu(table)[at.head, at.k])
-    ) + jnp.logaddexp(logit, table[at.head, at.q])
+    return lambda logit, at: (
+        jnp.where(
+            at.k % 2 == 0, jax.nn.relu(logit), logit + jnp.tanh(jax.nn.relu(table)[at.head, at.k])
+        )
+        + jnp.logaddexp(logit, table[at.head, at.q])
+    )
 
 
 def seen_within(table):
@@ -66,7 +69,7 @@ RULES = {
     "either": lambda x: {"mask": ja.Lengths(k=x["lengths"]) | ja.Causal(-2)},
     "scores": lambda x: {
         "mask": ja.Causal(),
-        "score": (ja.ALiBi(), ja.RelativeBias(x["table"]), ja.SoftCap(3.0)),
+        "score": (ja.ALiBi(), ja.RelativeBias(x["table"].T), ja.SoftCap(3.0)),
     },
     "function": lambda x: {"mask": seen_within(x["table"]), "score": table_score(x["table"])},
     "sinks": lambda x: {"mask": ja.Causal(), "sinks": x["table"][:, 0]},
@@ -145,7 +148,7 @@ def ring(backend):
         me, size = jax.lax.axis_index("x"), q.shape[1]
         parts = []
         for step in range(n):
-            offset = ((me - (me - step) % n)) * size
+            offset = (me - (me - step) % n) * size
             parts.append(ja.attend(q, k, v, mask=ja.Causal(offset), backend=backend))
             k, v = (jax.lax.ppermute(a, "x", [(i, (i + 1) % n) for i in range(n)]) for a in (k, v))
         return ja.merge(*parts)
@@ -212,6 +215,7 @@ def two_axes():
         return jnp.sin(attended(q, k, v, table).out).sum()
 
     spec = P("x", None, "y")
+
     def first_axes(got):
         return got._replace(out=got.out.swapaxes(1, 2), lse=got.lse.swapaxes(1, 2))
 

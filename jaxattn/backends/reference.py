@@ -65,13 +65,16 @@ def one_head(
     block = Block(sizes, flat, 1, head, (1, 1), place.rows, place.keys)
     part = lambda value: jax.tree.map(lambda x: x.reshape(x.shape[3:]), value.read(block))
 
-    logits = scaled = steps.scores(_finite(q), _finite(k), rule.scale).scaled
+    scaled = steps.scores(_finite(q), _finite(k), rule.scale).scaled
+    allowed = part(rule.mask).allows(place)
+    allowed = None if allowed is None else jnp.broadcast_to(allowed, scaled.shape)
+    # What a hidden pair holds may overflow, and 0 times the derivative of that is NaN.
+    hide = lambda x: x if allowed is None else jnp.where(allowed, x, 0)
+    logits = hide(scaled)
     for item in rule.score:
         logits = part(item).apply(logits, place)
-    allowed = part(rule.mask).allows(place)
-    allowed = None if allowed is None else jnp.broadcast_to(allowed, logits.shape)
     logits = steps.mask(logits, allowed)
-    whole = weights = steps.weights(logits)
+    whole = weights = hide(steps.weights(logits))
     if rule.dropout is not None:
         weights = part(rule.dropout).apply(weights, place)
     seen = jnp.ones(logits.shape, bool) if allowed is None else allowed

@@ -86,11 +86,16 @@ def logits(
     scaled: Float[Array, "r c"], rule: Rule, place: Place, counts: Bool[Array, " c"] | None
 ) -> Float[Array, "r c"]:
     """Scores and mask, in this order."""
-    changed = scaled
+    allowed = allows(rule, place, counts)
+    changed = hide(scaled, allowed) if rule.score else scaled
     for item in rule.score:
         changed = item.apply(changed, place)
-    allowed = allows(rule, place, counts)
     return changed if allowed is None else jnp.where(allowed, changed, -jnp.inf)
+
+
+def hide(x: Float[Array, "a b"], allowed: Bool[Array, "#a #b"] | None) -> Float[Array, "a b"]:
+    """0 for a hidden pair, whose logit may have overflowed: 0 times its derivative is NaN."""
+    return x if allowed is None else jnp.where(allowed, x, 0)
 
 
 def absorb(
@@ -156,6 +161,8 @@ def tangent(
     logits_cr, dlogits_cr = dot(k, scaled_q.T), sum(parts[1:], parts[0]) if parts else None
 
     allowed_cr = allows(rule, place, counts)
+    # A hidden pair's tangent may have overflowed, and what flows back to it from its value too.
+    dlogits_cr = None if dlogits_cr is None else hide(dlogits_cr, allowed_cr)
     if rule.score:
         logits_cr, dlogits_cr = _scored(
             rule.score, d.score, logits_cr, dlogits_cr, place, allowed_cr
@@ -169,7 +176,7 @@ def tangent(
     nothing = jnp.zeros((q.shape[0], v.shape[1]), q.dtype), jnp.zeros_like(peak)
     mixed, dlse = vary(nothing, varying(peak))
     if dlogits_cr is not None:
-        pdl_cr = p_cr * dlogits_cr
+        pdl_cr = hide(p_cr * dlogits_cr, allowed_cr)
         wdl_cr = pdl_cr if rule.dropout is None else rule.dropout.apply(pdl_cr, place)
         mixed, dlse = dot(wdl_cr.T, v), pdl_cr.sum(axis=0)
     if d.v is not None:
@@ -196,15 +203,14 @@ def _scored(
             logits_cr = item.apply(logits_cr, place)
         return logits_cr
 
+    logits_cr = hide(logits_cr, allowed_cr)
     some, dsome = [leaves[i] for i in moved], [moves[i] for i in moved]
     if dlogits_cr is None and not moved:
         return apply(logits_cr, []), None
-
     # A score may have no derivative at a hidden pair. Nothing of it may flow back.
-    hide = lambda x: x if allowed_cr is None else jnp.where(allowed_cr, x, 0)
     if dlogits_cr is None:
         fixed_cr = logits_cr
         logits_cr, dlogits_cr = jax.jvp(lambda some: apply(fixed_cr, some), (some,), (dsome,))
-        return logits_cr, hide(dlogits_cr)
-    logits_cr, dlogits_cr = jax.jvp(apply, (logits_cr, some), (hide(dlogits_cr), dsome))
-    return logits_cr, hide(dlogits_cr)
+    else:
+        logits_cr, dlogits_cr = jax.jvp(apply, (logits_cr, some), (dlogits_cr, dsome))
+    return logits_cr, hide(dlogits_cr, allowed_cr)
