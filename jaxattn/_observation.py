@@ -1,6 +1,6 @@
 """What an observation is: a fold over the tiles of the weights, one that never holds them whole."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any, ClassVar, NamedTuple
 
@@ -39,6 +39,7 @@ class Seen(NamedTuple):
     lse: of the rows, over all keys and the sink.
     live: which rows see any key, here or in another tile.
     place: where the tile is.
+    scored: whether scores came between `scaled` and `logits`.
     """
 
     p: Float[Array, "t s"]
@@ -51,6 +52,7 @@ class Seen(NamedTuple):
     lse: Float[Array, " t"]
     live: Bool[Array, " t"]
     place: Place
+    scored: bool = True
 
     @property
     def weights(self) -> Float[Array, "t s"]:
@@ -90,6 +92,11 @@ class Observation(Value):
     def per(self) -> Per:
         return self.PER
 
+    @property
+    def in_turn(self) -> bool:
+        """Whether it takes memory beside the tile, and waits for others that do; by `norm`."""
+        return False
+
     def resolve(self, sizes: Sizes, dtype: Any) -> "Observation":
         """This observation with every default made explicit, for weights of `dtype`."""
         del sizes, dtype
@@ -114,6 +121,23 @@ class Observation(Value):
         """
         del live
         return state
+
+
+def by_rows(f: Callable[..., Any], many: int, *each: Array) -> Any:
+    """f(*each), for an f that makes one thing of each row, from `many` rows at a time.
+
+    So what f makes on the way is never as large as the tile; nor is it in the derivatives.
+    """
+    count, rest = divmod(len(each[0]), many)
+    if count + (rest > 0) < 2:
+        return f(*each)
+    groups = [x[: count * many].reshape(count, many, *x.shape[1:]) for x in each]
+    again = jax.checkpoint(lambda group: f(*group), prevent_cse=False)
+    made = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.lax.map(again, groups))
+    if not rest:
+        return made
+    last = f(*(x[-rest:] for x in each))
+    return jax.tree.map(lambda *x: jnp.concatenate(x), made, last)
 
 
 class Sum(Observation):

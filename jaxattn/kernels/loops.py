@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from jaxattn._axes import Index
 from jaxattn.kernels.plan import Plan
@@ -23,6 +24,18 @@ def by_width(
         return visit(fits[0] if fits else widths[-1]) if needed > 0 else nothing()
     index = jnp.clip((needed + widths[0] - 1) // widths[0], 0, len(widths))
     return jax.lax.switch(index, [nothing, *(partial(visit, width) for width in widths)])
+
+
+def after(x: Array, others: Any) -> Array:
+    """x, made once all arrays of `others` are there, so that what it takes to make the two is not
+    in memory at one time.
+
+    XLA has dropped its barriers by the time at which it puts the work in order; so x depends on a
+    comparison that is never true.
+    """
+    real = lambda y: y.size and jnp.issubdtype(y.dtype, jnp.floating)
+    firsts = [y[(0,) * y.ndim].astype(x.dtype) for y in jax.tree.leaves(others) if real(y)]
+    return jnp.where(sum(firsts) < -jnp.inf, 0, x) if firsts else x
 
 
 def repeat(n: int, step: Callable[[Index, Any], Any], carry: Any, unrolled: bool = False) -> Any:

@@ -27,7 +27,7 @@ class MaxLogit(Largest):
         return jnp.asarray(-jnp.inf, dtype)
 
     def absorb(self, seen: Seen) -> Float[Array, ""]:
-        if not self.before_scores:
+        if not (self.before_scores and seen.scored):
             return seen.peak.max()
         return jnp.where(seen.logits > -jnp.inf, seen.scaled, -jnp.inf).max()
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxattn._axes import dot
 from jaxattn._batched import fit
-from jaxattn._observation import QUERY, Largest, Observation, Seen, Sum
+from jaxattn._observation import QUERY, Largest, Observation, Seen, Sum, by_rows
 from jaxattn._value import Sizes
 from jaxattn.observe.rank import largest
 
@@ -88,15 +88,24 @@ class TopKeys(Observation):
         if not isinstance(self.count, int) or self.count < 1:
             raise ValueError(f"TopKeys takes how many keys to keep, at least 1, got {self.count!r}")
 
+    @property
+    def in_turn(self) -> bool:
+        return True
+
     def start(self, sizes: Sizes, dtype: Any) -> Ranked:
         nothing = jnp.zeros(self.count, dtype)
         return Ranked(nothing - jnp.inf, nothing, jnp.full(self.count, -1, jnp.int32))
 
     def absorb(self, seen: Seen) -> Ranked:
-        logits = jax.lax.stop_gradient(seen.logits)
-        best, at = largest(logits, min(self.count, logits.shape[1]))
-        p = jnp.take_along_axis(seen.p, at, axis=1, mode="clip")
-        return self._of(best, p * seen.norm[:, None], seen.place.keys.start + at)
+        count = min(self.count, seen.logits.shape[1])
+
+        def some(logits: Array, p: Array, norm: Array) -> tuple[Array, ...]:
+            best, at = largest(jax.lax.stop_gradient(logits), count)
+            return best, jnp.take_along_axis(p, at, axis=1, mode="clip") * norm[:, None], at
+
+        many = 64 if seen.logits.shape[1] <= 2048 else 32  # so that `largest` stays fast
+        best, weights, at = by_rows(some, many, seen.logits, seen.p, seen.norm)
+        return self._of(best, weights, seen.place.keys.start + at)
 
     def merge(self, a: Ranked, b: Ranked) -> Ranked:
         both = jax.tree.map(lambda *x: jnp.concatenate(x, axis=-1), a, b)
