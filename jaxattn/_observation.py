@@ -92,11 +92,6 @@ class Observation(Value):
     def per(self) -> Per:
         return self.PER
 
-    @property
-    def in_turn(self) -> bool:
-        """Whether it takes memory beside the tile, and waits for others that do; by `norm`."""
-        return False
-
     def resolve(self, sizes: Sizes, dtype: Any) -> "Observation":
         """This observation with every default made explicit, for weights of `dtype`."""
         del sizes, dtype

@@ -129,14 +129,13 @@ def look(
     sizes: Sizes,
 ) -> tuple[Any, ...]:
     """`watch.look` of the whole tile. watched: of the pieces."""
-    added: list[Any] = []
+    added = []
     for piece, its, tiles, rule in zip(stairs.pieces, watched, products, rules, strict=True):
         cut = partial(_cut_rows, whole=stairs.whole.rows, part=piece.rows)
         here = place._replace(rows=piece.rows, keys=piece.keys)
         rows = None if counts_rows is None else cut(counts_rows)
         lse_here = jax.tree.map(cut, lse)
-        ready = added[-1:]
-        added.append(watch.look(its, tiles, lse_here, rule, here, None, rows, ready))
+        added.append(watch.look(its, tiles, lse_here, rule, here, None, rows))
     each = zip(watched[0], *added, strict=True)
     return tuple(_joined(stairs, sizes, lse.peak.dtype, *one) for one in each)
 

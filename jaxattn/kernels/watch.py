@@ -15,7 +15,6 @@ from jaxattn._observation import KEY, QUERY, Observation, Seen
 from jaxattn._problem import Rule
 from jaxattn._value import Place, Sizes, Span
 from jaxattn.kernels import tile
-from jaxattn.kernels.loops import after
 from jaxattn.kernels.walk import Run, Walk, to_rows
 
 Watch: TypeAlias = tuple[Observation, ...]
@@ -60,9 +59,8 @@ def look(
     place: Place,
     counts: Array | None,
     counts_rows: Array | None,
-    ready: Any = (),
 ) -> tuple[Any, ...]:
-    """What a tile of one head adds to each state. Observations in turn begin after `ready`.
+    """What a tile of one head adds to each state.
 
     counts, counts_rows: the keys and rows that are in no earlier tile; None for all. A row that was
     met before adds nothing, except to what there is one of for each query: it is the same again.
@@ -89,15 +87,7 @@ def look(
     seen = Seen(p, norm, logits, scaled, allowed, queries, peak, lse_rows, live, place)
     seen = seen._replace(scored=bool(rule.score))
     once = seen if counts_rows is None else _new_rows(seen, counts_rows)
-    added = []
-    for each in watch:
-        its = seen if each.per is QUERY else once
-        if each.in_turn:
-            added.append(each.absorb(its._replace(norm=after(its.norm, ready))))
-            ready = added[-1]
-        else:
-            added.append(each.absorb(its))
-    return tuple(added)
+    return tuple(each.absorb(seen if each.per is QUERY else once) for each in watch)
 
 
 def _new_rows(seen: Seen, new: Array) -> Seen:

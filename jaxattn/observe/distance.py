@@ -78,10 +78,6 @@ class Distance(Observation):
         """Where the buckets of distances before the query begin."""
         return (0, *(2**i for i in range((self.longest - 1).bit_length())))
 
-    @property
-    def in_turn(self) -> bool:
-        return True
-
     def start(self, sizes: Sizes, dtype: Any) -> Moments:
         zero, at = jnp.zeros((), dtype), jnp.zeros((), jnp.int32)
         return Moments(zero, at, zero, zero, jnp.zeros(len(self.edges) + 1, dtype))

@@ -60,10 +60,6 @@ class Map(Observation):
     def __repr__(self) -> str:
         return f"Map(cells={self.cells}, reduce={self.reduce!r})"
 
-    @property
-    def in_turn(self) -> bool:
-        return self.reduce is PEAK
-
     def start(self, sizes: Sizes, dtype: Any) -> Array:
         return jnp.zeros((count_of(self.t, self.cells), count_of(self.s, self.cells)), dtype)
 

@@ -88,10 +88,6 @@ class TopKeys(Observation):
         if not isinstance(self.count, int) or self.count < 1:
             raise ValueError(f"TopKeys takes how many keys to keep, at least 1, got {self.count!r}")
 
-    @property
-    def in_turn(self) -> bool:
-        return True
-
     def start(self, sizes: Sizes, dtype: Any) -> Ranked:
         nothing = jnp.zeros(self.count, dtype)
         return Ranked(nothing - jnp.inf, nothing, jnp.full(self.count, -1, jnp.int32))
