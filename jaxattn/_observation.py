@@ -1,6 +1,7 @@
 """What an observation is: a fold over the tiles of the weights, one that never holds them whole."""
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Any, ClassVar, NamedTuple
 
@@ -117,6 +118,32 @@ class Observation(Value):
         del live
         return state
 
+    def merge_results(self, results: Sequence[Any], shares: "Shares") -> Any:
+        """What is shown of all keys, from what was shown of disjoint sets of them.
+
+        NotImplemented where that does not follow from it.
+        """
+        del results, shares
+        return NotImplemented
+
+
+class Shares(NamedTuple):
+    """What sets of keys have of the weights of all.
+
+    share: for each set, the sum of its weights, with its sink if it has one. log: of that; 0 where
+    no key of the set is seen. lse: of all keys.
+    """
+
+    share: tuple[Float[Array, "*b t h"], ...]
+    log: tuple[Float[Array, "*b t h"], ...]
+    lse: Float[Array, "*b t h"]
+
+    def mix(self, results: Sequence[Float[Array, "..."]]) -> Float[Array, "..."]:
+        """Σ share · result."""
+        grow = lambda share, x: share.reshape(*share.shape, *(1,) * (x.ndim - share.ndim))
+        terms = [grow(share, x) * x for share, x in zip(self.share, results, strict=True)]
+        return functools.reduce(jnp.add, terms)
+
 
 def by_rows(f: Callable[..., Any], many: int, *each: Array) -> Any:
     """f(*each), for an f that makes one thing of each row, from `many` rows at a time.
@@ -155,6 +182,16 @@ def check_observations(observe: Any, sizes: Sizes, dtype: Any) -> dict[str, Obse
     Raises:
       TypeError: not a dict of observations.
     """
+    named = check_named(observe)
+    return {name: each.resolve(sizes, dtype) for name, each in named.items()}
+
+
+def check_named(observe: Any) -> Mapping[str, Observation]:
+    """`observe` if it is a dict of observations; an empty one for None.
+
+    Raises:
+      TypeError: it is something else.
+    """
     if observe is None:
         return {}
     if not isinstance(observe, Mapping):
@@ -171,7 +208,7 @@ def check_observations(observe: Any, sizes: Sizes, dtype: Any) -> dict[str, Obse
                 f"an observation is a value such as Entropy() or Map(cells=256), got "
                 f"{observation!r} for {name!r}{hint}"
             )
-    return {name: each.resolve(sizes, dtype) for name, each in observe.items()}
+    return observe
 
 
 def finish(

@@ -1,12 +1,14 @@
 """Observations with one result for each head, [*b h ...]."""
 
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxattn._observation import HEAD, Largest, Seen, Sum
+from jaxattn._observation import HEAD, Largest, Seen, Shares, Sum
 from jaxattn._value import Sizes
 
 
@@ -33,6 +35,9 @@ class MaxLogit(Largest):
 
     def finish(self, state: Array, live: Array) -> Float[Array, " h"]:
         return state.max(axis=tuple(range(state.ndim - 1)), initial=-jnp.inf)
+
+    def merge_results(self, results: Sequence[Array], shares: Shares) -> Float[Array, " h"]:
+        return functools.reduce(jnp.maximum, results)
 
 
 class Pairs(NamedTuple):

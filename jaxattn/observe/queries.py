@@ -1,5 +1,7 @@
 """Observations with one result for each query, [*b t h ...]."""
 
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -9,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxattn._axes import dot
 from jaxattn._batched import fit
-from jaxattn._observation import QUERY, Largest, Observation, Seen, Sum, by_rows
+from jaxattn._observation import QUERY, Largest, Observation, Seen, Shares, Sum, by_rows
 from jaxattn._value import Sizes
 from jaxattn.observe.rank import largest
 
@@ -26,6 +28,10 @@ class LogSumExp(Largest):
     def absorb(self, seen: Seen) -> Float[Array, " t"]:
         return seen.lse
 
+    def merge_results(self, results: Sequence[Array], shares: Shares) -> Float[Array, "*b t h"]:
+        dead = functools.reduce(jnp.logical_and, [jnp.isneginf(x) for x in results])
+        return jnp.where(dead, -jnp.inf, shares.lse)  # also where there are sinks
+
 
 @dataclass(frozen=True, repr=False)
 class RowMax(Largest):
@@ -38,6 +44,9 @@ class RowMax(Largest):
 
     def absorb(self, seen: Seen) -> Float[Array, " t"]:
         return seen.peak
+
+    def merge_results(self, results: Sequence[Array], shares: Shares) -> Float[Array, "*b t h"]:
+        return functools.reduce(jnp.maximum, results)
 
 
 @dataclass(frozen=True, repr=False)
@@ -59,6 +68,10 @@ class Entropy(Sum):
         lse = jnp.where(seen.live, seen.lse, 0)
         parts = seen.p * (lse[:, None] - logits)
         return jnp.where(seen.logits > -jnp.inf, parts, 0).sum(axis=1) * seen.norm
+
+    def merge_results(self, results: Sequence[Array], shares: Shares) -> Float[Array, "*b t h"]:
+        """The entropy within the parts and that of the shares; where no part has a sink."""
+        return shares.mix([x - log for x, log in zip(results, shares.log, strict=True)])
 
 
 class Tops(NamedTuple):
@@ -152,6 +165,10 @@ class MassOn(Sum):
         keys = seen.k < self.keys if isinstance(self.keys, int) else self.keys
         return jnp.where(keys[None, :], seen.p, 0).sum(axis=1) * seen.norm
 
+    def merge_results(self, results: Sequence[Array], shares: Shares) -> Any:
+        """On the sets of all parts. A number counts from the first key of each part, not of all."""
+        return NotImplemented if isinstance(self.keys, int) else shares.mix(results)
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Apply(Sum):
@@ -174,6 +191,9 @@ class Apply(Sum):
     def absorb(self, seen: Seen) -> Float[Array, "t x"]:
         u = jnp.broadcast_to(self.u, (seen.weights.shape[1], self.u.shape[-1]))
         return dot(seen.p, u) * seen.norm[:, None]
+
+    def merge_results(self, results: Sequence[Array], shares: Shares) -> Float[Array, "*b t h x"]:
+        return shares.mix(results)  # each part has the u of its keys
 
 
 @dataclass(frozen=True, eq=False, repr=False)
