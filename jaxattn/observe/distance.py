@@ -10,8 +10,9 @@ from jaxtyping import Array, Float, Int
 from jaxattn._observation import QUERY, Observation, Seen, by_rows
 from jaxattn._offset import Offset, resolve_offset
 from jaxattn._value import Sizes
+from jaxattn.observe.whole import check_offset
 
-ROWS, NUMBERS = 16, 2**14  # that are taken at a time
+ROWS = 8  # that are taken at a time
 
 
 class Spread(NamedTuple):
@@ -71,7 +72,8 @@ class Distance(Observation):
         return f"Distance(offset={self.offset!r})"
 
     def resolve(self, sizes: Sizes, dtype: Any) -> "Distance":
-        return Distance(resolve_offset("Distance", self.offset, sizes), max(sizes.s, sizes.t, 2))
+        offset = resolve_offset("Distance", check_offset(self.offset), sizes)
+        return Distance(offset, max(sizes.s, sizes.t, 2))
 
     @property
     def edges(self) -> tuple[int, ...]:
@@ -104,7 +106,7 @@ class Distance(Observation):
             return Moments(*moments, jnp.stack(shares) * norm)
 
         from_first = (seen.q + self.offset - keys.start).astype(jnp.int32)
-        many = max(2, min(ROWS, NUMBERS // keys.size))
+        many = ROWS if keys.size <= 2048 else 2  # a power of two, as the rows of a tile divide by
         return by_rows(jax.vmap(row), many, seen.p, seen.norm, from_first)
 
     def merge(self, a: Moments, b: Moments) -> Moments:

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from jaxattn._observation import HEAD, Largest, Seen, Shares, Sum
 from jaxattn._value import Sizes
+from jaxattn.observe.whole import is_whole
 
 
 @dataclass(frozen=True, repr=False)
@@ -56,16 +57,27 @@ class Diagonal(Sum):
 
     offset: int = 0
 
+    def __post_init__(self) -> None:
+        if not is_whole(self.offset):
+            raise TypeError(
+                f"Diagonal takes one whole number for all queries, as offset=-1 for the previous "
+                f"token, got {self.offset!r}; for END pass s - t, for several a Diagonal for each"
+            )
+        object.__setattr__(self, "offset", int(self.offset))
+
+    def resolve(self, sizes: Sizes, dtype: Any) -> "Diagonal":
+        return Diagonal(min(max(self.offset, -sizes.t), sizes.s))  # beyond it there is no pair
+
     def start(self, sizes: Sizes, dtype: Any) -> Pairs:
         return Pairs(jnp.zeros((), dtype), jnp.zeros((), dtype))
 
     def absorb(self, seen: Seen) -> Pairs:
         at = seen.q + self.offset - seen.place.keys.start
-        inside = (at >= 0) & (at < seen.weights.shape[1])
+        inside = (at >= 0) & (at < seen.p.shape[1])
         pick = lambda x: jnp.take_along_axis(x, at[:, None], axis=1, mode="clip")[:, 0]
         counts = inside & pick(seen.allowed)
-        weights = jnp.where(counts, pick(seen.weights), 0)
-        return Pairs(weights.sum(), counts.sum(dtype=seen.weights.dtype))
+        weights = jnp.where(counts, pick(seen.p) * seen.norm, 0)
+        return Pairs(weights.sum(), counts.sum(dtype=seen.p.dtype))
 
     def finish(self, state: Pairs, live: Array) -> Float[Array, "*b h"]:
         return state.total / jnp.maximum(state.count, 1)

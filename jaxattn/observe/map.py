@@ -13,6 +13,7 @@ from jaxattn._axes import Index, dot
 from jaxattn._observation import HEAD, Observation, Seen, by_rows
 from jaxattn._value import Sizes, Span
 from jaxattn.kernels.plan import ceil_div
+from jaxattn.observe.whole import is_whole
 
 ROWS = 64  # that are multiplied by their norms at a time
 
@@ -49,8 +50,9 @@ class Map(Observation):
     s: int = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.cells, int) or self.cells < 1:
+        if not is_whole(self.cells) or self.cells < 1:
             raise ValueError(f"a Map has at least 1 cell each way, got cells={self.cells!r}")
+        object.__setattr__(self, "cells", int(self.cells))
         if not isinstance(self.reduce, Reduce):
             raise TypeError(f"a Map reduces by SHARE, PEAK or SUM, got {self.reduce!r}")
 

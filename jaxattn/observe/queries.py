@@ -7,6 +7,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxattn._axes import dot
@@ -14,6 +15,7 @@ from jaxattn._batched import fit
 from jaxattn._observation import QUERY, Largest, Observation, Seen, Shares, Sum, by_rows
 from jaxattn._value import Sizes
 from jaxattn.observe.rank import largest
+from jaxattn.observe.whole import is_whole, positions, whole
 
 
 @dataclass(frozen=True, repr=False)
@@ -98,8 +100,9 @@ class TopKeys(Observation):
     count: int = 8
 
     def __post_init__(self) -> None:
-        if not isinstance(self.count, int) or self.count < 1:
+        if not is_whole(self.count) or self.count < 1:
             raise ValueError(f"TopKeys takes how many keys to keep, at least 1, got {self.count!r}")
+        object.__setattr__(self, "count", int(self.count))
 
     def start(self, sizes: Sizes, dtype: Any) -> Ranked:
         nothing = jnp.zeros(self.count, dtype)
@@ -147,9 +150,17 @@ class MassOn(Sum):
 
     keys: int | Bool[Array, "*#b #h s"]
 
+    def __post_init__(self) -> None:
+        if isinstance(self.keys, bool | np.bool_):
+            raise TypeError(
+                f"MassOn takes a number of keys or an array of booleans, got {self.keys!r}; pass "
+                f"MassOn(s) for all of s keys"
+            )
+        object.__setattr__(self, "keys", whole(self.keys))
+
     def resolve(self, sizes: Sizes, dtype: Any) -> "MassOn":
         if isinstance(self.keys, int):
-            return self
+            return MassOn(min(max(self.keys, 0), sizes.s))
         keys = jnp.asarray(self.keys)
         if keys.dtype != bool:
             raise TypeError(
@@ -189,7 +200,7 @@ class Apply(Sum):
         return jnp.zeros(self.u.shape[-1], dtype)
 
     def absorb(self, seen: Seen) -> Float[Array, "t x"]:
-        u = jnp.broadcast_to(self.u, (seen.weights.shape[1], self.u.shape[-1]))
+        u = jnp.broadcast_to(self.u, (seen.p.shape[1], self.u.shape[-1]))
         return dot(seen.p, u) * seen.norm[:, None]
 
     def merge_results(self, results: Sequence[Array], shares: Shares) -> Float[Array, "*b t h x"]:
@@ -208,12 +219,13 @@ class Columns(Sum):
     keys: Int[Array, " n"]
 
     def resolve(self, sizes: Sizes, dtype: Any) -> "Columns":
-        return Columns(jnp.atleast_1d(jnp.asarray(self.keys, jnp.int32)))
+        return Columns(positions(self.keys, "Columns", sizes.s))
 
     def start(self, sizes: Sizes, dtype: Any) -> Array:
         return jnp.zeros(self.keys.shape[0], dtype)
 
     def absorb(self, seen: Seen) -> Float[Array, "t n"]:
         at = self.keys - seen.place.keys.start
-        inside = (at >= 0) & (at < seen.weights.shape[1])
-        return jnp.where(inside, jnp.take(seen.weights, at, axis=1, mode="clip"), 0)
+        inside = (at >= 0) & (at < seen.p.shape[1])
+        p = jnp.take(seen.p, at, axis=1, mode="clip")
+        return jnp.where(inside, p * seen.norm[:, None], 0)
