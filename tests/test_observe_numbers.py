@@ -48,7 +48,10 @@ SAME = {
 @pytest.mark.parametrize("name", SAME)
 def test_same_number_shows_the_same(name):
     one, other = (show(x) for x in SAME[name])
-    for a, b in zip(*(jnp.asarray(x).ravel() if not isinstance(x, tuple) else x for x in (one, other)), strict=True):
+    for a, b in zip(
+        *(jnp.asarray(x).ravel() if not isinstance(x, tuple) else x for x in (one, other)),
+        strict=True,
+    ):
         np.testing.assert_array_equal(a, b)
 
 

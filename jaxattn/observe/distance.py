@@ -12,7 +12,7 @@ from jaxattn._offset import Offset, resolve_offset
 from jaxattn._value import Sizes
 from jaxattn.observe.whole import check_offset
 
-ROWS = 8  # that are taken at a time
+ROWS = 8  # that are taken at a time; the rows of a tile are a multiple of it
 
 
 class Spread(NamedTuple):
@@ -106,8 +106,7 @@ class Distance(Observation):
             return Moments(*moments, jnp.stack(shares) * norm)
 
         from_first = (seen.q + self.offset - keys.start).astype(jnp.int32)
-        many = ROWS if keys.size <= 2048 else 2  # a power of two, as the rows of a tile divide by
-        return by_rows(jax.vmap(row), many, seen.p, seen.norm, from_first)
+        return by_rows(jax.vmap(row), ROWS, seen.p, seen.norm, from_first)
 
     def merge(self, a: Moments, b: Moments) -> Moments:
         at = jnp.where(b.mass > a.mass, b.at, a.at)

@@ -74,7 +74,9 @@ class Map(Observation):
                 p, norm = (x.reshape(-1, down, *x.shape[1:]) for x in (seen.p, seen.norm))
                 if self.reduce is PEAK:
                     many = max(ROWS // down, 1)
-                    cells = by_rows(lambda p, norm: _halve(pool, p * norm[..., None]), many, p, norm)
+                    cells = by_rows(
+                        lambda p, norm: _halve(pool, p * norm[..., None]), many, p, norm
+                    )
                 else:
                     cells = jax.vmap(dot)(norm[:, None], p)[:, 0]
                 row = rows.start // down
