@@ -73,7 +73,7 @@ class Map(Observation):
             if rows.size % down == 0:
                 p, norm = (x.reshape(-1, down, *x.shape[1:]) for x in (seen.p, seen.norm))
                 if self.reduce is PEAK:
-                    many = max(ROWS // down, 1)
+                    many = max(ROWS // down, 2)
                     cells = by_rows(
                         lambda p, norm: _halve(pool, p * norm[..., None]), many, p, norm
                     )
