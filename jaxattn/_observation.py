@@ -1,6 +1,7 @@
 """What an observation is: a fold over the tiles of the weights, one that never holds them whole."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Any, ClassVar, NamedTuple
 
@@ -39,6 +40,7 @@ class Seen(NamedTuple):
     lse: of the rows, over all keys and the sink.
     live: which rows see any key, here or in another tile.
     place: where the tile is.
+    scored: whether scores came between `scaled` and `logits`.
     """
 
     p: Float[Array, "t s"]
@@ -51,6 +53,7 @@ class Seen(NamedTuple):
     lse: Float[Array, " t"]
     live: Bool[Array, " t"]
     place: Place
+    scored: bool = True
 
     @property
     def weights(self) -> Float[Array, "t s"]:
@@ -115,6 +118,49 @@ class Observation(Value):
         del live
         return state
 
+    def merge_results(self, results: Sequence[Any], shares: "Shares") -> Any:
+        """What is shown of all keys, from what was shown of disjoint sets of them.
+
+        NotImplemented where that does not follow from it.
+        """
+        del results, shares
+        return NotImplemented
+
+
+class Shares(NamedTuple):
+    """What sets of keys have of the weights of all.
+
+    share: for each set, the sum of its weights, with its sink if it has one. log: of that; 0 where
+    no key of the set is seen. lse: of all keys.
+    """
+
+    share: tuple[Float[Array, "*b t h"], ...]
+    log: tuple[Float[Array, "*b t h"], ...]
+    lse: Float[Array, "*b t h"]
+
+    def mix(self, results: Sequence[Float[Array, "..."]]) -> Float[Array, "..."]:
+        """Σ share · result."""
+        grow = lambda share, x: share.reshape(*share.shape, *(1,) * (x.ndim - share.ndim))
+        terms = [grow(share, x) * x for share, x in zip(self.share, results, strict=True)]
+        return functools.reduce(jnp.add, terms)
+
+
+def by_rows(f: Callable[..., Any], many: int, *each: Array) -> Any:
+    """f(*each), for an f that makes one thing of each row, from `many` rows at a time.
+
+    So what f makes on the way is never as large as the tile; nor is it in the derivatives.
+    """
+    count, rest = divmod(len(each[0]), many)
+    if count + (rest > 0) < 2:
+        return f(*each)
+    groups = [x[: count * many].reshape(count, many, *x.shape[1:]) for x in each]
+    again = jax.checkpoint(lambda group: f(*group), prevent_cse=False)
+    made = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.lax.map(again, groups))
+    if not rest:
+        return made
+    last = f(*(x[-rest:] for x in each))
+    return jax.tree.map(lambda *x: jnp.concatenate(x), made, last)
+
 
 class Sum(Observation):
     """An observation whose states add up; the state of no pairs is zeros."""
@@ -136,6 +182,16 @@ def check_observations(observe: Any, sizes: Sizes, dtype: Any) -> dict[str, Obse
     Raises:
       TypeError: not a dict of observations.
     """
+    named = check_named(observe)
+    return {name: each.resolve(sizes, dtype) for name, each in named.items()}
+
+
+def check_named(observe: Any) -> Mapping[str, Observation]:
+    """`observe` if it is a dict of observations; an empty one for None.
+
+    Raises:
+      TypeError: it is something else.
+    """
     if observe is None:
         return {}
     if not isinstance(observe, Mapping):
@@ -152,7 +208,7 @@ def check_observations(observe: Any, sizes: Sizes, dtype: Any) -> dict[str, Obse
                 f"an observation is a value such as Entropy() or Map(cells=256), got "
                 f"{observation!r} for {name!r}{hint}"
             )
-    return {name: each.resolve(sizes, dtype) for name, each in observe.items()}
+    return observe
 
 
 def finish(

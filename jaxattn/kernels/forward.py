@@ -14,7 +14,7 @@ from jaxattn._problem import Rule
 from jaxattn._value import Place
 from jaxattn._varying import vary
 from jaxattn.kernels import stairs, tile, watch
-from jaxattn.kernels.loops import by_width, loop, repeat
+from jaxattn.kernels.loops import after, by_width, loop, repeat
 from jaxattn.kernels.plan import ceil_div
 from jaxattn.kernels.walk import Keys, Walk, read_keys, read_rows, to_rows
 from jaxattn.kernels.watch import Watch
@@ -33,9 +33,15 @@ def forward(
         run = walk.run(index)
         keys = Keys.of(k, v, run, acc, keep=plan.q_blocks > 1)
 
+        before: list[Any] = []
+
         def each_block(i: Index, carry: tuple[Any, ...]) -> tuple[Any, ...]:
             *wholes, states = carry
-            *parts, added, first_key = _block(walk, index, i, q, keys, rule, hits, watched)
+            # Else XLA makes the tiles of all of them first, and holds what observations need.
+            ready = before.pop() if before else ()
+            *parts, added, first_key = _block(walk, index, i, q, keys, rule, hits, watched, ready)
+            if watched and plan.unrolled:
+                before.append((parts, added))
             rows = walk.rows(i)
 
             def written(whole: Array, part: Array) -> Array:
@@ -68,8 +74,9 @@ def _block(
     rule: Rule,
     hits: Array | None,
     watched: Watch,
+    ready: Any,
 ) -> tuple[Any, ...]:
-    """The i-th block of queries of a run of heads against every key it needs.
+    """The i-th block of queries of a run of heads against every key it needs, after `ready`.
 
     (out, peak, log_total, what it adds to the states, the first key of that).
     """
@@ -77,6 +84,7 @@ def _block(
     run, rows = walk.run(run_index), walk.rows(i)
     reach = walk.reach(rule.mask, hits, run_index, i)
     q_rows = tile.nan_unless_finite(read_rows(q, run, rows).astype(keys.dtype))
+    q_rows = after(q_rows, ready) if ready else q_rows
     held = walk.keys(reach.begin(0), plan.k_block)
     unseen = watch.nothing(walk, watched, run, rows.size, held.size, keys.dtype)
 

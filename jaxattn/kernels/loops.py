@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from jaxattn._axes import INDEX, Index, count_to
 from jaxattn._varying import vary, varying
@@ -30,6 +31,18 @@ def loop(first: Index, stop: Index, step: Callable[[Index, Any], Any], carry: An
     """`jax.lax.fori_loop` over indices."""
     bound = lambda i: INDEX(i) if isinstance(i, int) else jnp.asarray(i, INDEX)
     return jax.lax.fori_loop(bound(first), bound(stop), step, carry)
+
+
+def after(x: Array, others: Any) -> Array:
+    """x, made once all arrays of `others` are there, so that what it takes to make the two is not
+    in memory at one time.
+
+    XLA has dropped its barriers by the time at which it puts the work in order; so x depends on a
+    comparison that is never true.
+    """
+    real = lambda y: y.size and jnp.issubdtype(y.dtype, jnp.floating)
+    firsts = [y[(0,) * y.ndim].astype(x.dtype) for y in jax.tree.leaves(others) if real(y)]
+    return jnp.where(sum(firsts) < -jnp.inf, 0, x) if firsts else x
 
 
 def repeat(n: int, step: Callable[[Index, Any], Any], carry: Any, unrolled: bool = False) -> Any:

@@ -87,6 +87,7 @@ def look(
         queries = jnp.where(counts, queries, 0)
     queries, lse_rows = queries.astype(jnp.int32), lse.peak + log_total
     seen = Seen(p, norm, logits, scaled, allowed, queries, peak, lse_rows, live, place)
+    seen = seen._replace(scored=bool(rule.score))
     once = seen if counts_rows is None else _new_rows(seen, counts_rows)
     added = tuple(each.absorb(seen if each.per is QUERY else once) for each in watch)
     return vary(added, varying(logits))

@@ -3,12 +3,15 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from jaxattn._observation import QUERY, Seen, Sum
-from jaxattn._offset import Offset, resolve_offset
+from jaxattn._observation import QUERY, Observation, Seen, by_rows
+from jaxattn._offset import Offset, resolve_distance
 from jaxattn._value import Sizes
+
+ROWS = 8  # that are taken at a time; the rows of a tile are a multiple of it
 
 
 class Spread(NamedTuple):
@@ -24,17 +27,38 @@ class Spread(NamedTuple):
 
 
 class Moments(NamedTuple):
+    """Of the distances y from `at`, a whole number near their mean: Σ p, Σ p y and Σ p y².
+
+    Around zero the sums would be those of large numbers that nearly cancel: float32 then has no
+    digit left of the variance far back. Around the nearest whole number, Σ p y² is at most twice
+    the variance, and differences of whole numbers are exact.
+    """
+
     mass: Float[Array, " t"]
+    at: Int[Array, " t"]
     first: Float[Array, " t"]
     second: Float[Array, " t"]
     profile: Float[Array, "t buckets"]
 
+    def about(self, at: Int[Array, " t"]) -> "Moments":
+        """The same, around another whole number."""
+        shift = (self.at - at).astype(self.mass.dtype)
+        second = self.second + shift * (2 * self.first + shift * self.mass)
+        return self._replace(at=at, first=self.first + shift * self.mass, second=second)
+
+    def middle(self) -> Int[Array, " t"]:
+        """The whole number nearest to the mean. Counts as a constant: the result does not depend
+        on it."""
+        mean = self.first / jnp.where(self.mass > 0, self.mass, 1)
+        return self.at + jax.lax.stop_gradient(jnp.round(mean)).astype(self.at.dtype)
+
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Distance(Sum):
+class Distance(Observation):
     """How far back every query and head looks: `Spread`.
 
     offset: where the queries are among the keys, as in `Causal`.
+    Source: Chan, Golub and LeVeque 1983, "Algorithms for computing the sample variance".
     """
 
     PER = QUERY
@@ -47,7 +71,8 @@ class Distance(Sum):
         return f"Distance(offset={self.offset!r})"
 
     def resolve(self, sizes: Sizes, dtype: Any) -> "Distance":
-        return Distance(resolve_offset("Distance", self.offset, sizes), max(sizes.s, sizes.t, 2))
+        offset = resolve_distance("Distance", self.offset, sizes)
+        return Distance(offset, max(sizes.s, sizes.t, 2))
 
     @property
     def edges(self) -> tuple[int, ...]:
@@ -55,27 +80,45 @@ class Distance(Sum):
         return (0, *(2**i for i in range((self.longest - 1).bit_length())))
 
     def start(self, sizes: Sizes, dtype: Any) -> Moments:
-        zero = jnp.zeros((), dtype)
-        return Moments(zero, zero, zero, jnp.zeros(len(self.edges) + 1, dtype))
+        zero, at = jnp.zeros((), dtype), jnp.zeros((), jnp.int32)
+        return Moments(zero, at, zero, zero, jnp.zeros(len(self.edges) + 1, dtype))
 
     def absorb(self, seen: Seen) -> Moments:
-        back = seen.place.q + self.offset - seen.place.k
-        away = back.astype(seen.weights.dtype)
         stops = (*self.edges[1:], None)
-        shares = [seen.weights.sum(axis=1, where=back < 0)]
-        for first, stop in reversed(list(zip(self.edges, stops, strict=True))):
-            inside = back >= first if stop is None else (back >= first) & (back < stop)
-            shares.insert(0, seen.weights.sum(axis=1, where=inside))
-        return Moments(
-            seen.weights.sum(axis=1),
-            (seen.weights * away).sum(axis=1),
-            (seen.weights * away**2).sum(axis=1),
-            jnp.stack(shares, axis=1),
+        keys = seen.place.keys
+        k = jnp.arange(keys.size, dtype=jnp.int32)
+
+        def row(p: Float[Array, " s"], norm: Float[Array, ""], from_first: Int[Array, ""]) -> Any:
+            back = from_first - k
+            mass, first = p.sum(), (p * -k).sum()
+            # From the first key on at first: the mean is then good enough to round.
+            rough = Moments(mass, from_first, first, first, first)
+            at = rough.middle()
+            away = (back - at).astype(p.dtype)
+            shares = []
+            for least, stop in zip(self.edges, stops, strict=True):
+                inside = back >= least if stop is None else (back >= least) & (back < stop)
+                shares.append(p.sum(where=inside))
+            shares.append(p.sum(where=back < 0))
+            first, second = (p * away).sum(), (p * away * away).sum()
+            moments = mass * norm, at, first * norm, second * norm
+            return Moments(*moments, jnp.stack(shares) * norm)
+
+        from_first = (seen.q + self.offset - keys.start).astype(jnp.int32)
+        return by_rows(jax.vmap(row), ROWS, seen.p, seen.norm, from_first)
+
+    def merge(self, a: Moments, b: Moments) -> Moments:
+        at = jnp.where(b.mass > a.mass, b.at, a.at)
+        both = Moments(
+            *(x if x is at else x + y for x, y in zip(a.about(at), b.about(at), strict=True))
         )
+        return both.about(both.middle())
 
     def finish(self, state: Moments, live: Array) -> Spread:
         mass = jnp.where(state.mass > 0, state.mass, 1)
-        mean = state.first / mass
-        variance = jnp.maximum(state.second / mass - mean**2, 0)
+        near = state.first / mass
+        variance = jnp.maximum(state.second / mass - near**2, 0)
         queries = jnp.maximum(live.sum(axis=-2), 1)
-        return Spread(mean, variance, state.profile.sum(axis=-3) / queries[..., None])
+        profile = state.profile.sum(axis=-3) / queries[..., None]
+        mean = jnp.where(state.mass > 0, state.at.astype(mass.dtype) + near, state.mass)
+        return Spread(mean, variance, profile)

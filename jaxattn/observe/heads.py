@@ -1,13 +1,16 @@
 """Observations with one result for each head, [*b h ...]."""
 
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxattn._observation import HEAD, Largest, Seen, Sum
+from jaxattn._observation import HEAD, Largest, Seen, Shares, Sum
 from jaxattn._value import Sizes
+from jaxattn.observe.whole import is_whole
 
 
 @dataclass(frozen=True, repr=False)
@@ -27,12 +30,15 @@ class MaxLogit(Largest):
         return jnp.asarray(-jnp.inf, dtype)
 
     def absorb(self, seen: Seen) -> Float[Array, ""]:
-        if not self.before_scores:
+        if not (self.before_scores and seen.scored):
             return seen.peak.max()
         return jnp.where(seen.logits > -jnp.inf, seen.scaled, -jnp.inf).max()
 
     def finish(self, state: Array, live: Array) -> Float[Array, " h"]:
         return state.max(axis=tuple(range(state.ndim - 1)), initial=-jnp.inf)
+
+    def merge_results(self, results: Sequence[Array], shares: Shares) -> Float[Array, " h"]:
+        return functools.reduce(jnp.maximum, results)
 
 
 class Pairs(NamedTuple):
@@ -51,16 +57,27 @@ class Diagonal(Sum):
 
     offset: int = 0
 
+    def __post_init__(self) -> None:
+        if not is_whole(self.offset):
+            raise TypeError(
+                f"Diagonal takes one whole number for all queries, as offset=-1 for the previous "
+                f"token, got {self.offset!r}; for END pass s - t, for several a Diagonal for each"
+            )
+        object.__setattr__(self, "offset", int(self.offset))
+
+    def resolve(self, sizes: Sizes, dtype: Any) -> "Diagonal":
+        return Diagonal(min(max(self.offset, -sizes.t), sizes.s))  # beyond it there is no pair
+
     def start(self, sizes: Sizes, dtype: Any) -> Pairs:
         return Pairs(jnp.zeros((), dtype), jnp.zeros((), dtype))
 
     def absorb(self, seen: Seen) -> Pairs:
         at = seen.q + self.offset - seen.place.keys.start
-        inside = (at >= 0) & (at < seen.weights.shape[1])
+        inside = (at >= 0) & (at < seen.p.shape[1])
         pick = lambda x: jnp.take_along_axis(x, at[:, None], axis=1, mode="clip")[:, 0]
         counts = inside & pick(seen.allowed)
-        weights = jnp.where(counts, pick(seen.weights), 0)
-        return Pairs(weights.sum(), counts.sum(dtype=seen.weights.dtype))
+        weights = jnp.where(counts, pick(seen.p) * seen.norm, 0)
+        return Pairs(weights.sum(), counts.sum(dtype=seen.p.dtype))
 
     def finish(self, state: Pairs, live: Array) -> Float[Array, "*b h"]:
         return state.total / jnp.maximum(state.count, 1)

@@ -10,6 +10,7 @@ from jaxattn._axes import dot
 from jaxattn._batched import fit
 from jaxattn._observation import KEY, Largest, Seen, Sum
 from jaxattn._value import Sizes
+from jaxattn.observe.whole import positions
 
 
 class ReceivedMass(NamedTuple):
@@ -84,7 +85,7 @@ class ApplyTransposed(Sum):
         return jnp.zeros(self.w.shape[-1], dtype)
 
     def absorb(self, seen: Seen) -> Float[Array, "s x"]:
-        w = jnp.broadcast_to(self.w, (seen.weights.shape[0], self.w.shape[-1]))
+        w = jnp.broadcast_to(self.w, (seen.p.shape[0], self.w.shape[-1]))
         return dot(seen.p.T, w * seen.norm[:, None])
 
 
@@ -100,15 +101,16 @@ class Rows(Sum):
     queries: Int[Array, " n"]
 
     def resolve(self, sizes: Sizes, dtype: Any) -> "Rows":
-        return Rows(jnp.atleast_1d(jnp.asarray(self.queries, jnp.int32)))
+        return Rows(positions(self.queries, "Rows", sizes.t))
 
     def start(self, sizes: Sizes, dtype: Any) -> Array:
         return jnp.zeros(self.queries.shape[0], dtype)
 
     def absorb(self, seen: Seen) -> Float[Array, "s n"]:
         at = self.queries - seen.place.rows.start
-        inside = (at >= 0) & (at < seen.weights.shape[0])
-        return jnp.where(inside[:, None], jnp.take(seen.weights, at, axis=0, mode="clip"), 0).T
+        inside = (at >= 0) & (at < seen.p.shape[0])
+        p, norm = (jnp.take(x, at, axis=0, mode="clip") for x in (seen.p, seen.norm))
+        return jnp.where(inside[:, None], p * norm[:, None], 0).T
 
     def finish(self, state: Array, live: Array) -> Float[Array, "*b h n s"]:
         return jnp.moveaxis(state, -3, -1)

@@ -10,9 +10,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxattn._axes import Index, dot
-from jaxattn._observation import HEAD, Observation, Seen
+from jaxattn._observation import HEAD, Observation, Seen, by_rows
 from jaxattn._value import Sizes, Span
 from jaxattn.kernels.plan import ceil_div
+from jaxattn.observe.whole import is_whole
+
+ROWS = 64  # that are multiplied by their norms at a time
 
 
 class Reduce(Enum):
@@ -47,8 +50,9 @@ class Map(Observation):
     s: int = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.cells, int) or self.cells < 1:
+        if not is_whole(self.cells) or self.cells < 1:
             raise ValueError(f"a Map has at least 1 cell each way, got cells={self.cells!r}")
+        object.__setattr__(self, "cells", int(self.cells))
         if not isinstance(self.reduce, Reduce):
             raise TypeError(f"a Map reduces by SHARE, PEAK or SUM, got {self.reduce!r}")
 
@@ -66,9 +70,16 @@ class Map(Observation):
         pool = jnp.maximum if self.reduce is PEAK else jnp.add
         down, across = side_of(self.t, self.cells), side_of(self.s, self.cells)
         if rows.starts_at_multiple_of(down):  # the fast one, so the one for the whole tile
-            if self.reduce is not PEAK and rows.size % down == 0:
+            if rows.size % down == 0:
                 p, norm = (x.reshape(-1, down, *x.shape[1:]) for x in (seen.p, seen.norm))
-                cells, row = jax.vmap(dot)(norm[:, None], p)[:, 0], rows.start // down
+                if self.reduce is PEAK:
+                    many = max(ROWS // down, 2)
+                    cells = by_rows(
+                        lambda p, norm: _halve(pool, p * norm[..., None]), many, p, norm
+                    )
+                else:
+                    cells = jax.vmap(dot)(norm[:, None], p)[:, 0]
+                row = rows.start // down
             else:
                 cells, row = _pool(pool, seen.weights, rows, down, axis=0)
             cells, column = _pool(pool, cells, keys, across, axis=1)
@@ -119,14 +130,21 @@ def _pool(pool: Any, x: Array, span: Span, side: int, axis: int) -> tuple[Array,
     x = x.reshape(*x.shape[:axis], most, side, *x.shape[axis + 1 :])
     if axis + 1 == x.ndim - 1:
         return pool.reduce(x, axis + 1), span.start // side
-    part = partial(jax.lax.slice_in_dim, axis=axis + 1)
-    # By halves, elementwise: XLA makes one loop of it that goes along the rows. Of a reduction over
-    # this axis it makes one that goes down the columns, and takes twice as long.
-    while (n := x.shape[axis + 1]) > 1:
+    return _halve(pool, x, axis + 1), span.start // side
+
+
+def _halve(pool: Any, x: Array, axis: int = 1) -> Array:
+    """x reduced over an axis that is not the last.
+
+    By halves, elementwise: XLA makes one loop of it that goes along the rows. Of a reduction over
+    this axis it makes one that goes down the columns, and takes twice as long.
+    """
+    part = partial(jax.lax.slice_in_dim, axis=axis)
+    while (n := x.shape[axis]) > 1:
         half = n // 2
         halves = pool(part(x, 0, half), part(x, half, 2 * half))
-        x = halves if n % 2 == 0 else jnp.concatenate([halves, part(x, n - 1, n)], axis + 1)
-    return x.squeeze(axis + 1), span.start // side
+        x = halves if n % 2 == 0 else jnp.concatenate([halves, part(x, n - 1, n)], axis)
+    return x.squeeze(axis)
 
 
 def _place(x: Array, shape: tuple[int, int], at: tuple[Index, Index]) -> Array:

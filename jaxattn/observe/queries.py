@@ -1,17 +1,21 @@
 """Observations with one result for each query, [*b t h ...]."""
 
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxattn._axes import dot
 from jaxattn._batched import fit
-from jaxattn._observation import QUERY, Largest, Observation, Seen, Sum
+from jaxattn._observation import QUERY, Largest, Observation, Seen, Shares, Sum, by_rows
 from jaxattn._value import Sizes
 from jaxattn.observe.rank import largest
+from jaxattn.observe.whole import is_whole, positions, whole
 
 
 @dataclass(frozen=True, repr=False)
@@ -26,6 +30,10 @@ class LogSumExp(Largest):
     def absorb(self, seen: Seen) -> Float[Array, " t"]:
         return seen.lse
 
+    def merge_results(self, results: Sequence[Array], shares: Shares) -> Float[Array, "*b t h"]:
+        dead = functools.reduce(jnp.logical_and, [jnp.isneginf(x) for x in results])
+        return jnp.where(dead, -jnp.inf, shares.lse)  # also where there are sinks
+
 
 @dataclass(frozen=True, repr=False)
 class RowMax(Largest):
@@ -38,6 +46,9 @@ class RowMax(Largest):
 
     def absorb(self, seen: Seen) -> Float[Array, " t"]:
         return seen.peak
+
+    def merge_results(self, results: Sequence[Array], shares: Shares) -> Float[Array, "*b t h"]:
+        return functools.reduce(jnp.maximum, results)
 
 
 @dataclass(frozen=True, repr=False)
@@ -59,6 +70,10 @@ class Entropy(Sum):
         lse = jnp.where(seen.live, seen.lse, 0)
         parts = seen.p * (lse[:, None] - logits)
         return jnp.where(seen.logits > -jnp.inf, parts, 0).sum(axis=1) * seen.norm
+
+    def merge_results(self, results: Sequence[Array], shares: Shares) -> Float[Array, "*b t h"]:
+        """The entropy within the parts and that of the shares; where no part has a sink."""
+        return shares.mix([x - log for x, log in zip(results, shares.log, strict=True)])
 
 
 class Tops(NamedTuple):
@@ -85,18 +100,24 @@ class TopKeys(Observation):
     count: int = 8
 
     def __post_init__(self) -> None:
-        if not isinstance(self.count, int) or self.count < 1:
+        if not is_whole(self.count) or self.count < 1:
             raise ValueError(f"TopKeys takes how many keys to keep, at least 1, got {self.count!r}")
+        object.__setattr__(self, "count", int(self.count))
 
     def start(self, sizes: Sizes, dtype: Any) -> Ranked:
         nothing = jnp.zeros(self.count, dtype)
         return Ranked(nothing - jnp.inf, nothing, jnp.full(self.count, -1, jnp.int32))
 
     def absorb(self, seen: Seen) -> Ranked:
-        logits = jax.lax.stop_gradient(seen.logits)
-        best, at = largest(logits, min(self.count, logits.shape[1]))
-        p = jnp.take_along_axis(seen.p, at, axis=1, mode="clip")
-        return self._of(best, p * seen.norm[:, None], seen.place.keys.start + at)
+        count = min(self.count, seen.logits.shape[1])
+
+        def some(logits: Array, p: Array, norm: Array) -> tuple[Array, ...]:
+            best, at = largest(jax.lax.stop_gradient(logits), count)
+            return best, jnp.take_along_axis(p, at, axis=1, mode="clip") * norm[:, None], at
+
+        many = 64 if seen.logits.shape[1] <= 2048 else 32  # so that `largest` stays fast
+        best, weights, at = by_rows(some, many, seen.logits, seen.p, seen.norm)
+        return self._of(best, weights, seen.place.keys.start + at)
 
     def merge(self, a: Ranked, b: Ranked) -> Ranked:
         both = jax.tree.map(lambda *x: jnp.concatenate(x, axis=-1), a, b)
@@ -129,9 +150,17 @@ class MassOn(Sum):
 
     keys: int | Bool[Array, "*#b #h s"]
 
+    def __post_init__(self) -> None:
+        if isinstance(self.keys, bool | np.bool_):
+            raise TypeError(
+                f"MassOn takes a number of keys or an array of booleans, got {self.keys!r}; pass "
+                f"MassOn(s) for all of s keys"
+            )
+        object.__setattr__(self, "keys", whole(self.keys))
+
     def resolve(self, sizes: Sizes, dtype: Any) -> "MassOn":
         if isinstance(self.keys, int):
-            return self
+            return MassOn(min(max(self.keys, 0), sizes.s))
         keys = jnp.asarray(self.keys)
         if keys.dtype != bool:
             raise TypeError(
@@ -146,6 +175,10 @@ class MassOn(Sum):
     def absorb(self, seen: Seen) -> Float[Array, " t"]:
         keys = seen.k < self.keys if isinstance(self.keys, int) else self.keys
         return jnp.where(keys[None, :], seen.p, 0).sum(axis=1) * seen.norm
+
+    def merge_results(self, results: Sequence[Array], shares: Shares) -> Any:
+        """On the sets of all parts. A number counts from the first key of each part, not of all."""
+        return NotImplemented if isinstance(self.keys, int) else shares.mix(results)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -167,8 +200,11 @@ class Apply(Sum):
         return jnp.zeros(self.u.shape[-1], dtype)
 
     def absorb(self, seen: Seen) -> Float[Array, "t x"]:
-        u = jnp.broadcast_to(self.u, (seen.weights.shape[1], self.u.shape[-1]))
+        u = jnp.broadcast_to(self.u, (seen.p.shape[1], self.u.shape[-1]))
         return dot(seen.p, u) * seen.norm[:, None]
+
+    def merge_results(self, results: Sequence[Array], shares: Shares) -> Float[Array, "*b t h x"]:
+        return shares.mix(results)  # each part has the u of its keys
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -183,12 +219,13 @@ class Columns(Sum):
     keys: Int[Array, " n"]
 
     def resolve(self, sizes: Sizes, dtype: Any) -> "Columns":
-        return Columns(jnp.atleast_1d(jnp.asarray(self.keys, jnp.int32)))
+        return Columns(positions(self.keys, "Columns", sizes.s))
 
     def start(self, sizes: Sizes, dtype: Any) -> Array:
         return jnp.zeros(self.keys.shape[0], dtype)
 
     def absorb(self, seen: Seen) -> Float[Array, "t n"]:
         at = self.keys - seen.place.keys.start
-        inside = (at >= 0) & (at < seen.weights.shape[1])
-        return jnp.where(inside, jnp.take(seen.weights, at, axis=1, mode="clip"), 0)
+        inside = (at >= 0) & (at < seen.p.shape[1])
+        p = jnp.take(seen.p, at, axis=1, mode="clip")
+        return jnp.where(inside, p * seen.norm[:, None], 0)
