@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from jaxattn._batched import add_clipped, check_numbers
 from jaxattn._value import Sizes, Value, change_fields
 
@@ -43,13 +45,14 @@ def resolve_distance(name: str, offset: Offset, sizes: Sizes) -> Any:
     Raises:
       ValueError: it is known not to be.
     """
-    offset = resolve_offset(name, offset, sizes)
-    if isinstance(offset, int) and abs(offset) > FARTHEST:
+    resolved = resolve_offset(name, offset, sizes)
+    known = np.asarray(offset) if isinstance(offset, int | np.ndarray | np.generic) else np.zeros(1)
+    if known.size and not -FARTHEST <= known.min() <= known.max() <= FARTHEST:
         raise ValueError(
-            f"{name}.offset is a number of positions up to {FARTHEST:,} either way, got "
-            f"{offset:,}; leave out what queries and keys have in common"
+            f"{name}.offset is a number of positions up to {FARTHEST:,} either way, got {offset}; "
+            f"leave out what queries and keys have in common"
         )
-    return add_clipped(offset, 0, -FARTHEST, FARTHEST)
+    return add_clipped(resolved, 0, -FARTHEST, FARTHEST)
 
 
 def fill_offsets(

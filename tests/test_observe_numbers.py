@@ -70,7 +70,7 @@ WRONG = {
     "map of a boolean": (lambda: see.Map(True), "at least 1 cell"),
     "top of a boolean": (lambda: see.TopKeys(True), "at least 1"),
     "mass on a boolean": (lambda: see.MassOn(True), "number of keys or an array"),
-    "distance of a boolean": (lambda: show(see.Distance(True)), "number of positions"),
+    "distance of a boolean": (lambda: show(see.Distance(True)), "holds integers"),
     "distance beyond": (lambda: show(see.Distance(2**40)), "either way"),
     "distances beyond": (lambda: show(see.Distance(np.array([2**40]))), "either way"),
     "columns of floats": (lambda: show(see.Columns([1.5])), "Columns takes positions"),
