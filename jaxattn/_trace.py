@@ -14,7 +14,7 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jaxtyping import Array, Int
 
 from jaxattn._axes import accumulator
-from jaxattn._value import Fixed, Place
+from jaxattn._value import Fixed, Place, same
 
 POSITION: Any = jax.ShapeDtypeStruct((), jnp.int32)
 
@@ -42,7 +42,7 @@ class Traced(Fixed):
         return getattr(self.source, "__name__", repr(self.source))
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Traced) or not _same(self.source, other.source):
+        if not isinstance(other, Traced) or not same(self.source, other.source):
             return False
         return (self._text, self.dtypes) == (other._text, other.dtypes)
 
@@ -105,14 +105,3 @@ def trace(
 
 def _wide(x: Array) -> Array:
     return x.astype(accumulator(x.dtype)) if jnp.issubdtype(x.dtype, jnp.floating) else x
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Equality where it is one of identity, as of bound methods; never of arrays inside."""
-    if a is b:
-        return True
-    try:
-        hash((a, b))
-    except TypeError:
-        return False
-    return bool(a == b)

@@ -6,7 +6,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import linen, nnx
 from flax.nnx.nn.dtypes import promote_dtype
@@ -15,6 +14,7 @@ from jaxtyping import Array, Float
 from jaxattn._mask import EVERYTHING, Mask, check_mask
 from jaxattn._observation import Observation
 from jaxattn._score import items_of
+from jaxattn._value import hash_of, same
 from jaxattn.attend import Scoring, attend
 from jaxattn.backends.auto import AUTO, Backend
 from jaxattn.dropout import Dropout
@@ -55,14 +55,10 @@ class AttentionFn:
     backend: Backend
 
     def __hash__(self) -> int:
-        """Of what has one: arrays in masks and scores do not."""
-        return hash((type(self.mask), type(self.score), self.backend))
+        return hash_of(_settings(self))
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, AttentionFn) or self.backend != other.backend:
-            return False
-        settings = lambda x: (x.mask, x.score, x.sinks, x.scale, x.observe)
-        return all(_same(a, b) for a, b in zip(settings(self), settings(other), strict=True))
+        return isinstance(other, AttentionFn) and same(_settings(self), _settings(other))
 
     def __call__(
         self,
@@ -175,19 +171,8 @@ def as_mask(mask: Any) -> Mask:
     return Dense(array if array.dtype == bool else array != 0)
 
 
-def _same(a: Any, b: Any) -> bool:
-    """Whether two settings are the same, with arrays the same only if they are one."""
-    if a is b:
-        return True
-    (left, structure), (right, other) = jax.tree.flatten(a), jax.tree.flatten(b)
-    return (
-        structure == other
-        and type(a) is type(b)
-        and all(
-            x is y or (isinstance(x, int | float) and x == y)
-            for x, y in zip(left, right, strict=True)
-        )
-    )
+def _settings(fn: AttentionFn) -> tuple[Any, ...]:
+    return fn.mask, fn.score, fn.sinks, fn.scale, fn.observe, fn.backend
 
 
 def _sow(module: Any, kind: Any, name: str, value: Any) -> None:

@@ -60,9 +60,11 @@ def Fold(
             raise TypeError(f"{name} of a Fold is a function, got {function!r}")
     if not isinstance(per, Per):
         raise TypeError(f"a Fold is per HEAD, QUERY or KEY, got {per!r}")
-    merge = partial(jax.tree.map, jnp.add) if merge is None else merge
-    begin, absorb_, merge_, end = map(Function, (start, absorb, merge, finish or _same))
+    begin, absorb_, merge_, end = map(Function, (start, absorb, merge or _add, finish or _same))
     return _Fold(begin, absorb_, merge_, end, per, tuple(map(jnp.asarray, arrays)))
+
+
+_add = partial(jax.tree.map, jnp.add)  # one object, so that two Folds may be equal
 
 
 def _same(state: Any) -> Any:
