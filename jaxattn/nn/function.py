@@ -17,7 +17,7 @@ from jaxattn._score import items_of
 from jaxattn._value import hash_of, same
 from jaxattn.attend import Scoring, attend
 from jaxattn.backends.auto import AUTO, Backend
-from jaxattn.dropout import Dropout
+from jaxattn.dropout import Dropout, check_rate, is_no_rate
 from jaxattn.masks import Causal, Dense
 from jaxattn.observe import SUM, Map
 from jaxattn.scores import Bias
@@ -69,7 +69,7 @@ class AttentionFn:
         mask: Array | None = None,
         broadcast_dropout: bool = True,
         dropout_rng: Array | None = None,
-        dropout_rate: float = 0.0,
+        dropout_rate: float | Float[Array, ""] = 0.0,
         deterministic: bool = False,
         dtype: Any = None,
         precision: Any = None,
@@ -88,7 +88,8 @@ class AttentionFn:
         if bias is not None:
             score += (Bias(jnp.asarray(bias)),)
         dropped = None
-        if dropout_rate > 0 and not deterministic:
+        check_rate(dropout_rate)
+        if not deterministic and not is_no_rate(dropout_rate):
             if dropout_rng is None:
                 raise ValueError(
                     "dropout needs random bits, got dropout_rng=None; pass a key of jax.random, or "

@@ -13,7 +13,7 @@ from jaxattn._mask import EVERYTHING, Mask
 from jaxattn._score import items_of
 from jaxattn.attend import Scoring, attend
 from jaxattn.backends.auto import AUTO, Backend
-from jaxattn.dropout import Dropout
+from jaxattn.dropout import Dropout, check_rate, is_no_rate
 from jaxattn.masks import Causal
 from jaxattn.nn.function import as_mask, attention_fn
 from jaxattn.rope import Rope, apply_rope
@@ -61,6 +61,7 @@ class MultiHeadAttention(nnx.MultiHeadAttention):
         """
         if "attention_fn" in flax or flax.pop("decode", None):
             raise TypeError(f"MultiHeadAttention has its own attention and cache; {INSTEAD}")
+        check_rate(flax.get("dropout_rate", 0.0))
         own = attention_fn(mask, score, scale=scale, backend=backend)
         super().__init__(
             num_heads,
@@ -204,7 +205,8 @@ class MultiHeadAttention(nnx.MultiHeadAttention):
         raise ValueError(f"MultiHeadAttention has a cache of its own; {INSTEAD}")
 
     def _dropout(self, deterministic: bool | None, rngs: Any) -> Dropout | None:
-        if self.dropout_rate == 0:
+        check_rate(self.dropout_rate)
+        if is_no_rate(self.dropout_rate):
             return None
         deterministic = self.deterministic if deterministic is None else deterministic
         if deterministic is None:
