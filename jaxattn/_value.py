@@ -190,8 +190,23 @@ def hash_of(x: Any) -> int:
         return hash(type(x))
 
 
+def as_int(x: Any) -> Any:
+    """A Python integer in place of a NumPy one; all else as it is."""
+    return int(x) if isinstance(x, np.integer) else x
+
+
+def is_whole(x: Any) -> bool:
+    """Whether x is a Python integer; a boolean is none."""
+    return isinstance(x, int) and not isinstance(x, bool)
+
+
 def is_array(x: Any) -> bool:
     return hasattr(x, "shape") and hasattr(x, "dtype")
+
+
+def is_plain(x: Any) -> bool:
+    """Whether x is a number, or an array of them, that can be read now."""
+    return isinstance(x, int | float) or is_known(x)
 
 
 def is_known(x: Any) -> bool:
@@ -221,9 +236,23 @@ class Value:
     AXES gives the axes of each array field that has any: of "h", "t", "s" and ".", in that order,
     after the batch axes; "." is read whole. An array without an entry is one for all heads and
     batch elements. `resolve` gives every array all of its axes, some of them perhaps of size 1.
+    WHOLE names the fields for whole numbers: no boolean, fraction or word. A NumPy integer becomes
+    a Python one in any field, for that belongs to the structure. A class with a `__post_init__` of
+    its own calls this one.
     """
 
     AXES: ClassVar[dict[str, str]] = {}
+    WHOLE: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        for name in _names(self):
+            x = as_int(getattr(self, name))
+            object.__setattr__(self, name, x)
+            if name in self.WHOLE and isinstance(x, bool | float | complex | str | bytes):
+                raise TypeError(
+                    f"{type(self).__name__}.{name} is a whole number, or an array of integers, got "
+                    f"{x!r}; convert it: int(...)"
+                )
 
     def __init_subclass__(cls) -> None:
         if "__eq__" not in vars(cls):  # else `dataclass` makes one, which compares arrays with ==

@@ -17,7 +17,7 @@ from jaxattn._axes import accumulator
 from jaxattn._batched import fit
 from jaxattn._offset import Offset, resolve_offset
 from jaxattn._score import Score
-from jaxattn._value import Place, Sizes, show
+from jaxattn._value import Place, Sizes, change_fields, is_plain, show
 
 __all__ = ["ALiBi", "Bias", "RelativeBias", "Score", "SoftCap", "alibi_slopes"]
 
@@ -55,6 +55,7 @@ class ALiBi(Score):
     """
 
     AXES: ClassVar = {"slopes": "h", "offset": ""}
+    WHOLE: ClassVar = ("offset",)
 
     slopes: Float[Array, " h"] | None = None
     offset: Offset = None
@@ -106,6 +107,7 @@ class RelativeBias(Score):
     """
 
     AXES: ClassVar = {"table": "h.", "offset": ""}
+    WHOLE: ClassVar = ("max_distance", "offset")
 
     table: Float[Array, "buckets h"]
     bidirectional: bool = True
@@ -175,7 +177,7 @@ def relative_buckets(buckets: int, bidirectional: bool, max_distance: int) -> np
 class SoftCap(Score):
     """cap · tanh(logit / cap): keeps logits between -cap and cap.
 
-    cap: above 0; one number for all heads.
+    cap: above 0; one number for all heads. May be traced; inf is no cap.
     Source: Gemma Team 2024, "Gemma 2", section 2.
     """
 
@@ -184,7 +186,10 @@ class SoftCap(Score):
     cap: float | Float[Array, ""]
 
     def __post_init__(self) -> None:
-        if isinstance(self.cap, int | float) and not self.cap > 0:
+        super().__post_init__()
+        if not is_plain(self.cap) or not np.ndim(self.cap) == 0:
+            return  # told at the call, with the shape that it has to have
+        if isinstance(self.cap, bool) or not self.cap > 0:
             raise ValueError(
                 f"a soft cap is above 0, got {self.cap!r}; leave SoftCap out for no cap"
             )
@@ -196,10 +201,16 @@ class SoftCap(Score):
                 f"a soft cap is one number for all heads, got shape {cap.shape}; for one of each "
                 f"head write a function: lambda logit, at: cap[at.head] * ..."
             )
-        return SoftCap(fit(cap.astype(dtype), "SoftCap", sizes, ""))
+        cap = jnp.minimum(cap.astype(dtype), NO_CAP)
+        return change_fields(self, lambda _: fit(cap, "SoftCap", sizes, ""))
 
     def apply(self, logits: Float[Array, "a b"], place: Place) -> Float[Array, "a b"]:
         return self.cap * jnp.tanh(logits / self.cap)
+
+
+# Logits of any use are far below, where tanh(x) is x; and logit / cap is not so small that it is 0,
+# as it would be with inf. A power of 2 divides and multiplies without rounding.
+NO_CAP = 2.0**80
 
 
 def _real(array: Any, name: str) -> Array:
