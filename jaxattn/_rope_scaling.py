@@ -291,7 +291,7 @@ def _real(length: Any) -> Any:
 def check_positive(value: Any, *names: str) -> None:
     for name in names:
         x = getattr(value, name)
-        if not isinstance(x, Real) or not 0 < float(x) < math.inf:
+        if isinstance(x, bool) or not isinstance(x, Real) or not 0 < float(x) < math.inf:
             raise ValueError(
                 f"{type(value).__name__}.{name} is a plain number above 0, got {show(x)}; it "
                 f"belongs to the compiled program, so that a traced one cannot be taken"

@@ -24,7 +24,7 @@ from jaxattn._mask import EVERYTHING, Mask
 from jaxattn._observation import Observation
 from jaxattn._offset import fill_offsets
 from jaxattn._problem import check
-from jaxattn._value import show
+from jaxattn._value import as_int, is_whole, show
 from jaxattn.attend import Scoring, solve
 from jaxattn.backends.auto import AUTO, Backend
 from jaxattn.masks import Causal, Lengths, Positions, Window
@@ -89,20 +89,39 @@ def empty(
       value_features: as many as `features` if not given.
       window: how many tokens a query sees, itself among them; None for all.
     Raises:
-      ValueError: sizes below 1, or a window that does not fit.
+      ValueError: sizes below 1 or that are no whole numbers, or a window that does not fit.
+      TypeError: batch is not a tuple; a dtype that is not floating.
     """
-    for name, size in (("capacity", capacity), ("kv_heads", kv_heads), ("features", features)):
-        if size < 1:
-            raise ValueError(f"a cache has sizes of at least 1, got {name}={size}")
-    if window is not None and not 1 <= window <= capacity:
+    if not isinstance(batch, tuple | list):
+        raise TypeError(
+            f"batch is the sizes of the batch axes, a tuple, got {batch!r}; pass (b,) for one axis "
+            f"and () for none"
+        )
+    batch = tuple(_size("batch", size, 0) for size in batch)
+    capacity, kv_heads = _size("capacity", capacity), _size("kv_heads", kv_heads)
+    features = _size("features", features)
+    width = features if value_features is None else _size("value_features", value_features)
+    window = as_int(window)
+    if window is not None and not (is_whole(window) and 1 <= window <= capacity):
         raise ValueError(
-            f"a window is from 1 to the capacity of the ring, {capacity}, got {window}; make the "
+            f"a window is from 1 to the capacity of the ring, {capacity}, got {window!r}; make the "
             f"capacity at least the window, or the window None to see all tokens"
         )
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"a cache holds floating point numbers, got dtype={dtype!r}")
     shape = (*batch, capacity, kv_heads)
-    width = features if value_features is None else value_features
     k, v = jnp.zeros((*shape, features), dtype), jnp.zeros((*shape, width), dtype)
     return Cache(k, v, jnp.zeros(batch, jnp.int32), window)
+
+
+def _size(name: str, size: Any, least: int = 1) -> int:
+    size = as_int(size)
+    if not is_whole(size) or size < least:
+        raise ValueError(
+            f"a cache has sizes of at least {least}, whole numbers, got {name}={size!r}; convert it: "
+            f"int(...)"
+        )
+    return size
 
 
 def append(

@@ -3,6 +3,7 @@
 Every other name of `jax.nn` is its own.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -11,6 +12,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from jaxattn._axes import Attended
 from jaxattn._mask import Mask
+from jaxattn._value import as_int, is_whole
 from jaxattn.attend import attend
 from jaxattn.masks import EVERYTHING, Causal, Dense, Lengths, Window
 from jaxattn.scores import Bias
@@ -77,8 +79,13 @@ def dot_product_attention(
         q, k, v = q[None], k[None], v[None]
     masks: list[Mask] = [Causal(0)] if is_causal else []
     if local_window_size is not None:
-        both = isinstance(local_window_size, int)
-        left, right = (local_window_size,) * 2 if both else local_window_size
+        sides = as_int(local_window_size)
+        if not is_whole(sides) and not (isinstance(sides, Sequence) and len(sides) == 2):
+            raise ValueError(
+                f"local_window_size is one whole number or two, (left, right), got {sides!r}; for "
+                f"a side without a bound use jaxattn.Window(left, right)"
+            )
+        left, right = (sides, sides) if is_whole(sides) else sides
         masks.append(Window(left, right, 0))
     if query_seq_lengths is not None or key_value_seq_lengths is not None:
         of = lambda lengths: None if lengths is None else jnp.asarray(lengths)

@@ -29,7 +29,7 @@ from jaxattn._mask import (
 )
 from jaxattn._offset import END, Offset, resolve_offset
 from jaxattn._trace import trace
-from jaxattn._value import Place, Sizes, Span
+from jaxattn._value import Place, Sizes, Span, Value, is_whole
 
 __all__ = [
     "END",
@@ -59,6 +59,8 @@ class Causal(Mask):
       it are in a cache. May be left out if t == s.
     """
 
+    WHOLE: ClassVar = ("offset",)
+
     offset: Offset = None
 
     def resolve(self, sizes: Sizes) -> Mask:
@@ -73,13 +75,16 @@ class Window(Mask):
     offset: as in `Causal`.
     """
 
+    WHOLE: ClassVar = ("offset",)
+
     left: int | None
     right: int | None = 0
     offset: Offset = None
 
     def __post_init__(self) -> None:
+        Value.__post_init__(self)
         for name, bound in (("left", self.left), ("right", self.right)):
-            if bound is not None and (not isinstance(bound, int) or bound < 0):
+            if bound is not None and (not is_whole(bound) or bound < 0):
                 raise ValueError(
                     f"a window's bounds are whole numbers of positions, at least 0, or None for no "
                     f"bound, got {name}={bound!r}; to shift the window use offset"
@@ -101,6 +106,7 @@ class PrefixLM(Mask):
     """
 
     AXES: ClassVar = {"length": "", "offset": ""}
+    WHOLE: ClassVar = ("length", "offset")
 
     length: int | Int[Array, "*b"]
     offset: Offset = None
@@ -132,6 +138,7 @@ class Lengths(Mask):
     """
 
     AXES: ClassVar = {"q": "", "k": ""}
+    WHOLE: ClassVar = ("q", "k")
 
     q: int | Int[Array, "*b"] | None = None
     k: int | Int[Array, "*b"] | None = None

@@ -35,7 +35,7 @@ from jaxattn._rope_scaling import (
     YaRN,
     check_positive,
 )
-from jaxattn._value import Sizes, show
+from jaxattn._value import Sizes, as_int, show
 
 __all__ = [
     "HALF",
@@ -93,6 +93,8 @@ class Rope:
     scaling: Scaling | None = None
 
     def __post_init__(self) -> None:
+        for name in ("rotary_dim", "theta"):
+            object.__setattr__(self, name, as_int(getattr(self, name)))
         r = self.rotary_dim
         if not isinstance(r, Integral) or r < 2 or r % 2:
             raise ValueError(
