@@ -173,7 +173,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 def hash_of(x: Any) -> int:
-    """A hash that agrees with `same`. Reads no array: it waits for no device, and traces nothing."""
+    """A hash that agrees with `same`. Reads no array, so that it waits for no device."""
     if is_array(x):
         return hash((x.dtype, tuple(x.shape)))
     if isinstance(x, Value):

@@ -19,15 +19,16 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
-from jaxattn._axes import Attended
+from jaxattn._axes import Attended, accumulator
 from jaxattn._mask import EVERYTHING, Mask
 from jaxattn._observation import Observation
 from jaxattn._offset import fill_offsets
 from jaxattn._problem import check
-from jaxattn._value import as_int, is_whole, show
+from jaxattn._score import Score
+from jaxattn._value import Block, Place, Sizes, Span, as_int, is_whole, show
 from jaxattn.attend import Scoring, solve
 from jaxattn.backends.auto import AUTO, Backend
-from jaxattn.masks import Causal, Lengths, Positions, Window
+from jaxattn.masks import Causal, Lengths, Positions, Where, Window
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["k", "v", "length"], meta_fields=["window"])
@@ -118,8 +119,8 @@ def _size(name: str, size: Any, least: int = 1) -> int:
     size = as_int(size)
     if not is_whole(size) or size < least:
         raise ValueError(
-            f"a cache has sizes of at least {least}, whole numbers, got {name}={size!r}; convert it: "
-            f"int(...)"
+            f"sizes of a cache are whole numbers, at least {least}, got {name}={size!r}; convert "
+            f"it: int(...)"
         )
     return size
 
@@ -173,15 +174,15 @@ def attend(
       count: as in `append`; the queries of padding see nothing and give 0.
       mask: what is hidden besides. It, `score` and `observe` see the slots of the cache as keys,
         which are positions unless it is a ring. An offset that is left out, or END, is that of the
-        new tokens, and `at.q` of a function is a position: `Causal()`, `ALiBi()` and functions mean
-        what they do without a cache. In a ring that is so of `Causal` and `Window` only. Arrays and
-        observations other than `Distance` count the new tokens from 0.
+        new tokens, and `at.q` and `at.k` of a function are positions: `Causal()`, `ALiBi()` and
+        functions mean what they do without a cache, also in a ring. Arrays, offsets that are given
+        and observations other than `Distance` count the new tokens from 0, and keys by their slots.
       score, scale, sinks, observe, backend: as in `jaxattn.attend`.
     Returns:
       What `jaxattn.attend` returns, and the cache with the tokens. Beyond the capacity of a cache
       without a window out and lse are NaN.
     Raises:
-      ValueError, TypeError: as `append` and `jaxattn.attend`; in a ring, another offset left out.
+      ValueError, TypeError: as `append` and `jaxattn.attend`; `Distance` in a ring.
     """
     t, before = q.shape[-3], cache.length
     if t != k.shape[-3]:
@@ -193,7 +194,7 @@ def attend(
     ragged = EVERYTHING if count is None else Lengths(q=jnp.asarray(count))
     if cache.window is None:
         seen, fill = Causal(before), lambda open_: replace(open_, offset=before)
-        keys, values = after.k, after.v
+        keys, values, slots = after.k, after.v, None
     else:
         at, left = cache.positions(t), cache.window - 1
         if cache.fits(t):
@@ -202,8 +203,12 @@ def attend(
             join = lambda x, y: jnp.concatenate([x, y.astype(x.dtype)], axis=-3)
             keys, values = join(cache.k, k), join(cache.v, v)
             slots = jnp.concatenate([cache.slots(), at], axis=-1)
-        seen, fill = Positions(at, slots, left=left), partial(_in_ring, at=at, slots=slots)
-    move = partial(_moved, by=before)
+        sizes = Sizes(q.shape[:-3], q.shape[-2], t, keys.shape[-3])
+        seen = Positions(at, slots, left=left)
+        fill = partial(
+            _in_ring, before=before, slots=slots, sizes=sizes, dtype=accumulator(q.dtype)
+        )
+    move = partial(_moved, by=before, slots=slots)
     mask, score = fill_offsets(mask, fill, move), fill_offsets(score, fill, move)
     observe = fill_offsets(observe, fill)
     # Tiles are read in the dtype of the logits, so a cache of another dtype is not converted whole.
@@ -217,27 +222,49 @@ def attend(
     return got, after
 
 
-def _moved(function: Callable[..., Any], by: Int[Array, "*b"]) -> Callable[..., Any]:
-    """A function of a pair that is given the positions of queries, which begin at `by`."""
+def _moved(
+    function: Callable[..., Any], by: Int[Array, "*b"], slots: Int[Array, "*b s"] | None
+) -> Callable[..., Any]:
+    """A function of a pair that is given positions: queries begin at `by`, keys are in `slots`."""
 
     @wraps(function)
     def moved(*args: Any) -> Any:
         *scalars, at = args
-        return function(*scalars, at._replace(q=at.q + jnp.asarray(by)[at.batch]))
+        k = at.k if slots is None else slots[(*at.batch, at.k)]
+        return function(*scalars, at._replace(q=at.q + jnp.asarray(by)[at.batch], k=k))
 
     return moved
 
 
-def _in_ring(mask: Any, at: Int[Array, "*b t"], slots: Int[Array, "*b s"]) -> Positions:
-    """What a mask that leaves its offset out means where the keys are the slots of a ring."""
-    if isinstance(mask, Causal):
-        return Positions(at, slots)
-    if isinstance(mask, Window):
-        return Positions(at, slots, mask.left, mask.right)
-    raise ValueError(
-        f"in a ring only Causal and Window may leave their offset out, for keys are slots there, "
-        f"not positions, got {mask!r}; use a cache without a window, and the window as a mask"
-    )
+def _in_ring(
+    value: Any, before: Int[Array, "*b"], slots: Int[Array, "*b s"], sizes: Sizes, dtype: Any
+) -> Any:
+    """What a mask or score that leaves its offset out means where keys are the slots of a ring."""
+    if isinstance(value, Causal | Window):
+        sides = (None, 0) if isinstance(value, Causal) else (value.left, value.right)
+        return Positions(before[..., None] + jnp.arange(sizes.t), slots, *sides)
+    if not isinstance(value, Mask | Score):
+        raise ValueError(
+            f"keys of a ring are slots, not positions, so that {value!r} cannot tell distances in "
+            f"it; use a cache without a window, and the window as a mask"
+        )
+    aligned = replace(value, offset=0)
+    whole = aligned.resolve(sizes) if isinstance(value, Mask) else aligned.resolve(sizes, dtype)
+
+    def of_pair(*args: Any) -> Array:
+        """The value of a tile of one pair, at its positions."""
+        *scalars, pair = args
+        rows, keys = Span(pair.q, 1), Span(pair.k, 1)
+        flat = jnp.ravel_multi_index(pair.batch, sizes.batch, mode="clip") if sizes.batch else 0
+        block = Block(sizes, flat, 1, pair.head, (1, 1), rows, keys)
+        part = jax.tree.map(lambda x: x.reshape(x.shape[3:]), whole.read(block))
+        place = Place(pair.batch, pair.head, rows, keys)
+        if isinstance(part, Mask):
+            return jnp.broadcast_to(part.allows(place), (1, 1))[0, 0]
+        return part.apply(jnp.reshape(scalars[0], (1, 1)), place)[0, 0]
+
+    moved = _moved(of_pair, before, slots)
+    return Where(moved) if isinstance(value, Mask) else moved
 
 
 def _check(cache: Cache, k: Any, v: Any, count: Any) -> Array:

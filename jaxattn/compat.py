@@ -79,7 +79,7 @@ def dot_product_attention(
         q, k, v = q[None], k[None], v[None]
     masks: list[Mask] = [Causal(0)] if is_causal else []
     if local_window_size is not None:
-        sides = as_int(local_window_size)
+        sides: Any = as_int(local_window_size)
         if not is_whole(sides) and not (isinstance(sides, Sequence) and len(sides) == 2):
             raise ValueError(
                 f"local_window_size is one whole number or two, (left, right), got {sides!r}; for "

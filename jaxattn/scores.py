@@ -187,7 +187,7 @@ class SoftCap(Score):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not is_plain(self.cap) or not np.ndim(self.cap) == 0:
+        if not is_plain(self.cap) or np.ndim(self.cap) != 0:
             return  # told at the call, with the shape that it has to have
         if isinstance(self.cap, bool) or not self.cap > 0:
             raise ValueError(

@@ -214,7 +214,7 @@ WRONG_RATES = [-0.1, 1.5, np.nan, np.float32(-0.1), np.asarray(2.0), True, "0.1"
     ],
 )
 def test_a_known_rate_is_a_number_from_0_to_1(drop, rate):
-    with pytest.raises((TypeError, ValueError), match="a dropout rate is .* got"):
+    with pytest.raises((TypeError, ValueError), match=r"a dropout rate is .* got"):
         drop(rate)
 
 

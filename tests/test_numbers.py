@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import jaxattn as ja
 from jaxattn import cache as kv
@@ -69,7 +70,7 @@ def test_sizes_of_a_cache():
     assert jax.tree.structure(cache) == jax.tree.structure(kv.empty((1,), 8, 2, 4, window=5))
     assert type(cache.window) is int
     kv.attend(NEW, NEW, NEW, cache, count=N(1))
-    module = nn.MultiHeadAttention(2, 8, rngs=nn.module.nnx.Rngs(0))
+    module = nn.MultiHeadAttention(2, 8, rngs=nnx.Rngs(0))
     assert module.empty_cache((N(1),), N(8)).capacity == 8
     empty = {"batch": (1,), "capacity": 8, "kv_heads": 2, "features": 4}
     for name in ("capacity", "kv_heads", "features", "value_features", "window"):
