@@ -136,6 +136,15 @@ def check_observations(observe: Any, sizes: Sizes, dtype: Any) -> dict[str, Obse
     Raises:
       TypeError: not a dict of observations.
     """
+    return {name: each.resolve(sizes, dtype) for name, each in by_name(observe).items()}
+
+
+def by_name(observe: Any) -> Mapping[str, Observation]:
+    """The observations that are asked for; none for None.
+
+    Raises:
+      TypeError: not a dict of observations.
+    """
     if observe is None:
         return {}
     if not isinstance(observe, Mapping):
@@ -152,7 +161,7 @@ def check_observations(observe: Any, sizes: Sizes, dtype: Any) -> dict[str, Obse
                 f"an observation is a value such as Entropy() or Map(cells=256), got "
                 f"{observation!r} for {name!r}{hint}"
             )
-    return {name: each.resolve(sizes, dtype) for name, each in observe.items()}
+    return observe
 
 
 def finish(

@@ -12,7 +12,7 @@ from flax.nnx.nn.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
 from jaxattn._mask import EVERYTHING, Mask, check_mask
-from jaxattn._observation import Observation
+from jaxattn._observation import Observation, by_name
 from jaxattn._score import items_of
 from jaxattn._value import hash_of, same
 from jaxattn.attend import Scoring, attend
@@ -160,6 +160,7 @@ def attention_fn(
         weights, as Flax does, in memory that grows with t · s.
     """
     check_mask(mask)
+    by_name(observe)
     return AttentionFn(mask, score, sinks, scale, observe, backend)
 
 
