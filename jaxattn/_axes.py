@@ -11,7 +11,14 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
+
+AnyArray: TypeAlias = Array | np.ndarray
+"""What a caller may pass as an array. It is one of JAX's as soon as it is checked."""
+
+AnyInteger: TypeAlias = int | np.integer | AnyArray
+AnyNumber: TypeAlias = float | np.floating | AnyInteger
 
 Index: TypeAlias = int | Array
 """A position: a Python int where it is known while tracing, else a traced integer scalar."""
@@ -36,7 +43,7 @@ def accumulator(dtype: Any) -> Any:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def dot(a: Array, b: Array) -> Array:
+def dot(a: AnyArray, b: AnyArray) -> Array:
     """`a @ b` in the operands' own precision on every platform (no TF32 for float32).
 
     A CPU multiplies in it anyway, and asking for it there costs time in small products.

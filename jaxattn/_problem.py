@@ -21,7 +21,7 @@ class Sinks(Value):
 
     AXES: ClassVar = {"logits": "h"}
 
-    logits: Float[Array, " h"]
+    logits: Float[Array, "*#b h"]
 
     def join(self, peak: Float[Array, "*a"], log_total: Float[Array, "*a"]) -> Float[Array, "*a"]:
         """log_total with the sink in it, for lse = peak + log_total; as it was where that is -inf.

@@ -7,11 +7,12 @@ from typing import Any, ClassVar, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
+from jaxattn._axes import AnyInteger
 from jaxattn._value import show
 
-Length: TypeAlias = int | Int[Array, "*b"] | None
+Length: TypeAlias = Integer[AnyInteger, "*#b"] | None
 Frequencies: TypeAlias = Float[np.ndarray, " f"] | Float[Array, "*b f"]
 
 

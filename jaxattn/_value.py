@@ -190,6 +190,21 @@ def hash_of(x: Any) -> int:
         return hash(type(x))
 
 
+def as_array(x: Any, name: str) -> Array:
+    """x as an array of JAX's.
+
+    Raises:
+      TypeError: there is none of it.
+    """
+    try:
+        return jnp.asarray(x)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise TypeError(
+            f"{name} is an array of numbers, got {x!r}, a {type(x).__name__}; pass an array of JAX "
+            f"or NumPy"
+        ) from error
+
+
 def as_int(x: Any) -> Any:
     """A Python integer in place of a NumPy one; all else as it is."""
     return int(x) if isinstance(x, np.integer) else x

@@ -12,20 +12,20 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial, wraps
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Integer, Real
 
-from jaxattn._axes import Attended, accumulator
+from jaxattn._axes import AnyArray, AnyInteger, AnyNumber, Attended, accumulator
 from jaxattn._mask import EVERYTHING, Mask
 from jaxattn._observation import Observation
 from jaxattn._offset import fill_offsets
 from jaxattn._problem import check
 from jaxattn._score import Score
-from jaxattn._value import Block, Place, Sizes, Span, as_int, is_whole, show
+from jaxattn._value import Block, Place, Sizes, Span, as_array, as_int, is_whole, show
 from jaxattn.attend import Scoring, solve
 from jaxattn.backends.auto import AUTO, Backend
 from jaxattn.masks import Causal, Lengths, Positions, Where, Window
@@ -127,9 +127,9 @@ def _size(name: str, size: Any, least: int = 1) -> int:
 
 def append(
     cache: Cache,
-    k: Float[Array, "*b t n d"],
-    v: Float[Array, "*b t n e"],
-    count: Int[Array, "*b"] | None = None,
+    k: Float[AnyArray, "*b t n d"],
+    v: Float[AnyArray, "*b t n e"],
+    count: Integer[AnyInteger, "*#b"] | None = None,
 ) -> Cache:
     """The cache with the keys and values of t more tokens.
 
@@ -139,6 +139,7 @@ def append(
         its capacity. While tracing that cannot be told: the tokens beyond it are not kept, the
         length counts them, and `attend` gives NaN for them.
     """
+    k, v = as_array(k, "k"), as_array(v, "v")
     count = _check(cache, k, v, count)
     t, capacity = k.shape[-3], cache.capacity
     at = cache.positions(t)
@@ -154,16 +155,16 @@ def append(
 
 
 def attend(
-    q: Float[Array, "*b t h d"],
-    k: Float[Array, "*b t n d"],
-    v: Float[Array, "*b t n e"],
+    q: Float[AnyArray, "*b t h d"],
+    k: Float[AnyArray, "*b t n d"],
+    v: Float[AnyArray, "*b t n e"],
     cache: Cache,
     *,
-    count: Int[Array, "*b"] | None = None,
+    count: Integer[AnyInteger, "*#b"] | None = None,
     mask: Mask = EVERYTHING,
     score: Scoring | None = None,
-    scale: float | Float[Array, ""] | None = None,
-    sinks: Float[Array, " h"] | None = None,
+    scale: Real[AnyNumber, ""] | None = None,
+    sinks: Float[AnyArray, " h"] | None = None,
     observe: Mapping[str, Observation] | None = None,
     backend: Backend = AUTO,
 ) -> tuple[Attended, Cache]:
@@ -184,6 +185,10 @@ def attend(
     Raises:
       ValueError, TypeError: as `append` and `jaxattn.attend`; `Distance` in a ring.
     """
+    q, k, v = (as_array(x, name) for x, name in ((q, "q"), (k, "k"), (v, "v")))
+    _check(cache, k, v, count)
+    if q.ndim < 3:
+        raise ValueError(f"q has axes [*b t h d], at least 3, got shape {q.shape}; reshape it")
     t, before = q.shape[-3], cache.length
     if t != k.shape[-3]:
         raise ValueError(
@@ -248,7 +253,7 @@ def _in_ring(
             f"keys of a ring are slots, not positions, so that {value!r} cannot tell distances in "
             f"it; use a cache without a window, and the window as a mask"
         )
-    aligned = replace(value, offset=0)
+    aligned: Any = replace(cast(Any, value), offset=0)
     whole = aligned.resolve(sizes) if isinstance(value, Mask) else aligned.resolve(sizes, dtype)
 
     def of_pair(*args: Any) -> Array:
@@ -260,7 +265,8 @@ def _in_ring(
         part = jax.tree.map(lambda x: x.reshape(x.shape[3:]), whole.read(block))
         place = Place(pair.batch, pair.head, rows, keys)
         if isinstance(part, Mask):
-            return jnp.broadcast_to(part.allows(place), (1, 1))[0, 0]
+            allowed = part.allows(place)
+            return jnp.asarray(True) if allowed is None else jnp.broadcast_to(allowed, (1, 1))[0, 0]
         return part.apply(jnp.reshape(scalars[0], (1, 1)), place)[0, 0]
 
     moved = _moved(of_pair, before, slots)
@@ -269,6 +275,11 @@ def _in_ring(
 
 def _check(cache: Cache, k: Any, v: Any, count: Any) -> Array:
     """How many of the tokens each sequence gets."""
+    if not isinstance(cache, Cache):
+        raise TypeError(
+            f"the cache comes from empty(...), and from append and attend after that, got "
+            f"{show(cache)}; the arguments are attend(q, k, v, cache) and append(cache, k, v)"
+        )
     for name, new, old in (("k", k, cache.k), ("v", v, cache.v)):
         if new.shape[:-3] != old.shape[:-3] or new.shape[-2:] != old.shape[-2:]:
             raise ValueError(
@@ -282,7 +293,7 @@ def _check(cache: Cache, k: Any, v: Any, count: Any) -> Array:
             f"[*b t n d]"
         )
     t, batch = k.shape[-3], cache.length.shape
-    count = jnp.asarray(t if count is None else count)
+    count = as_array(t if count is None else count, "count")
     if (
         not jnp.issubdtype(count.dtype, jnp.integer)
         or jnp.broadcast_shapes(count.shape, batch) != batch

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import ArrayLike, Float
 
-from jaxattn._axes import Attended
+from jaxattn._axes import AnyNumber, Attended
 from jaxattn._mask import Mask
 from jaxattn._value import as_int, is_whole
 from jaxattn.attend import attend
@@ -25,7 +25,7 @@ def dot_product_attention(
     bias: ArrayLike | None = None,
     mask: ArrayLike | None = None,
     *,
-    scale: float | Array | None = None,
+    scale: AnyNumber | None = None,
     is_causal: bool = False,
     query_seq_lengths: ArrayLike | None = None,
     key_value_seq_lengths: ArrayLike | None = None,
@@ -80,7 +80,8 @@ def dot_product_attention(
     masks: list[Mask] = [Causal(0)] if is_causal else []
     if local_window_size is not None:
         sides: Any = as_int(local_window_size)
-        if not is_whole(sides) and not (isinstance(sides, Sequence) and len(sides) == 2):
+        two = isinstance(local_window_size, Sequence) and len(local_window_size) == 2
+        if not is_whole(sides) and not two:
             raise ValueError(
                 f"local_window_size is one whole number or two, (left, right), got {sides!r}; for "
                 f"a side without a bound use jaxattn.Window(left, right)"

@@ -12,8 +12,9 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key, UInt32
+from jaxtyping import Array, Bool, Float, Key, Real, UInt32
 
+from jaxattn._axes import AnyArray, AnyNumber
 from jaxattn._batched import fit
 from jaxattn._value import Place, Sizes, Value, is_array, is_plain, show
 
@@ -31,8 +32,8 @@ class Dropout(Value):
     Source: Srivastava et al. 2014; of attention weights, Vaswani et al. 2017, section 5.4.
     """
 
-    rate: float | Float[Array, ""]
-    key: Key[Array, ""]
+    rate: Real[AnyNumber, ""]
+    key: Key[Array, ""] | UInt32[AnyArray, " words"]
     shared: bool = False
 
     def __post_init__(self) -> None:
@@ -72,11 +73,11 @@ class Drop(Value):
     AXES: ClassVar = {"head": "h", "head_2": "h", "row": "t", "row_2": "t", "column": "s"}
 
     rate: Float[Array, ""]
-    head: UInt32[Array, "*b h"]
-    head_2: UInt32[Array, "*b h"]
-    row: UInt32[Array, "*b t"]
-    row_2: UInt32[Array, "*b t"]
-    column: UInt32[Array, "*b s"]
+    head: UInt32[Array, "*#b h"]
+    head_2: UInt32[Array, "*#b h"]
+    row: UInt32[Array, "*#b t"]
+    row_2: UInt32[Array, "*#b t"]
+    column: UInt32[Array, "*#b s"]
 
     def keeps(self, place: Place) -> Bool[Array, "a b"]:
         """Which pairs of a tile are kept, as the tile lies. Asked of its part."""

@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Integer
 
-from jaxattn._axes import Index, larger
+from jaxattn._axes import AnyArray, AnyInteger, Index, larger
 from jaxattn._batched import check_integers, fit
 from jaxattn._mask import (
     EVERYTHING,
@@ -108,7 +108,7 @@ class PrefixLM(Mask):
     AXES: ClassVar = {"length": "", "offset": ""}
     WHOLE: ClassVar = ("length", "offset")
 
-    length: int | Int[Array, "*b"]
+    length: Integer[AnyInteger, "..."]
     offset: Offset = None
 
     def resolve(self, sizes: Sizes) -> Mask:
@@ -123,7 +123,8 @@ class PrefixLM(Mask):
         return self.needs(rows, s) if known else (0, s)
 
     def needs(self, rows: Span, s: int) -> tuple[Index, Index]:
-        return 0, clip(larger(self.length, rows.start + rows.size + self.offset), s)
+        length: Any = self.length
+        return 0, clip(larger(length, rows.start + rows.size + self.offset), s)
 
     @property
     def exact(self) -> bool:
@@ -140,8 +141,8 @@ class Lengths(Mask):
     AXES: ClassVar = {"q": "", "k": ""}
     WHOLE: ClassVar = ("q", "k")
 
-    q: int | Int[Array, "*b"] | None = None
-    k: int | Int[Array, "*b"] | None = None
+    q: Integer[AnyInteger, "..."] | None = None
+    k: Integer[AnyInteger, "..."] | None = None
 
     def resolve(self, sizes: Sizes) -> "Lengths":
         q = check_integers(self.q, "Lengths.q", sizes)
@@ -159,11 +160,12 @@ class Lengths(Mask):
 
     def needs(self, rows: Span, s: int) -> tuple[Index, Index]:
         stop = s if self.k is None else clip(self.k, s)
-        if self.q is None:
+        q: Any = self.q
+        if q is None:
             return 0, stop
-        if isinstance(self.q, int) and isinstance(rows.start, int):
-            return 0, stop if rows.start < self.q else 0
-        return 0, jnp.where(rows.start < self.q, stop, 0)
+        if isinstance(q, int) and isinstance(rows.start, int):
+            return 0, stop if rows.start < q else 0
+        return 0, jnp.where(rows.start < q, stop, 0)
 
     @property
     def exact(self) -> bool:
@@ -184,8 +186,8 @@ class Segments(Mask):
 
     AXES: ClassVar = {"q_ids": "t", "k_ids": "s"}
 
-    q_ids: Int[Array, "*b t"]
-    k_ids: Int[Array, "*b s"] | None = None
+    q_ids: Integer[AnyArray, "*#b t"]
+    k_ids: Integer[AnyArray, "*#b s"] | None = None
 
     def resolve(self, sizes: Sizes) -> "Segments":
         if self.k_ids is None and sizes.t != sizes.s:
@@ -224,8 +226,8 @@ class Positions(Mask):
 
     AXES: ClassVar = {"q": "t", "k": "s"}
 
-    q: Int[Array, "*b t"]
-    k: Int[Array, "*b s"]
+    q: Integer[AnyArray, "*#b t"]
+    k: Integer[AnyArray, "*#b s"]
     left: int | None = None
     right: int | None = 0
 
@@ -264,7 +266,7 @@ class Dense(Mask):
 
     AXES: ClassVar = {"array": "hts"}
 
-    array: Bool[Array, "*#b #h #t #s"]
+    array: Bool[AnyArray, "..."]
 
     def resolve(self, sizes: Sizes) -> "Dense":
         array = jnp.asarray(self.array)
@@ -322,7 +324,7 @@ def _cut(array: Any, span: Span) -> Array:
     return jax.lax.dynamic_slice_in_dim(array, span.start, span.size)
 
 
-def _ends(near_s: Array, s: int) -> tuple[Index, Index]:
+def _ends(near_s: AnyArray, s: int) -> tuple[Index, Index]:
     """The range from the first to the last True."""
     first = jnp.min(jnp.arange(s), where=near_s, initial=s)
     stop = jnp.max(jnp.arange(s), where=near_s, initial=-1) + 1

@@ -17,10 +17,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
 from jaxattn import _rope_config
-from jaxattn._axes import accumulator
+from jaxattn._axes import AnyArray, accumulator
 from jaxattn._batched import check_integers, fit
 from jaxattn._rope_angles import angles_of
 from jaxattn._rope_scaling import (
@@ -168,7 +168,7 @@ class Rope:
         return self.scaling.frequencies(plain, self.theta, length)
 
     def cos_sin(
-        self, positions: Int[Array, "*b t"], length: Length = None, dtype: Any = jnp.float32
+        self, positions: Integer[AnyArray, "*b t"], length: Length = None, dtype: Any = jnp.float32
     ) -> tuple[Float[Array, "*b t f"], Float[Array, "*b t f"]]:
         """Cosine and sine of the angles, times the amplitude: what `rotate` takes.
 
@@ -196,8 +196,8 @@ class Rope:
 
 
 def apply_rope(
-    x: Float[Array, "*b t h d"],
-    positions: Int[Array, "*#b #t"],
+    x: Float[AnyArray, "*b t h d"],
+    positions: Integer[AnyArray, "*#b #t"],
     rope: Rope,
     length: Length = None,
 ) -> Float[Array, "*b t h d"]:
@@ -234,9 +234,9 @@ def apply_rope(
 
 
 def rotate(
-    x: Float[Array, "*b t h d"],
-    cos: Float[Array, "*#b #t f"],
-    sin: Float[Array, "*#b #t f"],
+    x: Float[AnyArray, "*b t h d"],
+    cos: Float[AnyArray, "*#b #t f"],
+    sin: Float[AnyArray, "*#b #t f"],
     layout: Layout = HALF,
 ) -> Float[Array, "*b t h d"]:
     """`apply_rope` for a cosine and sine that are at hand, from `Rope.cos_sin`.

@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Real
 
-from jaxattn._axes import accumulator
+from jaxattn._axes import AnyArray, AnyNumber, accumulator
 from jaxattn._batched import fit
 from jaxattn._offset import Offset, resolve_offset
 from jaxattn._score import Score
@@ -33,7 +33,7 @@ class Bias(Score):
 
     AXES: ClassVar = {"array": "hts"}
 
-    array: Float[Array, "*#b #h #t #s"]
+    array: Real[AnyArray, "..."]
 
     def resolve(self, sizes: Sizes, dtype: Any) -> "Bias":
         array = fit(_real(self.array, "Bias"), "Bias", sizes, "hts")
@@ -57,7 +57,7 @@ class ALiBi(Score):
     AXES: ClassVar = {"slopes": "h", "offset": ""}
     WHOLE: ClassVar = ("offset",)
 
-    slopes: Float[Array, " h"] | None = None
+    slopes: Real[AnyArray, "*#b h"] | None = None
     offset: Offset = None
 
     def resolve(self, sizes: Sizes, dtype: Any) -> "ALiBi":
@@ -109,7 +109,7 @@ class RelativeBias(Score):
     AXES: ClassVar = {"table": "h.", "offset": ""}
     WHOLE: ClassVar = ("max_distance", "offset")
 
-    table: Float[Array, "buckets h"]
+    table: Real[AnyArray, "..."]
     bidirectional: bool = True
     max_distance: int = 128
     offset: Offset = None
@@ -183,13 +183,14 @@ class SoftCap(Score):
 
     AXES: ClassVar = {"cap": ""}
 
-    cap: float | Float[Array, ""]
+    cap: Real[AnyNumber, "..."]
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not is_plain(self.cap) or np.ndim(self.cap) != 0:
             return  # told at the call, with the shape that it has to have
-        if isinstance(self.cap, bool) or not self.cap > 0:
+        cap: Any = self.cap
+        if isinstance(cap, bool) or not cap > 0:
             raise ValueError(
                 f"a soft cap is above 0, got {self.cap!r}; leave SoftCap out for no cap"
             )
@@ -205,7 +206,8 @@ class SoftCap(Score):
         return change_fields(self, lambda _: fit(cap, "SoftCap", sizes, ""))
 
     def apply(self, logits: Float[Array, "a b"], place: Place) -> Float[Array, "a b"]:
-        return self.cap * jnp.tanh(logits / self.cap)
+        cap = jnp.asarray(self.cap)
+        return cap * jnp.tanh(logits / cap)
 
 
 # Logits of any use are far below, where tanh(x) is x; and logit / cap is not so small that it is 0,

@@ -9,8 +9,9 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen, nnx
 from flax.nnx.nn.dtypes import promote_dtype
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float, Real
 
+from jaxattn._axes import AnyArray, AnyNumber
 from jaxattn._mask import EVERYTHING, Mask, check_mask
 from jaxattn._observation import Observation, by_name
 from jaxattn._score import items_of
@@ -62,14 +63,14 @@ class AttentionFn:
 
     def __call__(
         self,
-        query: Float[Array, "*b t h d"],
-        key: Float[Array, "*b s n d"],
-        value: Float[Array, "*b s n e"],
-        bias: Array | None = None,
-        mask: Array | None = None,
+        query: Float[AnyArray, "*b t h d"],
+        key: Float[AnyArray, "*b s n d"],
+        value: Float[AnyArray, "*b s n e"],
+        bias: ArrayLike | None = None,
+        mask: ArrayLike | Mask | None = None,
         broadcast_dropout: bool = True,
         dropout_rng: Array | None = None,
-        dropout_rate: float | Float[Array, ""] = 0.0,
+        dropout_rate: Real[AnyNumber, ""] = 0.0,
         deterministic: bool = False,
         dtype: Any = None,
         precision: Any = None,
@@ -133,8 +134,8 @@ def attention_fn(
     mask: Mask = EVERYTHING,
     score: Scoring | None = None,
     *,
-    sinks: Float[Array, " h"] | None = None,
-    scale: float | Float[Array, ""] | None = None,
+    sinks: Float[AnyArray, " h"] | None = None,
+    scale: Real[AnyNumber, ""] | None = None,
     observe: Mapping[str, Observation] | None = None,
     backend: Backend = AUTO,
 ) -> AttentionFn:

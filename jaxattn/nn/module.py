@@ -6,9 +6,10 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype
-from jaxtyping import Array, Float, Int
+from jaxtyping import ArrayLike, Float, Integer
 
 from jaxattn import cache as kv
+from jaxattn._axes import AnyArray, AnyInteger
 from jaxattn._mask import EVERYTHING, Mask
 from jaxattn._score import items_of
 from jaxattn.attend import Scoring, attend
@@ -81,16 +82,16 @@ class MultiHeadAttention(nnx.MultiHeadAttention):
 
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
-        inputs_q: Float[Array, "*b t in"],
-        inputs_k: Float[Array, "*b s in_kv"] | None = None,
-        inputs_v: Float[Array, "*b s in_kv"] | None = None,
+        inputs_q: Float[AnyArray, "*b t in"],
+        inputs_k: Float[AnyArray, "*b s in_kv"] | None = None,
+        inputs_v: Float[AnyArray, "*b s in_kv"] | None = None,
         *,
-        mask: Mask | Array | None = None,
+        mask: Mask | ArrayLike | None = None,
         score: Scoring | None = None,
-        positions: Int[Array, "*b t"] | None = None,
+        positions: Integer[AnyArray, "*#b #t"] | None = None,
         cache: kv.Cache | None = None,
-        count: Int[Array, "*b"] | None = None,
-        length: int | Int[Array, "*b"] | None = None,
+        count: Integer[AnyInteger, "*#b"] | None = None,
+        length: Integer[AnyInteger, "*#b"] | None = None,
         deterministic: bool | None = None,
         rngs: nnx.Rngs | nnx.RngStream | None = None,
         sow_weights: bool = False,
@@ -149,9 +150,9 @@ class MultiHeadAttention(nnx.MultiHeadAttention):
                 "count says how many tokens a cache takes, got count and no cache; pass cache=, "
                 "or mask=jaxattn.Lengths(q=count, k=count)"
             )
-        q = self.query(inputs_q, out_sharding=qkv_sharding)
-        k = self.key(inputs_k, out_sharding=qkv_sharding)
-        v = self.value(inputs_v, out_sharding=qkv_sharding)
+        q = self.query(jnp.asarray(inputs_q), out_sharding=qkv_sharding)
+        k = self.key(jnp.asarray(inputs_k), out_sharding=qkv_sharding)
+        v = self.value(jnp.asarray(inputs_v), out_sharding=qkv_sharding)
         if self.query_ln is not None and self.key_ln is not None:
             q, k = self.query_ln(q), self.key_ln(k)
         q, k, v = promote_dtype((q, k, v), dtype=self.dtype)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxattn._axes import AnyArray
 from jaxattn._observation import HEAD, Observation, Per, Seen
 from jaxattn._value import Fixed, Sizes
 
@@ -35,7 +36,7 @@ def Fold(
     merge: Callable[[Any, Any], Any] | None = None,
     finish: Callable[[Any], Any] | None = None,
     per: Per = HEAD,
-    arrays: Sequence[Array] = (),
+    arrays: Sequence[AnyArray] = (),
 ) -> Observation:
     """Any reduction over the weights that can be made tile by tile.
 

@@ -5,9 +5,9 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Integer, Shaped
 
-from jaxattn._axes import dot
+from jaxattn._axes import AnyArray, dot
 from jaxattn._batched import fit
 from jaxattn._observation import QUERY, Largest, Observation, Seen, Sum
 from jaxattn._value import Sizes
@@ -127,7 +127,7 @@ class MassOn(Sum):
     PER = QUERY
     AXES: ClassVar = {"keys": "hs"}
 
-    keys: int | Bool[Array, "*#b #h s"]
+    keys: int | Bool[AnyArray, "..."]
 
     def resolve(self, sizes: Sizes, dtype: Any) -> "MassOn":
         if isinstance(self.keys, int):
@@ -158,7 +158,7 @@ class Apply(Sum):
     PER = QUERY
     AXES: ClassVar = {"u": "hs."}
 
-    u: Float[Array, "*#b #h s x"]
+    u: Shaped[AnyArray, "..."]
 
     def resolve(self, sizes: Sizes, dtype: Any) -> "Apply":
         return Apply(fit(jnp.asarray(self.u, dtype), "Apply.u", sizes, "hs."))
@@ -180,7 +180,7 @@ class Columns(Sum):
 
     PER = QUERY
 
-    keys: Int[Array, " n"]
+    keys: Integer[AnyArray, "..."]
 
     def resolve(self, sizes: Sizes, dtype: Any) -> "Columns":
         return Columns(jnp.atleast_1d(jnp.asarray(self.keys, jnp.int32)))

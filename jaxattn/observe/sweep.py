@@ -6,9 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Real
 
-from jaxattn._axes import accumulator
+from jaxattn._axes import AnyArray, AnyNumber, accumulator
 from jaxattn._mask import Mask
 from jaxattn._mesh import sharded_as
 from jaxattn._observation import Observation, check_observations, finish
@@ -20,14 +20,14 @@ from jaxattn.masks import EVERYTHING
 
 
 def observe(
-    q: Float[Array, "*b t h d"],
-    k: Float[Array, "*b s n d"],
-    lse: Float[Array, "*b t h"],
+    q: Float[AnyArray, "*b t h d"],
+    k: Float[AnyArray, "*b s n d"],
+    lse: Float[AnyArray, "*b t h"],
     observe: Mapping[str, Observation],
     *,
     mask: Mask = EVERYTHING,
     score: Scoring | None = None,
-    scale: float | Float[Array, ""] | None = None,
+    scale: Real[AnyNumber, ""] | None = None,
     backend: Blockwise | None = None,
 ) -> dict[str, Any]:
     """What `attend(..., observe=...)` shows, of the weights exp(logits - lse).
