@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxattn._value import Sizes
+from jaxattn._value import Sizes, as_array
 
 
 def check_integers(value: Any, name: str, sizes: Sizes, axes: str = "") -> Any:
@@ -13,9 +13,9 @@ def check_integers(value: Any, name: str, sizes: Sizes, axes: str = "") -> Any:
 
     The batch axes broadcast, those of `axes` ("t", "s") have to be there.
     """
-    if value is None or (isinstance(value, int) and not axes):
+    if not axes and (value is None or isinstance(value, int)):
         return value
-    array = jnp.asarray(value)
+    array = as_array(value, name)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"{name} holds integers, got {array.dtype} {array.shape}; cast it first")
     core = tuple(getattr(sizes, axis) for axis in axes)

@@ -7,6 +7,7 @@ As a whole it may also be a static argument of `jax.jit`: it has equality and a 
 
 import dataclasses
 from collections.abc import Mapping
+from contextlib import suppress
 from enum import Enum
 from typing import Any, ClassVar, NamedTuple
 
@@ -196,13 +197,13 @@ def as_array(x: Any, name: str) -> Array:
     Raises:
       TypeError: there is none of it.
     """
-    try:
-        return jnp.asarray(x)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise TypeError(
-            f"{name} is an array of numbers, got {x!r}, a {type(x).__name__}; pass an array of JAX "
-            f"or NumPy"
-        ) from error
+    if not isinstance(x, str | bytes):  # of which JAX tries to make numbers
+        with suppress(TypeError, ValueError, OverflowError):
+            return jnp.asarray(x)
+    raise TypeError(
+        f"{name} is an array of numbers, got {x!r}, a {type(x).__name__}; pass an array of JAX or "
+        f"NumPy"
+    )
 
 
 def as_int(x: Any) -> Any:
@@ -213,6 +214,11 @@ def as_int(x: Any) -> Any:
 def is_whole(x: Any) -> bool:
     """Whether x is a Python integer; a boolean is none."""
     return isinstance(x, int) and not isinstance(x, bool)
+
+
+def is_real(dtype: Any) -> bool:
+    """Whether numbers of `dtype` are real: neither booleans, nor complex, nor keys."""
+    return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
 
 
 def is_array(x: Any) -> bool:
@@ -238,8 +244,10 @@ def _kind(x: Any) -> Any:
 
 
 def _bytes(x: Any) -> bytes:
-    bits = jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
-    return np.asarray(bits).tobytes()
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        with jax.ensure_compile_time_eval():  # also while tracing
+            x = jax.random.key_data(x)
+    return np.asarray(x).tobytes()
 
 
 class Value:

@@ -108,8 +108,15 @@ def empty(
             f"a window is from 1 to the capacity of the ring, {capacity}, got {window!r}; make the "
             f"capacity at least the window, or the window None to see all tokens"
         )
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"a cache holds floating point numbers, got dtype={dtype!r}")
+    try:
+        wide = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits >= 16
+    except TypeError:  # not the name of a dtype
+        wide = False
+    if not wide:
+        raise TypeError(
+            f"a cache holds floating point numbers, float16 or wider, got dtype={dtype!r}; pass "
+            f"jnp.bfloat16, say"
+        )
     shape = (*batch, capacity, kv_heads)
     k, v = jnp.zeros((*shape, features), dtype), jnp.zeros((*shape, width), dtype)
     return Cache(k, v, jnp.zeros(batch, jnp.int32), window)
@@ -281,6 +288,8 @@ def _check(cache: Cache, k: Any, v: Any, count: Any) -> Array:
             f"{show(cache)}; the arguments are attend(q, k, v, cache) and append(cache, k, v)"
         )
     for name, new, old in (("k", k, cache.k), ("v", v, cache.v)):
+        if not jnp.issubdtype(new.dtype, jnp.floating):
+            raise TypeError(f"{name} is floating point, got {show(new)}; cast it first")
         if new.shape[:-3] != old.shape[:-3] or new.shape[-2:] != old.shape[-2:]:
             raise ValueError(
                 f"{name} of new tokens has the batch, heads and features of the cache's "
@@ -294,9 +303,11 @@ def _check(cache: Cache, k: Any, v: Any, count: Any) -> Array:
         )
     t, batch = k.shape[-3], cache.length.shape
     count = as_array(t if count is None else count, "count")
+    lead = (1,) * (len(batch) - count.ndim) + count.shape
     if (
         not jnp.issubdtype(count.dtype, jnp.integer)
-        or jnp.broadcast_shapes(count.shape, batch) != batch
+        or len(lead) > len(batch)
+        or any(a not in (1, b) for a, b in zip(lead, batch, strict=True))
     ):
         raise ValueError(
             f"count is a number of tokens for each sequence, integers [*b] with *b={batch}, got "

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import ArrayLike, Float
 
 from jaxattn._axes import AnyNumber, Attended
 from jaxattn._mask import Mask
-from jaxattn._value import as_int, is_whole
+from jaxattn._value import as_array, as_int, is_whole
 from jaxattn.attend import attend
 from jaxattn.masks import EVERYTHING, Causal, Dense, Lengths, Window
 from jaxattn.scores import Bias
@@ -68,7 +67,8 @@ def dot_product_attention(
             f"implementation is 'xla', 'cudnn' or None, as in jax.nn, got {implementation!r}; to "
             f"choose one of jaxattn's own use jaxattn.attention(backend=...)"
         )
-    q, k, v = (jnp.asarray(x) for x in (query, key, value))
+    named = (("query", query), ("key", key), ("value", value))
+    q, k, v = (as_array(x, name) for name, x in named)
     if q.ndim not in (3, 4):
         raise ValueError(
             f"query has axes [*b t h d] with one batch axis or none, got shape {q.shape}; for more "
@@ -89,14 +89,14 @@ def dot_product_attention(
         left, right = (sides, sides) if is_whole(sides) else sides
         masks.append(Window(left, right, 0))
     if query_seq_lengths is not None or key_value_seq_lengths is not None:
-        of = lambda lengths: None if lengths is None else jnp.asarray(lengths)
+        of = lambda lengths: None if lengths is None else as_array(lengths, "lengths")
         masks.append(Lengths(of(query_seq_lengths), of(key_value_seq_lengths)))
     if mask is not None:
-        masks.append(Dense(jnp.asarray(mask)))
+        masks.append(Dense(as_array(mask, "mask")))
     every: Mask = EVERYTHING
     for one in masks:
         every = every & one
-    score = None if bias is None else Bias(jnp.asarray(bias))
+    score = None if bias is None else Bias(as_array(bias, "bias"))
     attended: Attended = attend(q, k, v, mask=every, score=score, scale=scale)
     out = attended.out.reshape(*shape, v.shape[-1])
     return (out, attended.lse.astype(k.dtype).reshape(shape)) if return_residual else out

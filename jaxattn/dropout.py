@@ -12,11 +12,12 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Key, Real, UInt32
 
 from jaxattn._axes import AnyArray, AnyNumber
 from jaxattn._batched import fit
-from jaxattn._value import Place, Sizes, Value, is_array, is_plain, show
+from jaxattn._value import Place, Sizes, Value, as_array, is_array, is_plain, is_real, show
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -39,6 +40,11 @@ class Dropout(Value):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_rate(self.rate)
+        if not isinstance(self.shared, bool):
+            raise TypeError(
+                f"shared is True or False, got {self.shared!r}; the arguments are "
+                f"Dropout(rate, key, shared)"
+            )
 
     def resolve(self, sizes: Sizes) -> "Drop | None":
         """What tiles need of it; None for a rate that is known to be 0."""
@@ -102,13 +108,13 @@ def check_rate(rate: Any) -> None:
             f"a dropout rate is one number, got shape {rate.shape}; heads and batch elements have "
             f"the same"
         )
-    of_numbers = is_array(rate) and not jnp.issubdtype(rate.dtype, jnp.bool_)
+    of_numbers = is_array(rate) and is_real(rate.dtype)
     if isinstance(rate, bool) or not (isinstance(rate, int | float) or of_numbers):
         raise TypeError(
             f"a dropout rate is a probability, a number from 0 to 1, got {rate!r}; for no dropout "
             f"pass 0"
         )
-    if is_plain(rate) and not 0 <= rate <= 1:
+    if is_plain(rate) and not 0 <= np.asarray(rate) <= 1:  # by NumPy, also while tracing
         raise ValueError(
             f"a dropout rate is a probability, from 0 to 1, got {rate!r}; for a share to "
             f"keep, pass 1 minus it"
@@ -117,11 +123,11 @@ def check_rate(rate: Any) -> None:
 
 def is_no_rate(rate: Any) -> bool:
     """Whether nothing is dropped, as far as that is known while tracing."""
-    return is_plain(rate) and bool(rate == 0)
+    return is_plain(rate) and bool(np.asarray(rate) == 0)
 
 
 def _as_key(key: Any) -> Array:
-    key = jnp.asarray(key) if not hasattr(key, "dtype") else key
+    key = key if is_array(key) else as_array(key, "the key of Dropout")
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return key
     if key.dtype == jnp.uint32 and key.ndim >= 1:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Integer
+from jaxtyping import Array, ArrayLike, Bool, Integer
 
 from jaxattn._axes import AnyArray, AnyInteger, Index, larger
 from jaxattn._batched import check_integers, fit
@@ -28,8 +28,8 @@ from jaxattn._mask import (
     clip,
 )
 from jaxattn._offset import END, Offset, resolve_offset
-from jaxattn._trace import trace
-from jaxattn._value import Place, Sizes, Span, Value, is_whole
+from jaxattn._trace import At, Traced, trace
+from jaxattn._value import Place, Sizes, Span, Value, as_array, is_whole
 
 __all__ = [
     "END",
@@ -112,6 +112,8 @@ class PrefixLM(Mask):
     offset: Offset = None
 
     def resolve(self, sizes: Sizes) -> Mask:
+        if self.length is None:
+            raise TypeError("PrefixLM.length is a number of keys, got None; pass 0 for no prefix")
         length = check_integers(self.length, "PrefixLM.length", sizes)
         return PrefixLM(length, resolve_offset("PrefixLM", self.offset, sizes))
 
@@ -269,7 +271,7 @@ class Dense(Mask):
     array: Bool[AnyArray, "..."]
 
     def resolve(self, sizes: Sizes) -> "Dense":
-        array = jnp.asarray(self.array)
+        array = as_array(self.array, "Dense.array")
         if array.dtype != bool:
             raise TypeError(
                 f"a Dense mask holds booleans, True where a query may see a key, got "
@@ -295,11 +297,11 @@ class Where(Mask):
       compiles anew.
     """
 
-    seen: Any
+    seen: Callable[[At], ArrayLike] | Traced
     captured: tuple[Array, ...] = ()
 
     def resolve(self, sizes: Sizes) -> "Where":
-        seen: Callable[..., Any] = self.seen
+        seen: Any = self.seen
         if not callable(seen):
             raise TypeError(
                 f"Where takes a function of one pair, got {seen!r}; wrap arrays in Dense(array)"
@@ -313,11 +315,13 @@ class Where(Mask):
         return Where(traced, captured)
 
     def allows(self, place: Place) -> Bool[Array, "#a #b"]:
-        return self.seen.over(place, self.captured)
+        seen: Any = self.seen
+        return seen.over(place, self.captured)
 
     @property
     def by_head(self) -> bool:
-        return self.seen.reads_head
+        seen: Any = self.seen
+        return seen.reads_head
 
 
 def _cut(array: Any, span: Span) -> Array:

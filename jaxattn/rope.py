@@ -35,7 +35,7 @@ from jaxattn._rope_scaling import (
     YaRN,
     check_positive,
 )
-from jaxattn._value import Sizes, as_int, show
+from jaxattn._value import Sizes, as_array, as_int, show
 
 __all__ = [
     "HALF",
@@ -181,7 +181,7 @@ class Rope:
         Returns:
           cos and sin, in float32, or in float64 for float64.
         """
-        positions = jnp.asarray(positions)
+        positions = as_array(positions, "positions")
         _check_positions(positions)
         dtype = accumulator(dtype)
         frequencies = self.frequencies(length)
@@ -220,14 +220,16 @@ def apply_rope(
       TypeError: x is not floating, positions or length are not integers, or rope is no `Rope`.
     Source: Su et al. 2021, "RoFormer", eq. 34.
     """
-    x = jnp.asarray(x)
+    x = as_array(x, "x")
     if not isinstance(rope, Rope):
         raise TypeError(f"rope is a Rope, got {show(rope)}; pass Rope(rotary_dim), after positions")
     _check_features(x, rope.rotary_dim)
     sizes = Sizes(x.shape[:-3], h=x.shape[-2], t=x.shape[-3], s=0)
-    positions = jnp.asarray(positions)
+    positions = as_array(positions, "positions")
     _check_positions(positions)
     positions = fit(positions, "positions", sizes, "t")
+    if isinstance(length, bool):
+        raise TypeError(f"length is a number of tokens, got {length!r}; pass an integer")
     length = int(length) if isinstance(length, Integral) else length
     length = check_integers(length, "length", sizes)
     return _rotate(x, *rope.cos_sin(positions, length, x.dtype), rope.layout)
@@ -251,7 +253,7 @@ def rotate(
       ValueError: the shapes disagree.
       TypeError: x is not floating.
     """
-    x, cos, sin = (jnp.asarray(a) for a in (x, cos, sin))
+    x, cos, sin = as_array(x, "x"), as_array(cos, "cos"), as_array(sin, "sin")
     _check_features(x, 2 * cos.shape[-1] if cos.ndim else 0)
     full = (*x.shape[:-2], cos.shape[-1] if cos.ndim else 0)
     extra = len(full) - cos.ndim

@@ -17,7 +17,17 @@ from jaxattn._axes import AnyArray, AnyNumber, accumulator
 from jaxattn._batched import fit
 from jaxattn._offset import Offset, resolve_offset
 from jaxattn._score import Score
-from jaxattn._value import Place, Sizes, change_fields, is_plain, show
+from jaxattn._value import (
+    Place,
+    Sizes,
+    as_array,
+    as_int,
+    change_fields,
+    is_plain,
+    is_real,
+    is_whole,
+    show,
+)
 
 __all__ = ["ALiBi", "Bias", "RelativeBias", "Score", "SoftCap", "alibi_slopes"]
 
@@ -83,6 +93,9 @@ def alibi_slopes(h: int) -> np.ndarray:
     For other h: those of the power of 2 below, then every other one of those of twice as many.
     Source: Press et al. 2022, section 3, and the code published with it.
     """
+    h = as_int(h)
+    if not is_whole(h) or h < 0:
+        raise ValueError(f"alibi_slopes takes a number of heads, at least 0, got {h!r}")
     if h < 1:
         return np.zeros(0, np.float32)
     power = 2 ** int(math.log2(h))
@@ -157,6 +170,11 @@ def relative_buckets(buckets: int, bidirectional: bool, max_distance: int) -> np
     Raises:
       ValueError: too few buckets, or a max_distance within those that hold one distance each.
     """
+    if not is_whole(max_distance) or not isinstance(bidirectional, bool):
+        raise TypeError(
+            f"a RelativeBias has bidirectional=True or False and a whole number as max_distance, "
+            f"got {bidirectional!r} and {max_distance!r}"
+        )
     away = np.arange(-max_distance, max_distance + 1)
     side = buckets // 2 if bidirectional else buckets
     single = side // 2
@@ -189,8 +207,8 @@ class SoftCap(Score):
         super().__post_init__()
         if not is_plain(self.cap) or np.ndim(self.cap) != 0:
             return  # told at the call, with the shape that it has to have
-        cap: Any = self.cap
-        if isinstance(cap, bool) or not cap > 0:
+        # By NumPy, also while tracing.
+        if isinstance(self.cap, bool) or not np.asarray(self.cap) > 0:
             raise ValueError(
                 f"a soft cap is above 0, got {self.cap!r}; leave SoftCap out for no cap"
             )
@@ -216,10 +234,8 @@ NO_CAP = 2.0**80
 
 
 def _real(array: Any, name: str) -> Array:
-    array = jnp.asarray(array)
-    if not jnp.issubdtype(array.dtype, jnp.floating) and not jnp.issubdtype(
-        array.dtype, jnp.integer
-    ):
+    array = as_array(array, name)
+    if not is_real(array.dtype):
         raise TypeError(f"{name} holds real numbers, got {show(array)}; cast it first")
     if not jnp.issubdtype(array.dtype, jnp.floating):
         array = array.astype(jnp.float32)

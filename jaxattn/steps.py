@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Real
 
 from jaxattn._axes import AnyArray, AnyNumber, accumulator, dot
+from jaxattn._value import as_int, is_whole
 
 
 class Scores(NamedTuple):
@@ -134,6 +135,9 @@ def multi_head(
     Raises:
       ValueError: the columns of a projection cannot be cut into `heads` equal parts.
     """
+    heads = as_int(heads)
+    if not is_whole(heads):
+        raise TypeError(f"heads is a whole number, got {heads!r}")
     for name, w in (("w_q", w_q), ("w_k", w_k), ("w_v", w_v)):
         if heads < 1 or w.shape[1] % heads:
             raise ValueError(

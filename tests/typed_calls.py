@@ -1,9 +1,10 @@
-"""Plain calls of everything public, with arrays of NumPy and JAX. Run and type-checked as they stand.
+"""Plain calls of everything public, with arrays of NumPy and JAX.
 
-See test_types.py: under runtime checks of every annotation, and by pyright in strict mode.
+See test_types.py: run under runtime checks of every annotation, and checked by pyright in strict
+mode. Annotations are checked while tracing, so that little is compiled.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,11 @@ jq, jk, jv = jnp.asarray(q), jnp.asarray(k), jnp.asarray(v)
 allowed = random.random((B, H, T, S)) < 0.7
 ids, k_ids = np.array([[0, 0, 1, 1, 2], [0, 1, 1, 1, -1]]), np.arange(S) // 3
 lengths = np.array([3, 5])
+
+
+def absorb(seen: see.Seen, x: jax.Array) -> jax.Array:
+    return (seen.weights * x).sum()
+
 
 MASKS: dict[str, ja.Mask] = {
     "everything": ja.EVERYTHING,
@@ -93,36 +99,44 @@ OBSERVED: dict[str, see.Observation] = {
     "before scores": see.MaxLogit(before_scores=True),
     "diagonal": see.Diagonal(-1),
     "fold": see.Fold(lambda: jnp.zeros(()), lambda seen: seen.weights.sum()),
-    "fold with arrays": see.Fold(
-        lambda: jnp.zeros(()), lambda seen, x: (seen.weights * x).sum(), arrays=(normal(1),)
-    ),
+    "fold with arrays": see.Fold(lambda: jnp.zeros(()), absorb, arrays=(normal(1),)),
 }
 BACKENDS: list[Backend] = [ja.AUTO, ja.Reference(), ja.Blockwise(2, 3)]
 
 
+def trace(call: Callable[[], object]) -> None:
+    jax.eval_shape(call)
+
+
 def options(backend: Backend) -> None:
     for mask in MASKS.values():
-        ja.attention(q, k, v, mask=mask, backend=backend)
+        trace(lambda mask=mask: ja.attention(q, k, v, mask=mask, backend=backend))
     for score in SCORES.values():
-        ja.attention(jq, jk, jv, score=score, backend=backend)
-    for name, observation in OBSERVED.items():
-        seen: ja.Attended = ja.attend(q, k, v, observe={name: observation}, backend=backend)
-        seen.observed[name]
-    attended: ja.Attended = ja.attend(
-        q, jk, v, scale=0.5, sinks=normal(H), dropout=ja.Dropout(0.1, jax.random.key(0))
-    )
-    ja.attention(jq, jk, jv, scale=jnp.float32(0.5), sinks=jnp.zeros(H), backend=backend)
-    ja.attention(jq, jk, jv, scale=np.float32(0.5), dropout=ja.Dropout(np.float32(0.1), key()))
+        trace(lambda score=score: ja.attention(jq, jk, jv, score=score, backend=backend))
+    trace(lambda: ja.attend(q, k, v, observe=OBSERVED, backend=backend))
+    trace(lambda: ja.attention(jq, jk, v, scale=jnp.float32(0.5), sinks=normal(H), backend=backend))
     shared = ja.Dropout(jnp.float32(0.1), jax.random.PRNGKey(0), shared=True)
-    ja.attention(q[0], k[0], v[0], dropout=shared, backend=backend)
-    ja.attention(q[None], k[None], v[None], backend=backend)
+    trace(lambda: ja.attention(q[0], k[0], v[0], dropout=shared, scale=1, backend=backend))
+    trace(lambda: ja.attention(q[None], k[None], v[None], backend=backend))
+    trace(lambda: transformations(backend))
+
+
+def concrete() -> None:
+    """Compiled and run."""
+    dropout = ja.Dropout(np.float32(0.1), jax.random.key(0))
+    attended: ja.Attended = ja.attend(
+        q,
+        jk,
+        v,
+        mask=MASKS["combined"],
+        score=SCORES["several"],
+        scale=np.float32(0.5),
+        sinks=jnp.zeros(H),
+        dropout=dropout,
+        observe={"entropy": see.Entropy(), "top": see.TopKeys(3)},
+    )
     ja.merge(attended, ja.attend(q, k, v), attended)
-    print(ja.explain(q, k, v, mask=ja.Causal(0), backend=backend))
     print(ja.explain(q, jk, v, observe={"entropy": see.Entropy()}).visited)
-
-
-def key() -> jax.Array:
-    return jax.random.key(0)
 
 
 def empty(backend: Backend) -> None:
@@ -136,7 +150,7 @@ def empty(backend: Backend) -> None:
         )
 
 
-def transformations(backend: Backend) -> None:
+def transformations(backend: Backend) -> object:
     def loss(q: jax.Array, scale: jax.Array, slopes: jax.Array) -> jax.Array:
         seen = ja.attend(
             q,
@@ -157,30 +171,34 @@ def transformations(backend: Backend) -> None:
 
     args = jq, jnp.float32(0.5), jnp.ones(H)
     jax.jit(jax.grad(loss, (0, 1, 2)))(*args)
-    jax.jvp(loss, args, args)
     jax.jvp(jax.grad(loss), args, args)
-    jax.vmap(lambda q, k, v: ja.attention(q, k, v, mask=ja.Causal(0), backend=backend))(jq, jk, jv)
+
+    def one(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        return ja.attention(q, k, v, mask=ja.Causal(0), backend=backend)
+
+    jax.vmap(one)(jq, jk, jv)
     half = (x.astype(jnp.bfloat16) for x in (jq, jk, jv))
-    ja.attention(*half, score=ja.Bias(normal(H, 1, 1)), backend=backend)
+    return ja.attention(*half, score=ja.Bias(normal(H, 1, 1)), backend=backend)
 
 
 def observing() -> None:
     lse = ja.attend(q, k, v).lse
     see.observe(q, k, np.asarray(lse), {"map": see.Map(3)}, scale=0.4, mask=ja.Causal(0))
-    see.observe(jq, jk, lse, OBSERVED)
+    trace(lambda: see.observe(jq, jk, lse, OBSERVED))
     layers = [see.Layer(q[:, :, :N], k[:, :T]), see.Layer(q[:, :, :N], k[:, :T], ja.Causal())]
-    see.rollout(layers, np.eye(T, 1, dtype=np.float32))
-    see.rollout_map(layers, 3)
+    trace(lambda: see.rollout(layers, np.eye(T, 1, dtype=np.float32)))
+    trace(lambda: see.rollout_map(layers, 3))
 
 
 def caches() -> None:
     for window in (None, 3):
         cache = kv.empty((B,), 8, N, D, E, window=window)
         cache = kv.append(cache, k[:, :2], v[:, :2], count=np.array([1, 2]))
-        for t, new in ((0, jnp.asarray), (1, np.asarray), (2, np.asarray)):
-            now = (new(x[:, t : t + 1]) for x in (q, k, v))
+        for t in range(2):
             attended, cache = kv.attend(
-                *now,
+                q[:, t : t + 1],
+                jk[:, t : t + 1],
+                v[:, t : t + 1],
                 cache,
                 mask=ja.Causal() & ja.Where(lambda at: at.k >= 0),
                 score=[ja.ALiBi(), lambda logit, at: logit * 2],
@@ -204,7 +222,8 @@ def the_rest() -> None:
     rope.rotate(q, cos, np.asarray(sin))
     print(embedding.frequencies(), rope.Rope.from_config({"head_dim": 8}), ja.alibi_slopes(6))
     steps.single_head(normal(T, 6), normal(6, 4), normal(6, 4), normal(6, 3), np.tri(T, dtype=bool))
-    steps.multi_head(jnp.ones((T, 6)), *(normal(6, 4),) * 3, normal(4, 6), heads=2, scale=0.3)
+    w = normal(6, 4)
+    steps.multi_head(jnp.ones((T, 6)), w, w, w, normal(4, 6), heads=2, scale=0.3)
     steps.mix(
         steps.weights(steps.mask(steps.scores(q[0, :, 0], k[0, :, 0]).scaled, None)), v[0, :, 0]
     )
@@ -242,7 +261,7 @@ def main() -> None:
     for backend in BACKENDS:
         options(backend)
         empty(backend)
-        transformations(backend)
+    concrete()
     observing()
     caches()
     the_rest()

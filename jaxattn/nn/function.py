@@ -6,7 +6,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-import jax.numpy as jnp
 from flax import linen, nnx
 from flax.nnx.nn.dtypes import promote_dtype
 from jaxtyping import Array, ArrayLike, Float, Real
@@ -14,10 +13,10 @@ from jaxtyping import Array, ArrayLike, Float, Real
 from jaxattn._axes import AnyArray, AnyNumber
 from jaxattn._mask import EVERYTHING, Mask, check_mask
 from jaxattn._observation import Observation, by_name
-from jaxattn._score import items_of
-from jaxattn._value import hash_of, same
+from jaxattn._score import check_item, items_of
+from jaxattn._value import as_array, hash_of, same
 from jaxattn.attend import Scoring, attend
-from jaxattn.backends.auto import AUTO, Backend
+from jaxattn.backends.auto import AUTO, Backend, check_backend
 from jaxattn.dropout import Dropout, check_rate, is_no_rate
 from jaxattn.masks import Causal, Dense
 from jaxattn.observe import SUM, Map
@@ -81,13 +80,14 @@ class AttentionFn:
     ) -> Float[Array, "*b t h e"]:
         """As Flax's `dot_product_attention`, whose arguments these are."""
         del precision, force_fp32_for_softmax  # never less than these ask for
-        q, k, v = promote_dtype((query, key, value), dtype=dtype)
+        named = (("query", query), ("key", key), ("value", value))
+        q, k, v = promote_dtype(tuple(as_array(x, name) for name, x in named), dtype=dtype)
         rule = self.mask & (Causal(0) if is_causal else EVERYTHING)
         if mask is not None:
             rule &= as_mask(mask)
         score = items_of(self.score)
         if bias is not None:
-            score += (Bias(jnp.asarray(bias)),)
+            score += (Bias(as_array(bias, "bias")),)
         dropped = None
         check_rate(dropout_rate)
         if not deterministic and not is_no_rate(dropout_rate):
@@ -162,6 +162,9 @@ def attention_fn(
     """
     check_mask(mask)
     by_name(observe)
+    check_backend(backend)
+    for item in items_of(score):
+        check_item(item)
     return AttentionFn(mask, score, sinks, scale, observe, backend)
 
 
@@ -170,7 +173,7 @@ def as_mask(mask: Any) -> Mask:
     query may see a key."""
     if isinstance(mask, Mask):
         return mask
-    array = jnp.asarray(mask)
+    array = as_array(mask, "mask")
     return Dense(array if array.dtype == bool else array != 0)
 
 

@@ -12,6 +12,8 @@ from jaxattn import cache as kv
 from jaxattn._axes import AnyArray, AnyInteger
 from jaxattn._mask import EVERYTHING, Mask
 from jaxattn._score import items_of
+from jaxattn._value import is_array
+from jaxattn._value import show as _show
 from jaxattn.attend import Scoring, attend
 from jaxattn.backends.auto import AUTO, Backend
 from jaxattn.dropout import Dropout, check_rate, is_no_rate
@@ -63,6 +65,13 @@ class MultiHeadAttention(nnx.MultiHeadAttention):
         if "attention_fn" in flax or flax.pop("decode", None):
             raise TypeError(f"MultiHeadAttention has its own attention and cache; {INSTEAD}")
         check_rate(flax.get("dropout_rate", 0.0))
+        if not isinstance(rope, Rope | None):
+            raise TypeError(f"rope is a Rope or None, got {rope!r}; pass Rope(rotary_dim)")
+        if not isinstance(sinks, bool):
+            raise TypeError(
+                f"sinks is True or False, whether heads have learnt ones, got {_show(sinks)}; the "
+                f"values of these are the module's sinks[...]"
+            )
         own = attention_fn(mask, score, scale=scale, backend=backend)
         super().__init__(
             num_heads,
@@ -126,6 +135,10 @@ class MultiHeadAttention(nnx.MultiHeadAttention):
             raise ValueError("inputs_v needs inputs_k, got only inputs_v; pass both, or inputs_k")
         inputs_k = inputs_q if inputs_k is None else inputs_k
         inputs_v = inputs_k if inputs_v is None else inputs_v
+        if wrong := [x for x in (inputs_q, inputs_k, inputs_v) if not is_array(x)]:
+            raise TypeError(f"inputs are arrays [*b t in_features], got {wrong[0]!r}")
+        if not isinstance(cache, kv.Cache | None):
+            raise TypeError(f"cache comes from empty_cache(), got {_show(cache)}; or leave it out")
         widths = {"in_features": (inputs_q,), "in_kv_features": (inputs_k, inputs_v)}
         for name, inputs in widths.items():
             width = getattr(self, name)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Concatenate
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ class Function(Fixed):
 
 def Fold(
     start: Callable[[], Any],
-    absorb: Callable[..., Any],
+    absorb: Callable[Concatenate[Seen, ...], Any],
     merge: Callable[[Any, Any], Any] | None = None,
     finish: Callable[[Any], Any] | None = None,
     per: Per = HEAD,

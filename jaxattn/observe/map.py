@@ -86,7 +86,8 @@ class Map(Observation):
             return state
         side = side_of(self.t, self.cells)
         pads = [(0, 0)] * (live.ndim - 2) + [(0, -self.t % side), (0, 0)]
-        queries = jnp.pad(live, pads).reshape(*live.shape[:-2], -1, side, live.shape[-1]).sum(-2)
+        rows = count_of(self.t, self.cells)
+        queries = jnp.pad(live, pads).reshape(*live.shape[:-2], rows, side, live.shape[-1]).sum(-2)
         return state / jnp.maximum(jnp.swapaxes(queries, -1, -2), 1)[..., None]
 
 

@@ -13,6 +13,7 @@ from jaxattn._mask import Mask
 from jaxattn._mesh import sharded_as
 from jaxattn._observation import Observation, check_observations, finish
 from jaxattn._problem import Problem, check
+from jaxattn._value import as_array
 from jaxattn.attend import Scoring
 from jaxattn.backends.blockwise import Blockwise
 from jaxattn.kernels.watch import unseen
@@ -44,7 +45,12 @@ def observe(
       ValueError: also, lse is not of the queries' shape.
     """
     problem = check(q, k, k, mask, score, scale, None, None)
-    lse = jnp.asarray(lse)
+    lse = as_array(lse, "lse")
+    if not isinstance(backend, Blockwise | None):
+        raise TypeError(
+            f"observe goes by tiles: its backend is a Blockwise(q_block, k_block), or None for the "
+            f"plan's choice, got {backend!r}"
+        )
     if lse.shape != problem.q.shape[:-1]:
         raise ValueError(
             f"lse has a number for each query and head, {problem.q.shape[:-1]} for q "
