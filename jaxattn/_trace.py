@@ -19,6 +19,27 @@ from jaxattn._value import Fixed, Place, same
 POSITION: Any = jax.ShapeDtypeStruct((), jnp.int32)
 
 
+# What to write in place of Python's and NumPy's own, by JAX's error. A subclass comes first.
+REMEDIES: dict[type[Exception], str] = {
+    jax.errors.TracerBoolConversionError: (
+        "In place of `and`, `or` and `not` write &, | and ~, each side in parentheses; of `a <= b "
+        "<= c`, (a <= b) & (b <= c); of `x if condition else y`, jnp.where(condition, x, y)"
+    ),
+    jax.errors.TracerArrayConversionError: (
+        "In place of `table[at.k]`, for an array of NumPy, write jnp.asarray(table)[at.k]; of "
+        "functions of numpy, those of jax.numpy"
+    ),
+    jax.errors.TracerIntegerConversionError: (
+        "In place of `table[at.k]`, for a list, write jnp.asarray(table)[at.k]; a range or a shape "
+        "cannot depend on them"
+    ),
+    jax.errors.ConcretizationTypeError: (
+        "In place of `int(x)` and `float(x)` write x.astype(jnp.int32) and x.astype(jnp.float32); "
+        "of functions of math, those of jax.numpy"
+    ),
+}
+
+
 class At(NamedTuple):
     """A pair of a query and a key, as a user's function sees it: integers.
 
@@ -90,6 +111,10 @@ def trace(
         closed, result = jax.make_jaxpr(fresh, return_shape=True)(*scalars, at)
     except Exception as error:
         error.add_note(f"{what} is asked about one pair at a time: at.q and at.k are scalars")
+        for kind, remedy in REMEDIES.items():
+            if isinstance(error, kind):
+                error.add_note(f"They stand for every pair while it is traced. {remedy}")
+                break
         raise
     leaves = jax.tree.leaves(result)
     if len(leaves) != 1 or leaves[0].shape != ():
