@@ -98,7 +98,7 @@ def check(
     _agree("positions of k and v (s)", shapes, k=k.shape[-3], v=v.shape[-3])
     _agree("heads of k and v (n)", shapes, k=k.shape[-2], v=v.shape[-2])
     h, n = q.shape[-2], k.shape[-2]
-    if n == 0 or h % n:
+    if h and (n == 0 or h % n):
         raise ValueError(
             f"query heads must be a multiple of key/value heads, got h={h} from q {q.shape} and "
             f"n={n} from k {k.shape}; repeat k and v, or change h"

@@ -168,8 +168,8 @@ class Rope:
         return self.scaling.frequencies(plain, self.theta, length)
 
     def cos_sin(
-        self, positions: Integer[AnyArray, "*b t"], length: Length = None, dtype: Any = jnp.float32
-    ) -> tuple[Float[Array, "*b t f"], Float[Array, "*b t f"]]:
+        self, positions: Integer[AnyArray, "*#b t"], length: Length = None, dtype: Any = jnp.float32
+    ) -> tuple[Float[Array, "... t f"], Float[Array, "... t f"]]:
         """Cosine and sine of the angles, times the amplitude: what `rotate` takes.
 
         They may be computed once for all layers, and for queries and keys.
