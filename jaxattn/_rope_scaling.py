@@ -13,7 +13,7 @@ from jaxattn._axes import AnyInteger
 from jaxattn._value import show
 
 Length: TypeAlias = Integer[AnyInteger, "*#b"] | None
-Frequencies: TypeAlias = Float[np.ndarray, " f"] | Float[Array, "*b f"]
+Frequencies: TypeAlias = Float[np.ndarray, " f"] | Float[Array, "*#b f"]
 
 
 class Scaling:
