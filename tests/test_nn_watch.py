@@ -12,6 +12,7 @@ import oracle
 import pytest
 from flax import nnx
 from flax_model import STOCK, WANTED, B, H, M, Model, T, X, close, flax_module
+from jax.core import Tracer
 
 import jaxattn as ja
 from jaxattn import nn
@@ -131,7 +132,7 @@ class Sleeping(Model):
     def __call__(self, x, layers=3):
         for block in self.blocks[:layers]:
             x = block(x)
-            if not isinstance(x, jax.core.Tracer):
+            if not isinstance(x, Tracer):
                 jax.block_until_ready(x)
             time.sleep(0.002)
         return x
