@@ -44,7 +44,7 @@ class MultiHead(NamedTuple):
     """
 
     heads: Head
-    concat: Float[Array, "t h*e"]
+    concat: Float[Array, "t he"]
     out: Float[Array, "t m"]
 
 
@@ -116,10 +116,10 @@ def single_head(
 
 def multi_head(
     x: Float[AnyArray, "t m"],
-    w_q: Float[AnyArray, "m h*d"],
-    w_k: Float[AnyArray, "m h*d"],
-    w_v: Float[AnyArray, "m h*e"],
-    w_o: Float[AnyArray, "h*e o"],
+    w_q: Float[AnyArray, "m hd"],
+    w_k: Float[AnyArray, "m hd"],
+    w_v: Float[AnyArray, "m he"],
+    w_o: Float[AnyArray, "he o"],
     heads: int,
     allowed: Bool[AnyArray, "t t"] | None = None,
     scale: Real[AnyNumber, ""] | None = None,
@@ -128,7 +128,8 @@ def multi_head(
 
     Args:
       x: one embedding of width m for each token.
-      w_q, w_k, w_v: the projections of all heads side by side: head i has columns i·d to (i+1)·d.
+      w_q, w_k, w_v: the projections of all heads side by side, hd = h·d and he = h·e columns: head i
+        has columns i·d to (i+1)·d.
       w_o: the output projection.
       heads: how many heads the columns are cut into.
       allowed, scale: as in `single_head`, the same for every head.
