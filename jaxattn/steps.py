@@ -128,8 +128,8 @@ def multi_head(
 
     Args:
       x: one embedding of width m for each token.
-      w_q, w_k, w_v: the projections of all heads side by side, hd = h·d and he = h·e columns: head i
-        has columns i·d to (i+1)·d.
+      w_q, w_k, w_v: the projections of all heads side by side, hd = h·d and he = h·e columns:
+        head i has columns i·d to (i+1)·d.
       w_o: the output projection.
       heads: how many heads the columns are cut into.
       allowed, scale: as in `single_head`, the same for every head.
