@@ -2,7 +2,8 @@
 
 from jaxattn import cache, observe, rope
 from jaxattn._axes import Attended
-from jaxattn.attend import attend, attention
+from jaxattn._trace import At
+from jaxattn.attend import Scoring, attend, attention
 from jaxattn.backends.auto import AUTO, Unsupported
 from jaxattn.backends.blockwise import Blockwise
 from jaxattn.backends.reference import Reference
@@ -29,6 +30,7 @@ __all__ = [
     "END",
     "EVERYTHING",
     "ALiBi",
+    "At",
     "Attended",
     "Bias",
     "Blockwise",
@@ -43,6 +45,7 @@ __all__ = [
     "Reference",
     "RelativeBias",
     "Score",
+    "Scoring",
     "Segments",
     "SoftCap",
     "Unsupported",

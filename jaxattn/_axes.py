@@ -15,6 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+AnyArray: TypeAlias = Array | np.ndarray
+"""What a caller may pass as an array. It is one of JAX's as soon as it is checked."""
+
+AnyInteger: TypeAlias = int | np.integer | AnyArray
+AnyNumber: TypeAlias = float | np.floating | AnyInteger
+
 Index: TypeAlias = int | Array
 """A position: a Python int where it is known while tracing, else a traced integer scalar."""
 
@@ -41,7 +47,7 @@ def accumulator(dtype: Any) -> Any:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def dot(a: Array, b: Array) -> Array:
+def dot(a: AnyArray, b: AnyArray) -> Array:
     """`a @ b` in the operands' own precision on every platform (no TF32 for float32).
 
     A CPU multiplies in it anyway, and asking for it there costs time in small products.

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxattn._axes import INDEX
-from jaxattn._value import Sizes
+from jaxattn._value import Sizes, as_array
 
 LEAST, MOST = int(np.iinfo(INDEX).min), int(np.iinfo(INDEX).max)
 
@@ -42,7 +42,9 @@ def check_each(value: Any, name: str, sizes: Sizes, axis: str) -> Any:
 
 
 def _integers(value: Any, name: str) -> Any:
-    array = value if hasattr(value, "dtype") else np.asarray(value)
+    if isinstance(value, list | tuple):
+        value = np.asarray(value)
+    array = value if isinstance(value, np.ndarray) else as_array(value, name)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"{name} holds integers, got {array.dtype} {array.shape}; cast it first")
     return array

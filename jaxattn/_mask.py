@@ -22,6 +22,12 @@ class Mask(Value):
     def __invert__(self) -> "Mask":
         return Not(self)
 
+    def __bool__(self) -> bool:
+        raise TypeError(
+            f"masks combine with & | and ~, got one where Python asks whether it is true: {self!r} "
+            f"in `and`, `or`, `not` or `if`; write a & b, a | b or ~a, or `mask is None`"
+        )
+
     def resolve(self, sizes: Sizes) -> "Mask":
         """This mask with every default made explicit, checked against the sizes it has to fit."""
         del sizes

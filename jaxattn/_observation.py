@@ -182,15 +182,14 @@ def check_observations(observe: Any, sizes: Sizes, dtype: Any) -> dict[str, Obse
     Raises:
       TypeError: not a dict of observations.
     """
-    named = check_named(observe)
-    return {name: each.resolve(sizes, dtype) for name, each in named.items()}
+    return {name: each.resolve(sizes, dtype) for name, each in by_name(observe).items()}
 
 
-def check_named(observe: Any) -> Mapping[str, Observation]:
-    """`observe` if it is a dict of observations; an empty one for None.
+def by_name(observe: Any) -> Mapping[str, Observation]:
+    """The observations that are asked for; none for None.
 
     Raises:
-      TypeError: it is something else.
+      TypeError: not a dict of observations.
     """
     if observe is None:
         return {}

@@ -11,7 +11,7 @@ from jaxattn._axes import accumulator
 from jaxattn._batched import fit
 from jaxattn._mask import Mask, check_mask
 from jaxattn._score import Score, check_scores
-from jaxattn._value import Sizes, Value, show
+from jaxattn._value import Sizes, Value, as_array, is_real, show
 from jaxattn._varying import vary, varying
 from jaxattn.dropout import Drop, Dropout
 
@@ -22,7 +22,7 @@ class Sinks(Value):
 
     AXES: ClassVar = {"logits": "h"}
 
-    logits: Float[Array, " h"]
+    logits: Float[Array, "*#b h"]
 
     def join(self, peak: Float[Array, "*a"], log_total: Float[Array, "*a"]) -> Float[Array, "*a"]:
         """log_total with the sink in it, for lse = peak + log_total; as it was where that is -inf.
@@ -100,7 +100,7 @@ def check(
     _agree("positions of k and v (s)", shapes, k=k.shape[-3], v=v.shape[-3])
     _agree("heads of k and v (n)", shapes, k=k.shape[-2], v=v.shape[-2])
     h, n = q.shape[-2], k.shape[-2]
-    if n == 0 or h % n:
+    if h and (n == 0 or h % n):
         raise ValueError(
             f"query heads must be a multiple of key/value heads, got h={h} from q {q.shape} and "
             f"n={n} from k {k.shape}; repeat k and v, or change h"
@@ -121,12 +121,17 @@ def _sizes(q: Any, k: Any) -> Sizes:
 
 
 def _arrays(*arrays: Any, one_dtype: bool) -> tuple[Any, ...]:
-    arrays = tuple(jnp.asarray(x) for x in arrays)
+    arrays = tuple(as_array(x, name) for name, x in zip("qkv", arrays, strict=True))
     for name, x in zip("qkv", arrays, strict=True):
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise TypeError(
                 f"q, k and v must be real floating point, got {name} of dtype {x.dtype}; "
                 f"cast it: {name}.astype(jnp.float32)"
+            )
+        if jnp.finfo(x.dtype).bits < 16:
+            raise TypeError(
+                f"q, k and v are float16 or wider, got {name} of dtype {x.dtype}; cast it: "
+                f"{name}.astype(jnp.bfloat16)"
             )
     dtypes = [str(x.dtype) for x in arrays]
     if one_dtype and len(set(dtypes)) > 1:
@@ -149,7 +154,10 @@ def _agree(what: str, shapes: str, **sizes: Any) -> None:
 def _scale(scale: Any, q: Any) -> Array:
     if scale is None:
         scale = 1 / math.sqrt(max(q.shape[-1], 1))
-    scale = jnp.asarray(scale, accumulator(q.dtype))
+    scale = as_array(scale, "scale")
+    if not is_real(scale.dtype):
+        raise TypeError(f"scale is a real number, got {show(scale)}; None is for 1/√d")
+    scale = scale.astype(accumulator(q.dtype))
     if scale.ndim:
         raise ValueError(
             f"scale is one number for all heads, got shape {scale.shape}; to scale heads apart, "
@@ -161,7 +169,7 @@ def _scale(scale: Any, q: Any) -> Array:
 def _sinks(sinks: Any, sizes: Sizes, dtype: Any) -> Sinks | None:
     if sinks is None:
         return None
-    sinks = jnp.asarray(sinks)
+    sinks = as_array(sinks, "sinks")
     if sinks.shape != (sizes.h,) or not jnp.issubdtype(sinks.dtype, jnp.floating):
         raise ValueError(
             f"sinks are one logit for each query head, floating point [h] with h={sizes.h}, got "

@@ -11,13 +11,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
 STEPS = 2.0**32
 """In a turn."""
 
 
-def angles_of(positions: Int[Array, "*b t"], frequencies: Any) -> Float[Array, "*b t f"]:
+def angles_of(positions: Integer[Array, "*#b t"], frequencies: Any) -> Float[Array, "... t f"]:
     """Position times frequency in radians, modulo a turn: from -π to π, in float32.
 
     Args:

@@ -7,12 +7,13 @@ from typing import Any, ClassVar, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
+from jaxattn._axes import AnyInteger
 from jaxattn._value import show
 
-Length: TypeAlias = int | Int[Array, "*b"] | None
-Frequencies: TypeAlias = Float[np.ndarray, " f"] | Float[Array, "*b f"]
+Length: TypeAlias = Integer[AnyInteger, "*#b"] | None
+Frequencies: TypeAlias = Float[np.ndarray, " f"] | Float[Array, "*#b f"]
 
 
 class Scaling:
@@ -291,7 +292,7 @@ def _real(length: Any) -> Any:
 def check_positive(value: Any, *names: str) -> None:
     for name in names:
         x = getattr(value, name)
-        if not isinstance(x, Real) or not 0 < float(x) < math.inf:
+        if isinstance(x, bool) or not isinstance(x, Real) or not 0 < float(x) < math.inf:
             raise ValueError(
                 f"{type(value).__name__}.{name} is a plain number above 0, got {show(x)}; it "
                 f"belongs to the compiled program, so that a traced one cannot be taken"

@@ -54,7 +54,7 @@ def check_scores(score: Any, sizes: Sizes, dtype: Any) -> tuple[Score, ...]:
     Raises:
       TypeError: something that is neither a score nor a function.
     """
-    return tuple(_check(item).resolve(sizes, accumulator(dtype)) for item in items_of(score))
+    return tuple(check_item(item).resolve(sizes, accumulator(dtype)) for item in items_of(score))
 
 
 def items_of(score: Any) -> tuple[Any, ...]:
@@ -64,7 +64,7 @@ def items_of(score: Any) -> tuple[Any, ...]:
     return tuple(score) if isinstance(score, Sequence) else (score,)
 
 
-def _check(item: Any) -> Score:
+def check_item(item: Any) -> Score:
     if isinstance(item, Score):
         return item
     if hasattr(item, "shape"):

@@ -14,10 +14,31 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jaxtyping import Array, Int
 
 from jaxattn._axes import INDEX, accumulator
-from jaxattn._value import Fixed, Place, Sizes
+from jaxattn._value import Fixed, Place, Sizes, same
 from jaxattn._varying import Axes, evaluate, hoist, vary
 
 POSITION: Any = jax.ShapeDtypeStruct((), INDEX)
+
+
+# What to write in place of Python's and NumPy's own, by JAX's error. A subclass comes first.
+REMEDIES: dict[type[Exception], str] = {
+    jax.errors.TracerBoolConversionError: (
+        "In place of `and`, `or` and `not` write &, | and ~, each side in parentheses; of `a <= b "
+        "<= c`, (a <= b) & (b <= c); of `x if condition else y`, jnp.where(condition, x, y)"
+    ),
+    jax.errors.TracerArrayConversionError: (
+        "In place of `table[at.k]`, for an array of NumPy, write jnp.asarray(table)[at.k]; of "
+        "functions of numpy, those of jax.numpy"
+    ),
+    jax.errors.TracerIntegerConversionError: (
+        "In place of `table[at.k]`, for a list, write jnp.asarray(table)[at.k]; a range or a shape "
+        "cannot depend on them"
+    ),
+    jax.errors.ConcretizationTypeError: (
+        "In place of `int(x)` and `float(x)` write x.astype(jnp.int32) and x.astype(jnp.float32); "
+        "of functions of math, those of jax.numpy"
+    ),
+}
 
 
 class At(NamedTuple):
@@ -45,7 +66,7 @@ class Traced(Fixed):
         return getattr(self.source, "__name__", repr(self.source))
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Traced) or not _same(self.source, other.source):
+        if not isinstance(other, Traced) or not same(self.source, other.source):
             return False
         return (self._text, self.dtypes, self.axes) == (other._text, other.dtypes, other.axes)
 
@@ -99,6 +120,10 @@ def trace(
         closed, result = jax.make_jaxpr(fresh, return_shape=True)(*scalars_at)
     except Exception as error:
         error.add_note(f"{what} is asked about one pair at a time: at.q and at.k are scalars")
+        for kind, remedy in REMEDIES.items():
+            if isinstance(error, kind):
+                error.add_note(f"They stand for every pair while it is traced. {remedy}")
+                break
         raise
     leaves = jax.tree.leaves(result)
     if len(leaves) != 1 or leaves[0].shape != ():
@@ -117,14 +142,3 @@ def trace(
 
 def _wide(x: Array) -> Array:
     return x.astype(accumulator(x.dtype)) if jnp.issubdtype(x.dtype, jnp.floating) else x
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Equality where it is one of identity, as of bound methods; never of arrays inside."""
-    if a is b:
-        return True
-    try:
-        hash((a, b))
-    except TypeError:
-        return False
-    return bool(a == b)

@@ -2,14 +2,19 @@
 
 A value is a dataclass and a pytree. Python integers in it belong to its structure: a new one
 compiles anew. Arrays and floats in it are leaves: they may be traced, mapped and changed freely.
+As a whole it may also be a static argument of `jax.jit`: it has equality and a hash by content.
 """
 
 import dataclasses
+from collections.abc import Mapping
+from contextlib import suppress
 from enum import Enum
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Int
 
 from jaxattn._axes import Index, count_to, cut
@@ -142,25 +147,153 @@ def change_fields(value: Any, change: Any) -> Any:
 
 def show(value: Any) -> str:
     """Arrays by dtype and shape, all else as it is written."""
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
+    if is_array(value):
         return f"{value.dtype}{list(value.shape)}"
     return repr(value)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two settings have the same content.
+
+    Arrays have if their dtype, shape and bytes are the same (so NaN is NaN), traced ones only if
+    they are one; functions if they are one; all else if its own equality and hash say so.
+    """
+    if a is b:
+        return True
+    if is_array(a) or is_array(b):
+        return is_known(a) and is_known(b) and _kind(a) == _kind(b) and _bytes(a) == _bytes(b)
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, Value):
+        return same(_fields(a), _fields(b))
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, Mapping):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, float):
+        return a.hex() == b.hex()
+    try:
+        return hash(a) == hash(b) and bool(a == b)
+    except (TypeError, ValueError):  # without a hash, or with arrays inside
+        return False
+
+
+def hash_of(x: Any) -> int:
+    """A hash that agrees with `same`. Reads no array, so that it waits for no device."""
+    if is_array(x):
+        return hash((x.dtype, tuple(x.shape)))
+    if isinstance(x, Value):
+        return hash((type(x), hash_of(_fields(x))))
+    if isinstance(x, list | tuple):
+        return hash(tuple(map(hash_of, x)))
+    if isinstance(x, Mapping):
+        return hash(frozenset(x))
+    if isinstance(x, float):
+        return hash(x.hex())  # that of NaN is another one for each object
+    try:
+        return hash(x)
+    except TypeError:
+        return hash(type(x))
+
+
+def as_array(x: Any, name: str) -> Array:
+    """x as an array of JAX's.
+
+    Raises:
+      TypeError: there is none of it.
+    """
+    if not isinstance(x, str | bytes):  # of which JAX tries to make numbers
+        with suppress(TypeError, ValueError, OverflowError):
+            return jnp.asarray(x)
+    raise TypeError(
+        f"{name} is an array of numbers, got {x!r}, a {type(x).__name__}; pass an array of JAX or "
+        f"NumPy"
+    )
+
+
+def as_int(x: Any) -> Any:
+    """A Python integer in place of a NumPy one; all else as it is."""
+    return int(x) if isinstance(x, np.integer) else x
+
+
+def is_whole(x: Any) -> bool:
+    """Whether x is an integer of Python or NumPy; a boolean is none."""
+    return isinstance(x, int | np.integer) and not isinstance(x, bool)
+
+
+def is_real(dtype: Any) -> bool:
+    """Whether numbers of `dtype` are real: neither booleans, nor complex, nor keys."""
+    return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
+
+
+def is_array(x: Any) -> bool:
+    return hasattr(x, "shape") and hasattr(x, "dtype")
+
+
+def is_plain(x: Any) -> bool:
+    """Whether x is a number, or an array of them, that can be read now."""
+    return isinstance(x, int | float) or is_known(x)
+
+
+def is_known(x: Any) -> bool:
+    """Whether x is an array whose numbers can be read now."""
+    if isinstance(x, Tracer) or not isinstance(x, np.ndarray | np.generic | jax.Array):
+        return False
+    if isinstance(x, jax.Array):
+        return x.is_fully_addressable and not x.is_deleted()
+    return x.dtype != object
+
+
+def _kind(x: Any) -> Any:
+    return x.dtype, x.shape, getattr(x, "weak_type", False)
+
+
+def _bytes(x: Any) -> bytes:
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        with jax.ensure_compile_time_eval():  # also while tracing
+            x = jax.random.key_data(x)
+    return np.asarray(x).tobytes()
 
 
 class Value:
     """Base of masks and scores.
 
+    Equal to another of its class with the same content, and hashed so: see `same`. An array in it
+    is not to be changed in place.
+
     AXES gives the axes of each array field that has any: of "h", "t", "s" and ".", in that order,
     after the batch axes; "." is read whole. An array without an entry is one for all heads and
     batch elements. `resolve` gives every array all of its axes, some of them perhaps of size 1.
+    WHOLE names the fields for whole numbers: no boolean, fraction or word. A NumPy integer becomes
+    a Python one in any field, for that belongs to the structure. A class with a `__post_init__` of
+    its own calls this one.
     """
 
     AXES: ClassVar[dict[str, str]] = {}
+    WHOLE: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        for name in _names(self):
+            x = as_int(getattr(self, name))
+            object.__setattr__(self, name, x)
+            if name in self.WHOLE and isinstance(x, bool | float | complex | str | bytes):
+                raise TypeError(
+                    f"{type(self).__name__}.{name} is a whole number, or an array of integers, got "
+                    f"{x!r}; convert it: int(...)"
+                )
 
     def __init_subclass__(cls) -> None:
+        if "__eq__" not in vars(cls):  # else `dataclass` makes one, which compares arrays with ==
+            cls.__eq__, cls.__hash__ = Value.__eq__, Value.__hash__
         jax.tree_util.register_pytree_node(
             cls, _flatten, lambda structure, children: _unflatten(cls, structure, children)
         )
+
+    def __eq__(self, other: object) -> bool:
+        return same(self, other)
+
+    def __hash__(self) -> int:
+        return hash_of(self)
 
     def __repr__(self) -> str:
         """As it would be written, with arrays by dtype and shape."""

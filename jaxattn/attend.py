@@ -6,13 +6,14 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, ArrayLike, Bool, Float, Real
 
-from jaxattn._axes import Attended, accumulator
+from jaxattn._axes import AnyArray, AnyNumber, Attended, accumulator
 from jaxattn._mesh import sharded_as
 from jaxattn._observation import QUERY, Observation, check_observations, finish
 from jaxattn._problem import Problem, check
 from jaxattn._score import Score
+from jaxattn._trace import At
 from jaxattn._varying import vary, varying
 from jaxattn.backends.auto import AUTO, Backend, choose
 from jaxattn.backends.blockwise import Blockwise
@@ -21,18 +22,22 @@ from jaxattn.dropout import Dropout
 from jaxattn.kernels.watch import unseen
 from jaxattn.masks import EVERYTHING, Mask
 
-Scoring: TypeAlias = Score | Callable[..., Array] | Sequence[Score | Callable[..., Array]]
+Pairwise: TypeAlias = Callable[[Array, At], ArrayLike]
+"""A function (logit, at) -> logit of one pair."""
+
+Scoring: TypeAlias = Score | Pairwise | Sequence[Score | Pairwise]
+"""What `score=` takes."""
 
 
 def attention(
-    q: Float[Array, "*b t h d"],
-    k: Float[Array, "*b s n d"],
-    v: Float[Array, "*b s n e"],
+    q: Float[AnyArray, "*b t h d"],
+    k: Float[AnyArray, "*b s n d"],
+    v: Float[AnyArray, "*b s n e"],
     *,
     mask: Mask = EVERYTHING,
     score: Scoring | None = None,
-    scale: float | Float[Array, ""] | None = None,
-    sinks: Float[Array, " h"] | None = None,
+    scale: Real[AnyNumber, ""] | None = None,
+    sinks: Float[AnyArray, " h"] | None = None,
     dropout: Dropout | None = None,
     backend: Backend = AUTO,
 ) -> Float[Array, "*b t h e"]:
@@ -73,14 +78,14 @@ def attention(
 
 
 def attend(
-    q: Float[Array, "*b t h d"],
-    k: Float[Array, "*b s n d"],
-    v: Float[Array, "*b s n e"],
+    q: Float[AnyArray, "*b t h d"],
+    k: Float[AnyArray, "*b s n d"],
+    v: Float[AnyArray, "*b s n e"],
     *,
     mask: Mask = EVERYTHING,
     score: Scoring | None = None,
-    scale: float | Float[Array, ""] | None = None,
-    sinks: Float[Array, " h"] | None = None,
+    scale: Real[AnyNumber, ""] | None = None,
+    sinks: Float[AnyArray, " h"] | None = None,
     dropout: Dropout | None = None,
     observe: Mapping[str, Observation] | None = None,
     backend: Backend = AUTO,

@@ -12,24 +12,25 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial, wraps
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Integer, Real
 
-from jaxattn._axes import Attended, count_to
+from jaxattn._axes import AnyArray, AnyInteger, AnyNumber, Attended, accumulator, count_to
 from jaxattn._batched import as_indices
 from jaxattn._mask import EVERYTHING, Mask
 from jaxattn._observation import Observation
 from jaxattn._offset import fill_offsets
 from jaxattn._problem import check
-from jaxattn._value import show
+from jaxattn._score import Score
+from jaxattn._value import Block, Place, Sizes, Span, as_array, as_int, is_whole, show
 from jaxattn.attend import Scoring, solve
 from jaxattn.backends.auto import AUTO, Backend
-from jaxattn.masks import Causal, Lengths, Positions, Window
+from jaxattn.masks import Causal, Lengths, Positions, Where, Window
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["k", "v", "length"], meta_fields=["window"])
@@ -91,27 +92,53 @@ def empty(
       value_features: as many as `features` if not given.
       window: how many tokens a query sees, itself among them; None for all.
     Raises:
-      ValueError: sizes below 1, or a window that does not fit.
+      ValueError: sizes below 1 or that are no whole numbers, or a window that does not fit.
+      TypeError: batch is not a tuple; a dtype that is not floating.
     """
-    for name, size in (("capacity", capacity), ("kv_heads", kv_heads), ("features", features)):
-        if size < 1:
-            raise ValueError(f"a cache has sizes of at least 1, got {name}={size}")
-    if window is not None and not 1 <= window <= capacity:
+    if not isinstance(batch, tuple | list):
+        raise TypeError(
+            f"batch is the sizes of the batch axes, a tuple, got {batch!r}; pass (b,) for one axis "
+            f"and () for none"
+        )
+    batch = tuple(_size("batch", size, 0) for size in batch)
+    capacity, kv_heads = _size("capacity", capacity), _size("kv_heads", kv_heads)
+    features = _size("features", features)
+    width = features if value_features is None else _size("value_features", value_features)
+    window = as_int(window)
+    if window is not None and not (is_whole(window) and 1 <= window <= capacity):
         raise ValueError(
-            f"a window is from 1 to the capacity of the ring, {capacity}, got {window}; make the "
+            f"a window is from 1 to the capacity of the ring, {capacity}, got {window!r}; make the "
             f"capacity at least the window, or the window None to see all tokens"
         )
+    try:
+        wide = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits >= 16
+    except TypeError:  # not the name of a dtype
+        wide = False
+    if not wide:
+        raise TypeError(
+            f"a cache holds floating point numbers, float16 or wider, got dtype={dtype!r}; pass "
+            f"jnp.bfloat16, say"
+        )
     shape = (*batch, capacity, kv_heads)
-    width = features if value_features is None else value_features
     k, v = jnp.zeros((*shape, features), dtype), jnp.zeros((*shape, width), dtype)
     return Cache(k, v, jnp.zeros(batch, jnp.int32), window)
 
 
+def _size(name: str, size: Any, least: int = 1) -> int:
+    size = as_int(size)
+    if not is_whole(size) or size < least:
+        raise ValueError(
+            f"sizes of a cache are whole numbers, at least {least}, got {name}={size!r}; convert "
+            f"it: int(...)"
+        )
+    return size
+
+
 def append(
     cache: Cache,
-    k: Float[Array, "*b t n d"],
-    v: Float[Array, "*b t n e"],
-    count: Int[Array, "*b"] | None = None,
+    k: Float[AnyArray, "*b t n d"],
+    v: Float[AnyArray, "*b t n e"],
+    count: Integer[AnyInteger, "*#b"] | None = None,
 ) -> Cache:
     """The cache with the keys and values of t more tokens.
 
@@ -121,6 +148,7 @@ def append(
         its capacity. While tracing that cannot be told: the tokens beyond it are not kept, the
         length counts them, and `attend` gives NaN for them.
     """
+    k, v = as_array(k, "k"), as_array(v, "v")
     count = _check(cache, k, v, count)
     t, capacity = k.shape[-3], cache.capacity
     at = cache.positions(t)
@@ -136,16 +164,16 @@ def append(
 
 
 def attend(
-    q: Float[Array, "*b t h d"],
-    k: Float[Array, "*b t n d"],
-    v: Float[Array, "*b t n e"],
+    q: Float[AnyArray, "*b t h d"],
+    k: Float[AnyArray, "*b t n d"],
+    v: Float[AnyArray, "*b t n e"],
     cache: Cache,
     *,
-    count: Int[Array, "*b"] | None = None,
+    count: Integer[AnyInteger, "*#b"] | None = None,
     mask: Mask = EVERYTHING,
     score: Scoring | None = None,
-    scale: float | Float[Array, ""] | None = None,
-    sinks: Float[Array, " h"] | None = None,
+    scale: Real[AnyNumber, ""] | None = None,
+    sinks: Float[AnyArray, " h"] | None = None,
     observe: Mapping[str, Observation] | None = None,
     backend: Backend = AUTO,
 ) -> tuple[Attended, Cache]:
@@ -156,16 +184,20 @@ def attend(
       count: as in `append`; the queries of padding see nothing and give 0.
       mask: what is hidden besides. It, `score` and `observe` see the slots of the cache as keys,
         which are positions unless it is a ring. An offset that is left out, or END, is that of the
-        new tokens, and `at.q` of a function is a position: `Causal()`, `ALiBi()` and functions mean
-        what they do without a cache. In a ring that is so of `Causal` and `Window` only. Arrays and
-        observations other than `Distance` count the new tokens from 0.
+        new tokens, and `at.q` and `at.k` of a function are positions: `Causal()`, `ALiBi()` and
+        functions mean what they do without a cache, also in a ring. Arrays, offsets that are given
+        and observations other than `Distance` count the new tokens from 0, and keys by their slots.
       score, scale, sinks, observe, backend: as in `jaxattn.attend`.
     Returns:
       What `jaxattn.attend` returns, and the cache with the tokens. Beyond the capacity of a cache
       without a window out and lse are NaN.
     Raises:
-      ValueError, TypeError: as `append` and `jaxattn.attend`; in a ring, another offset left out.
+      ValueError, TypeError: as `append` and `jaxattn.attend`; `Distance` in a ring.
     """
+    q, k, v = (as_array(x, name) for x, name in ((q, "q"), (k, "k"), (v, "v")))
+    _check(cache, k, v, count)
+    if q.ndim < 3:
+        raise ValueError(f"q has axes [*b t h d], at least 3, got shape {q.shape}; reshape it")
     t, before = q.shape[-3], cache.length
     if t != k.shape[-3]:
         raise ValueError(
@@ -176,7 +208,7 @@ def attend(
     ragged = EVERYTHING if count is None else Lengths(q=count)
     if cache.window is None:
         seen, fill = Causal(before), lambda open_: replace(open_, offset=before)
-        keys, values = after.k, after.v
+        keys, values, slots = after.k, after.v, None
     else:
         at, left = cache.positions(t), cache.window - 1
         if cache.fits(t):
@@ -185,8 +217,12 @@ def attend(
             join = lambda x, y: jnp.concatenate([x, y.astype(x.dtype)], axis=-3)
             keys, values = join(cache.k, k), join(cache.v, v)
             slots = jnp.concatenate([cache.slots(), at], axis=-1)
-        seen, fill = Positions(at, slots, left=left), partial(_in_ring, at=at, slots=slots)
-    move = partial(_moved, by=before)
+        sizes = Sizes(q.shape[:-3], q.shape[-2], t, keys.shape[-3])
+        seen = Positions(at, slots, left=left)
+        fill = partial(
+            _in_ring, before=before, slots=slots, sizes=sizes, dtype=accumulator(q.dtype)
+        )
+    move = partial(_moved, by=before, slots=slots)
     mask, score = fill_offsets(mask, fill, move), fill_offsets(score, fill, move)
     observe = fill_offsets(observe, fill)
     # Tiles are read in the dtype of the logits, so a cache of another dtype is not converted whole.
@@ -200,32 +236,62 @@ def attend(
     return got, after
 
 
-def _moved(function: Callable[..., Any], by: Int[Array, "*b"]) -> Callable[..., Any]:
-    """A function of a pair that is given the positions of queries, which begin at `by`."""
+def _moved(
+    function: Callable[..., Any], by: Int[Array, "*b"], slots: Int[Array, "*b s"] | None
+) -> Callable[..., Any]:
+    """A function of a pair that is given positions: queries begin at `by`, keys are in `slots`."""
 
     @wraps(function)
     def moved(*args: Any) -> Any:
         *scalars, at = args
-        return function(*scalars, at._replace(q=at.q + jnp.asarray(by)[at.batch]))
+        k = at.k if slots is None else slots[(*at.batch, at.k)]
+        return function(*scalars, at._replace(q=at.q + jnp.asarray(by)[at.batch], k=k))
 
     return moved
 
 
-def _in_ring(mask: Any, at: Int[Array, "*b t"], slots: Int[Array, "*b s"]) -> Positions:
-    """What a mask that leaves its offset out means where the keys are the slots of a ring."""
-    if isinstance(mask, Causal):
-        return Positions(at, slots)
-    if isinstance(mask, Window):
-        return Positions(at, slots, mask.left, mask.right)
-    raise ValueError(
-        f"in a ring only Causal and Window may leave their offset out, for keys are slots there, "
-        f"not positions, got {mask!r}; use a cache without a window, and the window as a mask"
-    )
+def _in_ring(
+    value: Any, before: Int[Array, "*b"], slots: Int[Array, "*b s"], sizes: Sizes, dtype: Any
+) -> Any:
+    """What a mask or score that leaves its offset out means where keys are the slots of a ring."""
+    if isinstance(value, Causal | Window):
+        sides = (None, 0) if isinstance(value, Causal) else (value.left, value.right)
+        return Positions(before[..., None] + jnp.arange(sizes.t), slots, *sides)
+    if not isinstance(value, Mask | Score):
+        raise ValueError(
+            f"keys of a ring are slots, not positions, so that {value!r} cannot tell distances in "
+            f"it; use a cache without a window, and the window as a mask"
+        )
+    aligned: Any = replace(cast(Any, value), offset=0)
+    whole = aligned.resolve(sizes) if isinstance(value, Mask) else aligned.resolve(sizes, dtype)
+
+    def of_pair(*args: Any) -> Array:
+        """The value of a tile of one pair, at its positions."""
+        *scalars, pair = args
+        rows, keys = Span(pair.q, 1), Span(pair.k, 1)
+        flat = jnp.ravel_multi_index(pair.batch, sizes.batch, mode="clip") if sizes.batch else 0
+        block = Block(sizes, flat, 1, pair.head, (1, 1), rows, keys)
+        part = jax.tree.map(lambda x: x.reshape(x.shape[3:]), whole.read(block))
+        place = Place(pair.batch, pair.head, rows, keys)
+        if isinstance(part, Mask):
+            allowed = part.allows(place)
+            return jnp.asarray(True) if allowed is None else jnp.broadcast_to(allowed, (1, 1))[0, 0]
+        return part.apply(jnp.reshape(scalars[0], (1, 1)), place)[0, 0]
+
+    moved = _moved(of_pair, before, slots)
+    return Where(moved) if isinstance(value, Mask) else moved
 
 
 def _check(cache: Cache, k: Any, v: Any, count: Any) -> Array:
     """How many of the tokens each sequence gets."""
+    if not isinstance(cache, Cache):
+        raise TypeError(
+            f"the cache comes from empty(...), and from append and attend after that, got "
+            f"{show(cache)}; the arguments are attend(q, k, v, cache) and append(cache, k, v)"
+        )
     for name, new, old in (("k", k, cache.k), ("v", v, cache.v)):
+        if not jnp.issubdtype(new.dtype, jnp.floating):
+            raise TypeError(f"{name} is floating point, got {show(new)}; cast it first")
         if new.shape[:-3] != old.shape[:-3] or new.shape[-2:] != old.shape[-2:]:
             raise ValueError(
                 f"{name} of new tokens has the batch, heads and features of the cache's "
@@ -239,10 +305,12 @@ def _check(cache: Cache, k: Any, v: Any, count: Any) -> Array:
         )
     t, batch = k.shape[-3], cache.length.shape
     count = t if count is None else count
-    count = count if hasattr(count, "dtype") else np.asarray(count)
+    count = count if isinstance(count, np.ndarray) else as_array(count, "count")
+    lead = (1,) * (len(batch) - count.ndim) + count.shape
     if (
         not jnp.issubdtype(count.dtype, jnp.integer)
-        or jnp.broadcast_shapes(count.shape, batch) != batch
+        or len(lead) > len(batch)
+        or any(a not in (1, b) for a, b in zip(lead, batch, strict=True))
     ):
         raise ValueError(
             f"count is a number of tokens for each sequence, integers [*b] with *b={batch}, got "

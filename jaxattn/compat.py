@@ -3,14 +3,15 @@
 Every other name of `jax.nn` is its own.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import ArrayLike, Float
 
-from jaxattn._axes import Attended
+from jaxattn._axes import AnyNumber, Attended
 from jaxattn._mask import Mask
+from jaxattn._value import as_array, as_int, is_whole
 from jaxattn.attend import attend
 from jaxattn.masks import EVERYTHING, Causal, Dense, Lengths, Window
 from jaxattn.scores import Bias
@@ -23,7 +24,7 @@ def dot_product_attention(
     bias: ArrayLike | None = None,
     mask: ArrayLike | None = None,
     *,
-    scale: float | Array | None = None,
+    scale: AnyNumber | None = None,
     is_causal: bool = False,
     query_seq_lengths: ArrayLike | None = None,
     key_value_seq_lengths: ArrayLike | None = None,
@@ -66,7 +67,8 @@ def dot_product_attention(
             f"implementation is 'xla', 'cudnn' or None, as in jax.nn, got {implementation!r}; to "
             f"choose one of jaxattn's own use jaxattn.attention(backend=...)"
         )
-    q, k, v = (jnp.asarray(x) for x in (query, key, value))
+    named = (("query", query), ("key", key), ("value", value))
+    q, k, v = (as_array(x, name) for name, x in named)
     if q.ndim not in (3, 4):
         raise ValueError(
             f"query has axes [*b t h d] with one batch axis or none, got shape {q.shape}; for more "
@@ -77,18 +79,24 @@ def dot_product_attention(
         q, k, v = q[None], k[None], v[None]
     masks: list[Mask] = [Causal(0)] if is_causal else []
     if local_window_size is not None:
-        both = isinstance(local_window_size, int)
-        left, right = (local_window_size,) * 2 if both else local_window_size
+        sides: Any = as_int(local_window_size)
+        two = isinstance(local_window_size, Sequence) and len(local_window_size) == 2
+        if not is_whole(sides) and not two:
+            raise ValueError(
+                f"local_window_size is one whole number or two, (left, right), got {sides!r}; for "
+                f"a side without a bound use jaxattn.Window(left, right)"
+            )
+        left, right = (sides, sides) if is_whole(sides) else sides
         masks.append(Window(left, right, 0))
     if query_seq_lengths is not None or key_value_seq_lengths is not None:
         lengths: Any = query_seq_lengths, key_value_seq_lengths
         masks.append(Lengths(*lengths))
     if mask is not None:
-        masks.append(Dense(jnp.asarray(mask)))
+        masks.append(Dense(as_array(mask, "mask")))
     every: Mask = EVERYTHING
     for one in masks:
         every = every & one
-    score = None if bias is None else Bias(jnp.asarray(bias))
+    score = None if bias is None else Bias(as_array(bias, "bias"))
     attended: Attended = attend(q, k, v, mask=every, score=score, scale=scale)
     out = attended.out.reshape(*shape, v.shape[-1])
     return (out, attended.lse.astype(k.dtype).reshape(shape)) if return_residual else out

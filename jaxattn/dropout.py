@@ -12,10 +12,12 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key, UInt32
+import numpy as np
+from jaxtyping import Array, Bool, Float, Key, Real, UInt32
 
+from jaxattn._axes import AnyArray, AnyNumber
 from jaxattn._batched import fit
-from jaxattn._value import Place, Sizes, Value, show
+from jaxattn._value import Place, Sizes, Value, as_array, is_array, is_plain, is_real, show
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -24,30 +26,31 @@ class Dropout(Value):
 
     It applies to the weights after the softmax: lse does not change.
 
-    rate: from 0 to 1; may be traced. 0 changes nothing, bit for bit.
+    rate: from 0 to 1. 0 changes nothing, bit for bit. May be traced: one below 0 then counts as 0,
+      one above 1 as 1, and NaN gives NaN.
     key: of `jax.random`.
     shared: whether the same pairs are dropped in every batch element and head.
     Source: Srivastava et al. 2014; of attention weights, Vaswani et al. 2017, section 5.4.
     """
 
-    rate: float | Float[Array, ""]
-    key: Key[Array, ""]
+    rate: Real[AnyNumber, ""]
+    key: Key[Array, ""] | UInt32[AnyArray, " words"]
     shared: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.rate, int | float) and not 0 <= self.rate <= 1:
-            raise ValueError(
-                f"a dropout rate is a probability, from 0 to 1, got {self.rate!r}; for a share to "
-                f"keep, pass 1 minus it"
+        super().__post_init__()
+        check_rate(self.rate)
+        if not isinstance(self.shared, bool):
+            raise TypeError(
+                f"shared is True or False, got {self.shared!r}; the arguments are "
+                f"Dropout(rate, key, shared)"
             )
 
     def resolve(self, sizes: Sizes) -> "Drop | None":
         """What tiles need of it; None for a rate that is known to be 0."""
-        if isinstance(self.rate, int | float) and self.rate == 0:
+        if is_no_rate(self.rate):
             return None
-        rate = jnp.asarray(self.rate, jnp.result_type(float))
-        if rate.ndim:
-            raise ValueError(f"a dropout rate is one number, got shape {rate.shape}")
+        rate = jnp.clip(jnp.asarray(self.rate, jnp.result_type(float)), 0, 1)
         key = _as_key(self.key)
         if key.ndim:
             raise ValueError(
@@ -76,26 +79,55 @@ class Drop(Value):
     AXES: ClassVar = {"head": "h", "head_2": "h", "row": "t", "row_2": "t", "column": "s"}
 
     rate: Float[Array, ""]
-    head: UInt32[Array, "*b h"]
-    head_2: UInt32[Array, "*b h"]
-    row: UInt32[Array, "*b t"]
-    row_2: UInt32[Array, "*b t"]
-    column: UInt32[Array, "*b s"]
+    head: UInt32[Array, "*#b h"]
+    head_2: UInt32[Array, "*#b h"]
+    row: UInt32[Array, "*#b t"]
+    row_2: UInt32[Array, "*#b t"]
+    column: UInt32[Array, "*#b s"]
 
     def keeps(self, place: Place) -> Bool[Array, "a b"]:
         """Which pairs of a tile are kept, as the tile lies. Asked of its part."""
         bits = _mix(place.each_q(self.row ^ self.head) + place.each_k(self.column))
         bits = _mix(bits + place.each_q(self.row_2 ^ self.head_2))
-        return (bits >> 8).astype(jnp.float32) * 2**-24 >= self.rate.astype(jnp.float32)
+        drops = (bits >> 8).astype(jnp.float32) * 2**-24 < self.rate.astype(jnp.float32)
+        return ~drops  # all of them by a rate of NaN, which then shows
 
     def apply(self, weights: Float[Array, "a b"], place: Place) -> Float[Array, "a b"]:
         """The weights of a tile, dropped or grown. Asked of its part."""
-        grown = jnp.where(self.rate < 1, 1 / (1 - jnp.where(self.rate < 1, self.rate, 0)), 0)
+        none_left = self.rate == 1
+        grown = jnp.where(none_left, 0, 1 / (1 - jnp.where(none_left, 0, self.rate)))
         return jnp.where(self.keeps(place), weights * grown.astype(weights.dtype), 0)
 
 
+def check_rate(rate: Any) -> None:
+    """Raises:
+    ValueError: not from 0 to 1, where that is known; not one number. TypeError: no number.
+    """
+    if is_array(rate) and rate.shape:
+        raise ValueError(
+            f"a dropout rate is one number, got shape {rate.shape}; heads and batch elements have "
+            f"the same"
+        )
+    of_numbers = is_array(rate) and is_real(rate.dtype)
+    if isinstance(rate, bool) or not (isinstance(rate, int | float) or of_numbers):
+        raise TypeError(
+            f"a dropout rate is a probability, a number from 0 to 1, got {rate!r}; for no dropout "
+            f"pass 0"
+        )
+    if is_plain(rate) and not 0 <= np.asarray(rate) <= 1:  # by NumPy, also while tracing
+        raise ValueError(
+            f"a dropout rate is a probability, from 0 to 1, got {rate!r}; for a share to "
+            f"keep, pass 1 minus it"
+        )
+
+
+def is_no_rate(rate: Any) -> bool:
+    """Whether nothing is dropped, as far as that is known while tracing."""
+    return is_plain(rate) and bool(np.asarray(rate) == 0)
+
+
 def _as_key(key: Any) -> Array:
-    key = jnp.asarray(key) if not hasattr(key, "dtype") else key
+    key = key if is_array(key) else as_array(key, "the key of Dropout")
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return key
     if key.dtype == jnp.uint32 and key.ndim >= 1:

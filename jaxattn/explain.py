@@ -16,6 +16,7 @@ from jaxattn._axes import count_to
 from jaxattn._mask import Mask, check_mask
 from jaxattn._observation import Observation, check_observations
 from jaxattn._problem import check
+from jaxattn._value import as_array
 from jaxattn.attend import Scoring, run
 from jaxattn.backends.auto import AUTO, Backend, turned_down
 from jaxattn.backends.reference import Reference
@@ -94,7 +95,11 @@ def explain(
     q, k and v may be given as `jax.ShapeDtypeStruct`. Takes and raises what `attend` does.
     """
     build = partial(check, mask=mask, score=score, scale=scale, sinks=sinks, dropout=dropout)
-    problem = jax.eval_shape(build, q, k, v)
+    arrays = (
+        x if isinstance(x, jax.ShapeDtypeStruct) else as_array(x, name)
+        for name, x in (("q", q), ("k", k), ("v", v))
+    )
+    problem = jax.eval_shape(build, *arrays)
     chosen, others = turned_down(backend, problem)
     watched = tuple(check_observations(observe, problem.sizes, problem.q.dtype).values())
     memory: Any = run.lower(chosen, problem, watched).compile().memory_analysis()

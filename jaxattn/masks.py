@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, ArrayLike, Bool, Integer
 
-from jaxattn._axes import INDEX, Index, count_to, cut_axis, larger
+from jaxattn._axes import INDEX, AnyArray, AnyInteger, Index, count_to, cut_axis, larger
 from jaxattn._batched import (
     MOST,
     add_clipped,
@@ -36,8 +36,8 @@ from jaxattn._mask import (
     clip,
 )
 from jaxattn._offset import END, Offset, resolve_offset
-from jaxattn._trace import trace
-from jaxattn._value import Place, Sizes, Span
+from jaxattn._trace import At, Traced, trace
+from jaxattn._value import Place, Sizes, Span, Value, as_array, is_whole
 
 __all__ = [
     "END",
@@ -67,6 +67,8 @@ class Causal(Mask):
       it are in a cache. May be left out if t == s.
     """
 
+    WHOLE: ClassVar = ("offset",)
+
     offset: Offset = None
 
     def resolve(self, sizes: Sizes) -> Mask:
@@ -82,13 +84,16 @@ class Window(Mask):
     offset: as in `Causal`.
     """
 
+    WHOLE: ClassVar = ("offset",)
+
     left: int | None
     right: int | None = 0
     offset: Offset = None
 
     def __post_init__(self) -> None:
+        Value.__post_init__(self)
         for name, bound in (("left", self.left), ("right", self.right)):
-            if bound is not None and (not isinstance(bound, int) or bound < 0):
+            if bound is not None and (not is_whole(bound) or bound < 0):
                 raise ValueError(
                     f"a window's bounds are whole numbers of positions, at least 0, or None for no "
                     f"bound, got {name}={bound!r}; to shift the window use offset"
@@ -111,11 +116,14 @@ class PrefixLM(Mask):
     """
 
     AXES: ClassVar = {"length": "", "offset": ""}
+    WHOLE: ClassVar = ("length", "offset")
 
-    length: int | Int[Array, "*b"]
+    length: Integer[AnyInteger, "..."]
     offset: Offset = None
 
     def resolve(self, sizes: Sizes) -> Mask:
+        if self.length is None:
+            raise TypeError("PrefixLM.length is a number of keys, got None; pass 0 for no prefix")
         length = check_numbers(self.length, "PrefixLM.length", sizes, 0, sizes.s)
         offset = resolve_offset("PrefixLM", self.offset, sizes)
         return PrefixLM(length, add_clipped(offset, 0, -sizes.t, sizes.s))
@@ -128,7 +136,8 @@ class PrefixLM(Mask):
         return self.needs(rows, s) if known else (0, s)
 
     def needs(self, rows: Span, s: int) -> tuple[Index, Index]:
-        return 0, clip(larger(self.length, rows.start + rows.size + self.offset), s)
+        length: Any = self.length
+        return 0, clip(larger(length, rows.start + rows.size + self.offset), s)
 
     @property
     def exact(self) -> bool:
@@ -143,9 +152,10 @@ class Lengths(Mask):
     """
 
     AXES: ClassVar = {"q": "", "k": ""}
+    WHOLE: ClassVar = ("q", "k")
 
-    q: int | Int[Array, "*b"] | None = None
-    k: int | Int[Array, "*b"] | None = None
+    q: Integer[AnyInteger, "..."] | None = None
+    k: Integer[AnyInteger, "..."] | None = None
 
     def resolve(self, sizes: Sizes) -> "Lengths":
         q = check_numbers(self.q, "Lengths.q", sizes, 0, sizes.t)
@@ -163,11 +173,12 @@ class Lengths(Mask):
 
     def needs(self, rows: Span, s: int) -> tuple[Index, Index]:
         stop = s if self.k is None else clip(self.k, s)
-        if self.q is None:
+        q: Any = self.q
+        if q is None:
             return 0, stop
-        if isinstance(self.q, int) and isinstance(rows.start, int):
-            return 0, stop if rows.start < self.q else 0
-        return 0, jnp.where(rows.start < self.q, stop, 0)
+        if isinstance(q, int) and isinstance(rows.start, int):
+            return 0, stop if rows.start < q else 0
+        return 0, jnp.where(rows.start < q, stop, 0)
 
     @property
     def exact(self) -> bool:
@@ -188,8 +199,8 @@ class Segments(Mask):
 
     AXES: ClassVar = {"q_ids": "t", "k_ids": "s"}
 
-    q_ids: Int[Array, "*b t"]
-    k_ids: Int[Array, "*b s"] | None = None
+    q_ids: Integer[AnyArray, "*#b t"]
+    k_ids: Integer[AnyArray, "*#b s"] | None = None
 
     def resolve(self, sizes: Sizes) -> "Segments":
         if self.k_ids is None and sizes.t != sizes.s:
@@ -228,8 +239,8 @@ class Positions(Mask):
 
     AXES: ClassVar = {"q": "t", "k": "s"}
 
-    q: Int[Array, "*b t"]
-    k: Int[Array, "*b s"]
+    q: Integer[AnyArray, "*#b t"]
+    k: Integer[AnyArray, "*#b s"]
     left: int | None = None
     right: int | None = 0
 
@@ -275,10 +286,10 @@ class Dense(Mask):
 
     AXES: ClassVar = {"array": "hts"}
 
-    array: Bool[Array, "*#b #h #t #s"]
+    array: Bool[AnyArray, "..."]
 
     def resolve(self, sizes: Sizes) -> "Dense":
-        array = jnp.asarray(self.array)
+        array = as_array(self.array, "Dense.array")
         if array.dtype != bool:
             raise TypeError(
                 f"a Dense mask holds booleans, True where a query may see a key, got "
@@ -304,11 +315,11 @@ class Where(Mask):
       compiles anew.
     """
 
-    seen: Any
+    seen: Callable[[At], ArrayLike] | Traced
     captured: tuple[Array, ...] = ()
 
     def resolve(self, sizes: Sizes) -> "Where":
-        seen: Callable[..., Any] = self.seen
+        seen: Any = self.seen
         if not callable(seen):
             raise TypeError(
                 f"Where takes a function of one pair, got {seen!r}; wrap arrays in Dense(array)"
@@ -322,11 +333,13 @@ class Where(Mask):
         return Where(traced, captured)
 
     def allows(self, place: Place) -> Bool[Array, "#a #b"]:
-        return self.seen.over(place, self.captured)
+        seen: Any = self.seen
+        return seen.over(place, self.captured)
 
     @property
     def by_head(self) -> bool:
-        return self.seen.reads_head
+        seen: Any = self.seen
+        return seen.reads_head
 
 
 def _as_ids(q_ids: Any, k_ids: Any) -> tuple[Array, Array]:
@@ -343,7 +356,7 @@ def _as_ids(q_ids: Any, k_ids: Any) -> tuple[Array, Array]:
     return q_ids, k_ids
 
 
-def _ends(near_s: Array, s: int) -> tuple[Index, Index]:
+def _ends(near_s: AnyArray, s: int) -> tuple[Index, Index]:
     """The range from the first to the last True."""
     first = jnp.min(count_to(s), where=near_s, initial=s)
     stop = jnp.max(count_to(s), where=near_s, initial=-1) + 1

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxattn._axes import Attended, accumulator
-from jaxattn._observation import Observation, Shares, check_named
+from jaxattn._observation import Observation, Shares, by_name
 
 
 def merge(
@@ -91,7 +91,7 @@ def _observations(parts: tuple[Attended, ...], observe: Any) -> Mapping[str, Obs
                 f"merge has to know what made {sorted(part.observed)} of a part; pass observe=, as "
                 f"to attend, or drop them with part._replace(observed={{}})"
             )
-    named = check_named(observe)
+    named = by_name(observe)
     for part in parts:
         if set(part.observed) != set(named):
             raise ValueError(

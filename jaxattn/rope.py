@@ -17,10 +17,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
 from jaxattn import _rope_config
-from jaxattn._axes import accumulator
+from jaxattn._axes import AnyArray, accumulator
 from jaxattn._batched import are_indices, check_numbers, fit
 from jaxattn._rope_angles import angles_of
 from jaxattn._rope_scaling import (
@@ -35,7 +35,7 @@ from jaxattn._rope_scaling import (
     YaRN,
     check_positive,
 )
-from jaxattn._value import Sizes, show
+from jaxattn._value import Sizes, as_array, as_int, show
 
 __all__ = [
     "HALF",
@@ -93,6 +93,8 @@ class Rope:
     scaling: Scaling | None = None
 
     def __post_init__(self) -> None:
+        for name in ("rotary_dim", "theta"):
+            object.__setattr__(self, name, as_int(getattr(self, name)))
         r = self.rotary_dim
         if not isinstance(r, Integral) or r < 2 or r % 2:
             raise ValueError(
@@ -166,8 +168,8 @@ class Rope:
         return self.scaling.frequencies(plain, self.theta, length)
 
     def cos_sin(
-        self, positions: Int[Array, "*b t"], length: Length = None, dtype: Any = jnp.float32
-    ) -> tuple[Float[Array, "*b t f"], Float[Array, "*b t f"]]:
+        self, positions: Integer[AnyArray, "*#b t"], length: Length = None, dtype: Any = jnp.float32
+    ) -> tuple[Float[Array, "... t f"], Float[Array, "... t f"]]:
         """Cosine and sine of the angles, times the amplitude: what `rotate` takes.
 
         They may be computed once for all layers, and for queries and keys.
@@ -193,8 +195,8 @@ class Rope:
 
 
 def apply_rope(
-    x: Float[Array, "*b t h d"],
-    positions: Int[Array, "*#b #t"],
+    x: Float[AnyArray, "*b t h d"],
+    positions: Integer[AnyArray, "*#b #t"],
     rope: Rope,
     length: Length = None,
 ) -> Float[Array, "*b t h d"]:
@@ -217,21 +219,23 @@ def apply_rope(
       TypeError: x is not floating, positions or length are not integers, or rope is no `Rope`.
     Source: Su et al. 2021, "RoFormer", eq. 34.
     """
-    x = jnp.asarray(x)
+    x = as_array(x, "x")
     if not isinstance(rope, Rope):
         raise TypeError(f"rope is a Rope, got {show(rope)}; pass Rope(rotary_dim), after positions")
     _check_features(x, rope.rotary_dim)
     sizes = Sizes(x.shape[:-3], h=x.shape[-2], t=x.shape[-3], s=0)
     positions = fit(_check_positions(positions), "positions", sizes, "t")
+    if isinstance(length, bool):
+        raise TypeError(f"length is a number of tokens, got {length!r}; pass an integer")
     length = int(length) if isinstance(length, Integral) else length
     length = check_numbers(length, "length", sizes)
     return _rotate(x, *rope.cos_sin(positions, length, x.dtype), rope.layout)
 
 
 def rotate(
-    x: Float[Array, "*b t h d"],
-    cos: Float[Array, "*#b #t f"],
-    sin: Float[Array, "*#b #t f"],
+    x: Float[AnyArray, "*b t h d"],
+    cos: Float[AnyArray, "*#b #t f"],
+    sin: Float[AnyArray, "*#b #t f"],
     layout: Layout = HALF,
 ) -> Float[Array, "*b t h d"]:
     """`apply_rope` for a cosine and sine that are at hand, from `Rope.cos_sin`.
@@ -246,7 +250,7 @@ def rotate(
       ValueError: the shapes disagree.
       TypeError: x is not floating.
     """
-    x, cos, sin = (jnp.asarray(a) for a in (x, cos, sin))
+    x, cos, sin = as_array(x, "x"), as_array(cos, "cos"), as_array(sin, "sin")
     _check_features(x, 2 * cos.shape[-1] if cos.ndim else 0)
     full = (*x.shape[:-2], cos.shape[-1] if cos.ndim else 0)
     extra = len(full) - cos.ndim

@@ -11,13 +11,23 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Real
 
-from jaxattn._axes import accumulator, count_to, cut
+from jaxattn._axes import AnyArray, AnyNumber, accumulator, count_to, cut
 from jaxattn._batched import add_clipped, fit
 from jaxattn._offset import Offset, resolve_distance, resolve_offset
 from jaxattn._score import Score
-from jaxattn._value import Place, Sizes, show
+from jaxattn._value import (
+    Place,
+    Sizes,
+    as_array,
+    as_int,
+    change_fields,
+    is_plain,
+    is_real,
+    is_whole,
+    show,
+)
 
 __all__ = ["ALiBi", "Bias", "RelativeBias", "Score", "SoftCap", "alibi_slopes"]
 
@@ -33,7 +43,7 @@ class Bias(Score):
 
     AXES: ClassVar = {"array": "hts"}
 
-    array: Float[Array, "*#b #h #t #s"]
+    array: Real[AnyArray, "..."]
 
     def resolve(self, sizes: Sizes, dtype: Any) -> "Bias":
         array = fit(_real(self.array, "Bias"), "Bias", sizes, "hts")
@@ -55,8 +65,9 @@ class ALiBi(Score):
     """
 
     AXES: ClassVar = {"slopes": "h", "offset": ""}
+    WHOLE: ClassVar = ("offset",)
 
-    slopes: Float[Array, " h"] | None = None
+    slopes: Real[AnyArray, "*#b h"] | None = None
     offset: Offset = None
 
     def resolve(self, sizes: Sizes, dtype: Any) -> "ALiBi":
@@ -82,6 +93,9 @@ def alibi_slopes(h: int) -> np.ndarray:
     For other h: those of the power of 2 below, then every other one of those of twice as many.
     Source: Press et al. 2022, section 3, and the code published with it.
     """
+    h = as_int(h)
+    if not is_whole(h) or h < 0:
+        raise ValueError(f"alibi_slopes takes a number of heads, at least 0, got {h!r}")
     if h < 1:
         return np.zeros(0, np.float32)
     power = 2 ** int(math.log2(h))
@@ -106,8 +120,9 @@ class RelativeBias(Score):
     """
 
     AXES: ClassVar = {"table": "h.", "offset": ""}
+    WHOLE: ClassVar = ("max_distance", "offset")
 
-    table: Float[Array, "buckets h"]
+    table: Real[AnyArray, "..."]
     bidirectional: bool = True
     max_distance: int = 128
     offset: Offset = None
@@ -157,6 +172,11 @@ def relative_buckets(buckets: int, bidirectional: bool, max_distance: int) -> np
     Raises:
       ValueError: too few buckets, or a max_distance within those that hold one distance each.
     """
+    if not is_whole(max_distance) or not isinstance(bidirectional, bool):
+        raise TypeError(
+            f"a RelativeBias has bidirectional=True or False and a whole number as max_distance, "
+            f"got {bidirectional!r} and {max_distance!r}"
+        )
     away = np.arange(-max_distance, max_distance + 1)
     side = buckets // 2 if bidirectional else buckets
     single = side // 2
@@ -177,16 +197,20 @@ def relative_buckets(buckets: int, bidirectional: bool, max_distance: int) -> np
 class SoftCap(Score):
     """cap · tanh(logit / cap): keeps logits between -cap and cap.
 
-    cap: above 0; one number for all heads.
+    cap: above 0; one number for all heads. May be traced; inf is no cap.
     Source: Gemma Team 2024, "Gemma 2", section 2.
     """
 
     AXES: ClassVar = {"cap": ""}
 
-    cap: float | Float[Array, ""]
+    cap: Real[AnyNumber, "..."]
 
     def __post_init__(self) -> None:
-        if isinstance(self.cap, int | float) and not self.cap > 0:
+        super().__post_init__()
+        if not is_plain(self.cap) or np.ndim(self.cap) != 0:
+            return  # told at the call, with the shape that it has to have
+        # By NumPy, also while tracing.
+        if isinstance(self.cap, bool) or not np.asarray(self.cap) > 0:
             raise ValueError(
                 f"a soft cap is above 0, got {self.cap!r}; leave SoftCap out for no cap"
             )
@@ -198,17 +222,22 @@ class SoftCap(Score):
                 f"a soft cap is one number for all heads, got shape {cap.shape}; for one of each "
                 f"head write a function: lambda logit, at: cap[at.head] * ..."
             )
-        return SoftCap(fit(cap.astype(dtype), "SoftCap", sizes, ""))
+        cap = jnp.minimum(cap.astype(dtype), NO_CAP)
+        return change_fields(self, lambda _: fit(cap, "SoftCap", sizes, ""))
 
     def apply(self, logits: Float[Array, "a b"], place: Place) -> Float[Array, "a b"]:
-        return self.cap * jnp.tanh(logits / self.cap)
+        cap = jnp.asarray(self.cap)
+        return cap * jnp.tanh(logits / cap)
+
+
+# Logits of any use are far below, where tanh(x) is x; and logit / cap is not so small that it is 0,
+# as it would be with inf. A power of 2 divides and multiplies without rounding.
+NO_CAP = 2.0**80
 
 
 def _real(array: Any, name: str) -> Array:
-    array = jnp.asarray(array)
-    if not jnp.issubdtype(array.dtype, jnp.floating) and not jnp.issubdtype(
-        array.dtype, jnp.integer
-    ):
+    array = as_array(array, name)
+    if not is_real(array.dtype):
         raise TypeError(f"{name} holds real numbers, got {show(array)}; cast it first")
     if not jnp.issubdtype(array.dtype, jnp.floating):
         array = array.astype(jnp.float32)

@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Real
 
-from jaxattn._axes import accumulator, dot
+from jaxattn._axes import AnyArray, AnyNumber, accumulator, dot
+from jaxattn._value import as_int, is_whole
 
 
 class Scores(NamedTuple):
@@ -43,24 +44,26 @@ class MultiHead(NamedTuple):
     """
 
     heads: Head
-    concat: Float[Array, "t h*e"]
+    concat: Float[Array, "t he"]
     out: Float[Array, "t m"]
 
 
 def scores(
-    q: Float[Array, "t d"], k: Float[Array, "s d"], scale: float | Array | None = None
+    q: Float[AnyArray, "t d"], k: Float[AnyArray, "s d"], scale: Real[AnyNumber, ""] | None = None
 ) -> Scores:
     """q kᵀ · scale: how well each query matches each key. `scale` is 1/√d where none is given."""
     raw = dot(q, k.T)
     return Scores(raw, raw * (q.shape[-1] ** -0.5 if scale is None else scale))
 
 
-def mask(logits: Float[Array, "t s"], allowed: Bool[Array, "t s"] | None) -> Float[Array, "t s"]:
+def mask(
+    logits: Float[AnyArray, "t s"], allowed: Bool[AnyArray, "t s"] | None
+) -> Float[Array, "t s"]:
     """-inf where a query may not see a key, the logit itself elsewhere."""
-    return logits if allowed is None else jnp.where(allowed, logits, -jnp.inf)
+    return jnp.asarray(logits) if allowed is None else jnp.where(allowed, logits, -jnp.inf)
 
 
-def log_sum_exp(logits: Float[Array, "t s"]) -> Float[Array, " t"]:
+def log_sum_exp(logits: Float[AnyArray, "t s"]) -> Float[Array, " t"]:
     """log Σ_s exp(logits), in nats: the logarithm of the denominator of the softmax."""
     peak_t = row_peak(logits)
     sum_t = jnp.exp(logits - peak_t[:, None]).sum(axis=1)
@@ -68,31 +71,31 @@ def log_sum_exp(logits: Float[Array, "t s"]) -> Float[Array, " t"]:
     return jnp.where(live_t, peak_t + jnp.log(jnp.where(live_t, sum_t, 1)), -jnp.inf)
 
 
-def weights(logits: Float[Array, "t s"]) -> Float[Array, "t s"]:
+def weights(logits: Float[AnyArray, "t s"]) -> Float[Array, "t s"]:
     """softmax over the keys: exp(logits) / Σ_s exp(logits), and 0 in a row that is all -inf."""
     unnormalised_ts = jnp.exp(logits - row_peak(logits)[:, None])
     sum_t = unnormalised_ts.sum(axis=1, keepdims=True)
     return unnormalised_ts / jnp.where(sum_t == 0, 1, sum_t)
 
 
-def mix(weights: Float[Array, "t s"], v: Float[Array, "s e"]) -> Float[Array, "t e"]:
+def mix(weights: Float[AnyArray, "t s"], v: Float[AnyArray, "s e"]) -> Float[Array, "t e"]:
     """weights · v: every query's average of the values, by its weights."""
     return dot(weights, v)
 
 
-def row_peak(logits: Float[Array, "t s"]) -> Float[Array, " t"]:
+def row_peak(logits: Float[AnyArray, "t s"]) -> Float[Array, " t"]:
     """The largest logit of each row, which the softmax subtracts; 0 where a row is all -inf."""
     peak_t = jax.lax.stop_gradient(logits.max(axis=1, initial=-jnp.inf))
     return jnp.where(peak_t == -jnp.inf, 0, peak_t)
 
 
 def single_head(
-    x: Float[Array, "t m"],
-    w_q: Float[Array, "m d"],
-    w_k: Float[Array, "m d"],
-    w_v: Float[Array, "m e"],
-    allowed: Bool[Array, "t t"] | None = None,
-    scale: float | Array | None = None,
+    x: Float[AnyArray, "t m"],
+    w_q: Float[AnyArray, "m d"],
+    w_k: Float[AnyArray, "m d"],
+    w_v: Float[AnyArray, "m e"],
+    allowed: Bool[AnyArray, "t t"] | None = None,
+    scale: Real[AnyNumber, ""] | None = None,
 ) -> Head:
     """softmax(mask(Q Kᵀ · scale)) V with Q = X W_q, K = X W_k, V = X W_v.
 
@@ -112,26 +115,30 @@ def single_head(
 
 
 def multi_head(
-    x: Float[Array, "t m"],
-    w_q: Float[Array, "m h*d"],
-    w_k: Float[Array, "m h*d"],
-    w_v: Float[Array, "m h*e"],
-    w_o: Float[Array, "h*e o"],
+    x: Float[AnyArray, "t m"],
+    w_q: Float[AnyArray, "m hd"],
+    w_k: Float[AnyArray, "m hd"],
+    w_v: Float[AnyArray, "m he"],
+    w_o: Float[AnyArray, "he o"],
     heads: int,
-    allowed: Bool[Array, "t t"] | None = None,
-    scale: float | Array | None = None,
+    allowed: Bool[AnyArray, "t t"] | None = None,
+    scale: Real[AnyNumber, ""] | None = None,
 ) -> MultiHead:
     """concat(head_1, ..., head_h) W_o, where head i is `single_head` with its columns of W.
 
     Args:
       x: one embedding of width m for each token.
-      w_q, w_k, w_v: the projections of all heads side by side: head i has columns i·d to (i+1)·d.
+      w_q, w_k, w_v: the projections of all heads side by side, hd = h·d and he = h·e columns:
+        head i has columns i·d to (i+1)·d.
       w_o: the output projection.
       heads: how many heads the columns are cut into.
       allowed, scale: as in `single_head`, the same for every head.
     Raises:
       ValueError: the columns of a projection cannot be cut into `heads` equal parts.
     """
+    heads = as_int(heads)
+    if not is_whole(heads):
+        raise TypeError(f"heads is a whole number, got {heads!r}")
     for name, w in (("w_q", w_q), ("w_k", w_k), ("w_v", w_v)):
         if heads < 1 or w.shape[1] % heads:
             raise ValueError(

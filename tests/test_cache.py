@@ -186,17 +186,54 @@ def test_offsets_left_out_are_those_of_the_new_tokens(options):
         np.testing.assert_allclose(seen.mean[b], expected.mean[n:], atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "mask", [ja.Causal(), ja.Window(2), ja.Window(4) & ~ja.Window(1)], ids=repr
-)
-def test_causal_and_window_keep_their_meaning_in_a_ring(mask):
+TABLE = RANDOM.standard_normal((6, H)).astype(np.float32)
+RINGED = {
+    "causal": {"mask": ja.Causal()},
+    "window": {"mask": ja.Window(2)},
+    "not near": {"mask": ja.Window(4) & ~ja.Window(1)},
+    "prefix": {"mask": ja.PrefixLM(np.array([11, 3])) & ~ja.Window(0)},
+    "where": {"mask": ja.Where(lambda at: (at.k % 3 != at.batch[0]) | (at.q - at.k == at.head))},
+    "alibi": {"score": ja.ALiBi()},
+    "learnt alibi": {"score": [ja.ALiBi(TABLE[0], ja.END), ja.SoftCap(2.0)]},
+    "relative": {"score": ja.RelativeBias(TABLE, max_distance=4)},
+    "function": {"score": lambda x, at: x * jnp.asarray(TABLE)[at.k % 6, at.head] - at.q % 2},
+}
+
+
+@pytest.mark.parametrize("options", RINGED.values(), ids=RINGED)
+def test_masks_and_scores_keep_their_meaning_in_a_ring(options):
     cache, outs = kv.empty((B,), 6, N, D, E, window=5), []
     for first, n in ((0, 9), (9, 1), (10, 2), (12, 11)):
         new = slice(first, first + n)
-        got, cache = kv.attend(Q[:, new], K[:, new], V[:, new], cache, mask=mask)
+        got, cache = kv.attend(Q[:, new], K[:, new], V[:, new], cache, **options)
         outs.append(got.out)
-    want = ja.attention(Q, K, V, mask=mask & ja.Window(4))
+    mask = options.get("mask", ja.EVERYTHING) & ja.Window(4)
+    want = ja.attention(Q, K, V, **options | {"mask": mask})
     np.testing.assert_allclose(jnp.concatenate(outs, 1), want, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "score", [ja.ALiBi, lambda x: lambda s, at: s - x[at.head] * at.k], ids=["alibi", "function"]
+)
+def test_gradients_in_a_ring_of_sequences_with_different_lengths(score):
+    def ring(slopes):
+        cache = kv.empty((B,), 6, N, D, E, window=5)
+        held, out = np.array([9, 4]), []
+        _, cache = kv.attend(*(x[:, :9] for x in (Q, K, V)), cache, count=held)
+        for i in range(4):
+            at = (held + i)[:, None, None, None]
+            new = (np.take_along_axis(x, at, 1) for x in (Q, K, V))
+            got, cache = kv.attend(*new, cache, score=score(slopes))
+            out.append(got.out)
+        return jnp.concatenate(out, 1)
+
+    def plain(slopes):
+        out = ja.attention(Q, K, V, mask=ja.Window(4), score=score(slopes))
+        return jnp.stack([out[0, 9:13], out[1, 4:8]])
+
+    for f in (lambda x: x, lambda f: jax.grad(lambda x: jnp.square(f(x)).sum())):
+        got, want = (jax.jit(f(one))(jnp.asarray(TABLE[1])) for one in (ring, plain))
+        np.testing.assert_allclose(got, want, atol=1e-5 * max(1, np.abs(want).max()))
 
 
 def test_batch_axes_half_precision_and_vmap():
@@ -227,5 +264,5 @@ def test_errors():
     with pytest.raises(ValueError, match="integers"):
         kv.append(cache, K, V, count=np.ones(B))
     ring = kv.empty((B,), 32, N, D, E, window=5)
-    with pytest.raises(ValueError, match=r"only Causal and Window.*ALiBi.*without a window"):
-        kv.attend(Q, K, V, ring, score=ja.ALiBi())
+    with pytest.raises(ValueError, match=r"slots, not positions.*Distance.*without a window"):
+        kv.attend(Q, K, V, ring, observe={"far": see.Distance()})

@@ -7,12 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import DTYPES, SMALL
+from flax import nnx
 from problem import Asked, jit, kept
 from rules import Shape, both, causal, dense, packed
 from scored import bias, function
 from small import K, Q, V, for_backends
 
 import jaxattn as ja
+from jaxattn.nn import MultiHeadAttention, attention_fn
 
 pytestmark = pytest.mark.sampled(2)
 
@@ -183,3 +185,45 @@ def test_old_and_new_keys_are_the_same():
 def test_other_generators_have_keys_too():
     got = dropped(rate=0.5, key=jax.random.key(3, impl="rbg"))
     assert abs(got.mean() - 0.5) < 0.02
+
+
+@for_backends
+@pytest.mark.parametrize(("rate", "as_if"), [(-0.5, 0.0), (0.0, 0.0), (1.0, 1.0), (7.0, 1.0)])
+def test_a_traced_rate_out_of_bounds_is_the_nearer_bound(rate, as_if, backend):
+    of = lambda rate: ja.attention(Q, K, V, dropout=ja.Dropout(rate, KEY), backend=backend)
+    np.testing.assert_allclose(jax.jit(of)(rate), of(as_if), rtol=1e-5, atol=1e-6)
+
+
+@for_backends
+def test_a_traced_rate_of_nan_gives_nan(backend):
+    of = lambda rate: ja.attention(Q, K, V, dropout=ja.Dropout(rate, KEY), backend=backend)
+    assert np.isnan(jax.jit(of)(np.nan)).all()
+
+
+WRONG_RATES = [-0.1, 1.5, np.nan, np.float32(-0.1), np.asarray(2.0), True, "0.1", None, np.True_]
+
+
+@pytest.mark.parametrize("rate", [*WRONG_RATES, jnp.float32(1.5), jnp.zeros(2)], ids=str)
+@pytest.mark.parametrize(
+    "drop",
+    [
+        lambda rate: ja.Dropout(rate, KEY),
+        lambda rate: attention_fn()(Q, K, V, dropout_rng=KEY, dropout_rate=rate),
+        lambda rate: attention_fn()(Q, K, V, deterministic=True, dropout_rate=rate),
+        lambda rate: MultiHeadAttention(2, 4, dropout_rate=rate, rngs=nnx.Rngs(0)),
+    ],
+)
+def test_a_known_rate_is_a_number_from_0_to_1(drop, rate):
+    with pytest.raises((TypeError, ValueError), match=r"a dropout rate is .* got"):
+        drop(rate)
+
+
+def test_attention_fn_takes_rates_that_are_traced():
+    of = lambda rate: attention_fn()(
+        Q, K, V, dropout_rng=KEY, dropout_rate=rate, broadcast_dropout=False
+    )
+    want = ja.attention(Q, K, V, dropout=ja.Dropout(0.3, KEY))
+    for got in (jax.jit(of)(0.3), of(0.3)):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+    for none in (0, 0.0, np.float32(0), jnp.zeros(())):
+        attention_fn()(Q, K, V, dropout_rate=none)  # needs no key

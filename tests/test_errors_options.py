@@ -2,6 +2,8 @@
 
 # pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -186,3 +188,31 @@ def test_a_function_of_whole_axes_is_told_that_positions_are_scalars():
     with pytest.raises(ZeroDivisionError) as caught:
         ask(mask=ja.Where(lambda at: at.q > 1 // 0))
     assert any("Where" in note for note in caught.value.__notes__)
+
+
+TABLE = np.arange(7.0)
+NOTES = {
+    "array": (lambda x, at: x + TABLE[at.k], "jnp.asarray(table)[at.k]"),
+    "list": (lambda x, at: x + [*TABLE][at.k], "jnp.asarray(table)[at.k]"),
+    "numpy": (lambda x, at: x * np.sqrt(at.k), "those of jax.numpy"),
+    "and": (lambda x, at: jnp.where(at.k < 3 and at.q > 2, x, 0), "&, | and ~"),
+    "or": (lambda x, at: jnp.where(at.k < 3 or at.q > 2, x, 0), "&, | and ~"),
+    "not": (lambda x, at: jnp.where(not at.k, x, 0), "&, | and ~"),
+    "if": (lambda x, at: x if at.k < 3 else 0 * x, "jnp.where(condition, x, y)"),
+    "chain": (lambda x, at: jnp.where(0 <= at.k <= 3, x, 0), "(a <= b) & (b <= c)"),
+    "float": (lambda x, at: x * float(at.k), "x.astype(jnp.float32)"),
+    "math": (lambda x, at: x * math.sqrt(at.k), "those of jax.numpy"),
+    "range": (lambda x, at: x + sum(range(at.k)), "a range"),
+}
+
+
+@pytest.mark.parametrize("as_mask", [False, True], ids=["score", "Where"])
+@pytest.mark.parametrize("name", NOTES)
+def test_the_note_says_what_to_write_instead(name, as_mask):
+    function, remedy = NOTES[name]
+    where = ja.Where(lambda at: function(jnp.float32(1), at) > 0)
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        ask(mask=where) if as_mask else ask(score=function)
+    ours = [note for note in caught.value.__notes__ if "every pair" in note]
+    assert len(ours) == 1
+    assert remedy in ours[0]

@@ -292,3 +292,18 @@ def test_any_arrays_in_a_mask(backend, offset, shift, q_lengths, k_lengths, q_id
     for mask, allowed in rules:
         want = np.broadcast_to(allowed, WIDE.scores)
         np.testing.assert_array_equal(seen_traced(backend, mask), want, err_msg=repr(mask))
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda: ja.Causal() and ja.Window(3),
+        lambda: ja.Causal() or ja.Window(3),
+        lambda: not ja.Causal(),
+        lambda: 1 if ja.EVERYTHING else 2,
+        lambda: bool(ja.Causal() & ~ja.Window(3)),
+    ],
+)
+def test_a_mask_is_neither_true_nor_false(ask):
+    with pytest.raises(TypeError, match=r"& \| and ~, got .*Python asks"):
+        ask()

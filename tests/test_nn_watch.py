@@ -2,11 +2,17 @@
 
 # pyright: reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
 from flax import nnx
 from flax_model import STOCK, WANTED, B, H, M, Model, T, X, close, flax_module
+from jax.core import Tracer
 
 import jaxattn as ja
 from jaxattn import nn
@@ -118,6 +124,73 @@ def test_watch_of_a_model_that_raises_leaves_it_as_it_was():
         nn.watch(model, WANTED)(X)
     assert nnx.graphdef(model) == before
     assert not [m for _, m in nnx.iter_modules(model) if hasattr(m, "__captures__")]
+
+
+class Sleeping(Model):
+    """Takes turns with other threads between its layers."""
+
+    def __call__(self, x, layers=3):
+        for block in self.blocks[:layers]:
+            x = block(x)
+            if not isinstance(x, Tracer):
+                jax.block_until_ready(x)
+            time.sleep(0.002)
+        return x
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "jit"])
+def test_threads_that_watch_and_call_one_model_do_not_see_each_other(compiled):
+    model = Sleeping(nnx.Rngs(0))
+    before = nnx.graphdef(model)
+    jit = nnx.jit if compiled else lambda f: f
+    call = jit(lambda m, x: m(x))
+    looks = {n: jit(lambda m, x, n=n: nn.watch(m, {n: see.Entropy()})(x)) for n in "ab"}
+    inputs = [X * (i + 1) for i in range(4)]
+    watched = lambda i: looks["ab"[i % 2]](model, inputs[i])
+    want = [watched(i) for i in range(4)], [call(model, x) for x in inputs]
+    with ThreadPoolExecutor(8) as threads:
+        for _ in range(3):
+            seen = [threads.submit(watched, i) for i in range(4)]
+            plain = [threads.submit(call, model, x) for x in inputs]
+            close([one.result() for one in seen], want[0])
+            close([one.result() for one in plain], want[1])
+            assert type(model.blocks[0].attention) is nnx.MultiHeadAttention
+    assert nnx.graphdef(model) == before
+    assert model.blocks[0].attention.attention_fn is STOCK
+
+
+def test_what_a_call_changes_in_a_model_is_changed_in_it():
+    class Counting(Model):
+        def __init__(self):
+            super().__init__(nnx.Rngs(0), layers=1)
+            self.calls, self.seen = 0, nnx.BatchStat(jnp.zeros(()))
+            self.last = nnx.data(jnp.zeros(M))
+            self.rngs = nnx.Rngs(7)
+
+        def __call__(self, x):
+            self.calls += 1
+            self.seen[...] += 1
+            self.last = x[0, 0]
+            return super().__call__(x) + jax.random.normal(self.rngs.noise(), x.shape)
+
+    watched, plain = Counting(), Counting()
+    for _ in range(2):
+        nn.watch(watched, WANTED)(X)
+        plain(X)
+    assert watched.calls == watched.seen[...] == 2
+    close(nnx.state(watched, nnx.Not(nnx.RngKey)), nnx.state(plain, nnx.Not(nnx.RngKey)))
+    assert nnx.graphdef(watched) == nnx.graphdef(plain)
+
+
+@pytest.mark.parametrize(
+    "wrong", [None, [see.Entropy()], see.Entropy(), {"a": see.Entropy}, {1: 2}]
+)
+def test_what_to_observe_is_a_dict_of_observations(wrong):
+    with pytest.raises(TypeError, match=r"observ.* got .*(Entropy\(|2)"):
+        nn.watch(Model(nnx.Rngs(0), layers=1), wrong)
+    if wrong is not None:
+        with pytest.raises(TypeError, match=r"observ.*got"):
+            nn.attention_fn(observe=wrong)
 
 
 def test_any_name_will_do():

@@ -2,6 +2,7 @@
 
 # pyright: reportArgumentType=false, reportCallIssue=false
 
+import jax
 import numpy as np
 import oracle
 import pytest
@@ -115,3 +116,18 @@ def test_non_finite_query_stays_in_its_own_row(backend):
     assert_close(out[clean], want[0][clean], naive[0][clean])
     assert_close(lse[clean], want[1][clean], naive[1][clean])
     assert np.isnan(out[0, 4, 2]).all()
+
+
+@for_backends
+def test_queries_that_see_nothing_make_no_nan_for_debug_nans(backend):
+    blind = ja.Dense(np.arange(T)[:, None] != 2)
+
+    @jax.jit
+    def run(q, k, v):
+        loss = lambda q, k, v: ja.attention(q, k, v, mask=blind, backend=backend).sum()
+        return ja.attend(q, k, v, mask=blind, backend=backend), jax.grad(loss, (0, 1, 2))(q, k, v)
+
+    with jax.debug_nans(True):
+        result, gradients = run(Q, K, V)
+    assert np.isneginf(result.lse).any()
+    assert all(np.isfinite(x).all() for x in (result.out, *gradients))

@@ -204,3 +204,31 @@ def test_order_matters(backend):
     added = attend(score=[ja.SoftCap(2.0), ja.Bias(high)]).lse
     assert np.asarray(capped).max() < 2 + np.log(SMALL.s)
     assert np.asarray(added).min() > 1e3
+
+
+@for_backends
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_cap_of_inf_is_no_cap(backend, dtype):
+    with jax.enable_x64(dtype == np.float64):
+        rng = np.random.default_rng(0)
+        q, k, v = (rng.standard_normal((6, 2, 3)).astype(dtype) for _ in "qkv")
+
+        def of(score, q):
+            attended = ja.attend(30 * q, k, v, score=score, backend=backend)
+            return jnp.square(attended.out).sum() + attended.lse.sum()
+
+        want = jax.value_and_grad(partial(of, None))(q)
+        for cap in (np.inf, np.float32(np.inf), jnp.asarray(np.inf, dtype), 1e300):
+            got = jax.value_and_grad(partial(of, ja.SoftCap(cap)))(q)
+            jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), got, want)
+        traced = jax.jit(jax.value_and_grad(lambda cap, q: of(ja.SoftCap(cap), q), (0, 1)))
+        loss, (dcap, dq) = traced(np.inf, q)
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), (loss, dq), want)
+        assert dcap == 0
+
+
+@pytest.mark.parametrize("kind", [float, np.float32, np.float64, jnp.float32, np.array])
+@pytest.mark.parametrize("cap", [0.0, -2.5, np.nan])
+def test_a_known_cap_is_above_0(kind, cap):
+    with pytest.raises(ValueError, match=r"above 0, got .*leave SoftCap out"):
+        ja.SoftCap(kind(cap))

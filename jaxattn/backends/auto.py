@@ -46,14 +46,19 @@ def choose(backend: object, problem: Problem) -> Reference | Blockwise:
       Unsupported: the backend asked for cannot do this; the message gives its reason.
       TypeError: `backend` is not a backend.
     """
-    if isinstance(backend, Auto):
+    asked = check_backend(backend)
+    if isinstance(asked, Auto):
         return Blockwise()
-    if not isinstance(backend, Reference | Blockwise):
+    reason = asked.refuses(problem)
+    if reason is not None:
+        raise Unsupported(f"{asked!r} cannot do this: {reason}; AUTO chooses one that can")
+    return asked
+
+
+def check_backend(backend: object) -> Backend:
+    if not isinstance(backend, Reference | Blockwise | Auto):
         raise TypeError(
             f"a backend is a value: Reference(), Blockwise(q_block=..., k_block=...) or AUTO; "
             f"got {backend!r}"
         )
-    reason = backend.refuses(problem)
-    if reason is not None:
-        raise Unsupported(f"{backend!r} cannot do this: {reason}; AUTO chooses one that can")
     return backend

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxattn._problem import Problem
+from jaxattn._value import as_int, is_whole
 from jaxattn.kernels.fold import Folded, Hits, Walks, fold
 from jaxattn.kernels.plan import make_plan, whole_rows
 from jaxattn.kernels.sweep import sweep
@@ -28,8 +29,10 @@ class Blockwise:
     k_block: int | None = None
 
     def __post_init__(self) -> None:
-        for name, block in (("q_block", self.q_block), ("k_block", self.k_block)):
-            if block is not None and (not isinstance(block, int) or block < 1):
+        for name in ("q_block", "k_block"):
+            block = as_int(getattr(self, name))
+            object.__setattr__(self, name, block)
+            if block is not None and (not is_whole(block) or block < 1):
                 raise ValueError(
                     f"a block is a whole number of positions, at least 1, or None for the plan's "
                     f"choice; got {name}={block!r}"

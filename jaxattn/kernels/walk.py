@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Shaped
 
 from jaxattn._axes import Index, count_to, cut, cut_axis, larger, smaller
 from jaxattn._mask import Mask
@@ -200,7 +200,7 @@ class Walk(NamedTuple):
             lambda a: jax.lax.expand_dims(a, once), one(x, kv, batch, head, *leaves)
         )
 
-    def join(self, x: Float[Array, "blocks batches kv group r *e"]) -> Float[Array, "b t h *e"]:
+    def join(self, x: Shaped[Array, "blocks batches kv group r *e"]) -> Shaped[Array, "b t h *e"]:
         """The blocks of every run, stacked in the order of the walk, as one array."""
         batches, rest = x.shape[1], x.shape[5:]
         blocks = self.plan.q_blocks, batches, self.plan.heads, self.plan.q_block
@@ -295,7 +295,7 @@ def read_rows(x: Any, run: Run, rows: Span) -> Float[Array, "batches kv group r 
     return jnp.moveaxis(part, 1, 3)
 
 
-def to_rows(x: Float[Array, "batches kv group r *e"]) -> Float[Array, "batches r h *e"]:
+def to_rows(x: Shaped[Array, "batches kv group r *e"]) -> Shaped[Array, "batches r h *e"]:
     """The inverse of `read_rows`."""
     x = jnp.moveaxis(x, 3, 1)
     return x.reshape(*x.shape[:2], x.shape[2] * x.shape[3], *x.shape[4:])

@@ -6,18 +6,18 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from flax import linen, nnx
 from flax.nnx.nn.dtypes import promote_dtype
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float, Real
 
+from jaxattn._axes import AnyArray, AnyNumber
 from jaxattn._mask import EVERYTHING, Mask, check_mask
-from jaxattn._observation import Observation
-from jaxattn._score import items_of
+from jaxattn._observation import Observation, by_name
+from jaxattn._score import check_item, items_of
+from jaxattn._value import as_array, hash_of, same
 from jaxattn.attend import Scoring, attend
-from jaxattn.backends.auto import AUTO, Backend
-from jaxattn.dropout import Dropout
+from jaxattn.backends.auto import AUTO, Backend, check_backend
+from jaxattn.dropout import Dropout, check_rate, is_no_rate
 from jaxattn.masks import Causal, Dense
 from jaxattn.observe import SUM, Map
 from jaxattn.scores import Bias
@@ -55,25 +55,21 @@ class AttentionFn:
     backend: Backend
 
     def __hash__(self) -> int:
-        """Of what has one: arrays in masks and scores do not."""
-        return hash((type(self.mask), type(self.score), self.backend))
+        return hash_of(_settings(self))
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, AttentionFn) or self.backend != other.backend:
-            return False
-        settings = lambda x: (x.mask, x.score, x.sinks, x.scale, x.observe)
-        return all(_same(a, b) for a, b in zip(settings(self), settings(other), strict=True))
+        return isinstance(other, AttentionFn) and same(_settings(self), _settings(other))
 
     def __call__(
         self,
-        query: Float[Array, "*b t h d"],
-        key: Float[Array, "*b s n d"],
-        value: Float[Array, "*b s n e"],
-        bias: Array | None = None,
-        mask: Array | None = None,
+        query: Float[AnyArray, "*b t h d"],
+        key: Float[AnyArray, "*b s n d"],
+        value: Float[AnyArray, "*b s n e"],
+        bias: ArrayLike | None = None,
+        mask: ArrayLike | Mask | None = None,
         broadcast_dropout: bool = True,
         dropout_rng: Array | None = None,
-        dropout_rate: float = 0.0,
+        dropout_rate: Real[AnyNumber, ""] = 0.0,
         deterministic: bool = False,
         dtype: Any = None,
         precision: Any = None,
@@ -84,15 +80,17 @@ class AttentionFn:
     ) -> Float[Array, "*b t h e"]:
         """As Flax's `dot_product_attention`, whose arguments these are."""
         del precision, force_fp32_for_softmax  # never less than these ask for
-        q, k, v = promote_dtype((query, key, value), dtype=dtype)
+        named = (("query", query), ("key", key), ("value", value))
+        q, k, v = promote_dtype(tuple(as_array(x, name) for name, x in named), dtype=dtype)
         rule = self.mask & (Causal(0) if is_causal else EVERYTHING)
         if mask is not None:
             rule &= as_mask(mask)
         score = items_of(self.score)
         if bias is not None:
-            score += (Bias(jnp.asarray(bias)),)
+            score += (Bias(as_array(bias, "bias")),)
         dropped = None
-        if dropout_rate > 0 and not deterministic:
+        check_rate(dropout_rate)
+        if not deterministic and not is_no_rate(dropout_rate):
             if dropout_rng is None:
                 raise ValueError(
                     "dropout needs random bits, got dropout_rng=None; pass a key of jax.random, or "
@@ -136,8 +134,8 @@ def attention_fn(
     mask: Mask = EVERYTHING,
     score: Scoring | None = None,
     *,
-    sinks: Float[Array, " h"] | None = None,
-    scale: float | Float[Array, ""] | None = None,
+    sinks: Float[AnyArray, " h"] | None = None,
+    scale: Real[AnyNumber, ""] | None = None,
     observe: Mapping[str, Observation] | None = None,
     backend: Backend = AUTO,
 ) -> AttentionFn:
@@ -163,6 +161,10 @@ def attention_fn(
         weights, as Flax does, in memory that grows with t · s.
     """
     check_mask(mask)
+    by_name(observe)
+    check_backend(backend)
+    for item in items_of(score):
+        check_item(item)
     return AttentionFn(mask, score, sinks, scale, observe, backend)
 
 
@@ -171,23 +173,12 @@ def as_mask(mask: Any) -> Mask:
     query may see a key."""
     if isinstance(mask, Mask):
         return mask
-    array = jnp.asarray(mask)
+    array = as_array(mask, "mask")
     return Dense(array if array.dtype == bool else array != 0)
 
 
-def _same(a: Any, b: Any) -> bool:
-    """Whether two settings are the same, with arrays the same only if they are one."""
-    if a is b:
-        return True
-    (left, structure), (right, other) = jax.tree.flatten(a), jax.tree.flatten(b)
-    return (
-        structure == other
-        and type(a) is type(b)
-        and all(
-            x is y or (isinstance(x, int | float) and x == y)
-            for x, y in zip(left, right, strict=True)
-        )
-    )
+def _settings(fn: AttentionFn) -> tuple[Any, ...]:
+    return fn.mask, fn.score, fn.sinks, fn.scale, fn.observe, fn.backend
 
 
 def _sow(module: Any, kind: Any, name: str, value: Any) -> None:

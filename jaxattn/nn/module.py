@@ -6,14 +6,17 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype
-from jaxtyping import Array, Float, Int
+from jaxtyping import ArrayLike, Float, Integer
 
 from jaxattn import cache as kv
+from jaxattn._axes import AnyArray, AnyInteger
 from jaxattn._mask import EVERYTHING, Mask
 from jaxattn._score import items_of
+from jaxattn._value import is_array
+from jaxattn._value import show as _show
 from jaxattn.attend import Scoring, attend
 from jaxattn.backends.auto import AUTO, Backend
-from jaxattn.dropout import Dropout
+from jaxattn.dropout import Dropout, check_rate, is_no_rate
 from jaxattn.masks import Causal
 from jaxattn.nn.function import as_mask, attention_fn
 from jaxattn.rope import Rope, apply_rope
@@ -61,6 +64,14 @@ class MultiHeadAttention(nnx.MultiHeadAttention):
         """
         if "attention_fn" in flax or flax.pop("decode", None):
             raise TypeError(f"MultiHeadAttention has its own attention and cache; {INSTEAD}")
+        check_rate(flax.get("dropout_rate", 0.0))
+        if not isinstance(rope, Rope | None):
+            raise TypeError(f"rope is a Rope or None, got {rope!r}; pass Rope(rotary_dim)")
+        if not isinstance(sinks, bool):
+            raise TypeError(
+                f"sinks is True or False, whether heads have learnt ones, got {_show(sinks)}; the "
+                f"values of these are the module's sinks[...]"
+            )
         own = attention_fn(mask, score, scale=scale, backend=backend)
         super().__init__(
             num_heads,
@@ -80,16 +91,16 @@ class MultiHeadAttention(nnx.MultiHeadAttention):
 
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
-        inputs_q: Float[Array, "*b t in"],
-        inputs_k: Float[Array, "*b s in_kv"] | None = None,
-        inputs_v: Float[Array, "*b s in_kv"] | None = None,
+        inputs_q: Float[AnyArray, "*b t in"],
+        inputs_k: Float[AnyArray, "*b s in_kv"] | None = None,
+        inputs_v: Float[AnyArray, "*b s in_kv"] | None = None,
         *,
-        mask: Mask | Array | None = None,
+        mask: Mask | ArrayLike | None = None,
         score: Scoring | None = None,
-        positions: Int[Array, "*b t"] | None = None,
+        positions: Integer[AnyArray, "*#b #t"] | None = None,
         cache: kv.Cache | None = None,
-        count: Int[Array, "*b"] | None = None,
-        length: int | Int[Array, "*b"] | None = None,
+        count: Integer[AnyInteger, "*#b"] | None = None,
+        length: Integer[AnyInteger, "*#b"] | None = None,
         deterministic: bool | None = None,
         rngs: nnx.Rngs | nnx.RngStream | None = None,
         sow_weights: bool = False,
@@ -124,6 +135,10 @@ class MultiHeadAttention(nnx.MultiHeadAttention):
             raise ValueError("inputs_v needs inputs_k, got only inputs_v; pass both, or inputs_k")
         inputs_k = inputs_q if inputs_k is None else inputs_k
         inputs_v = inputs_k if inputs_v is None else inputs_v
+        if wrong := [x for x in (inputs_q, inputs_k, inputs_v) if not is_array(x)]:
+            raise TypeError(f"inputs are arrays [*b t in_features], got {wrong[0]!r}")
+        if not isinstance(cache, kv.Cache | None):
+            raise TypeError(f"cache comes from empty_cache(), got {_show(cache)}; or leave it out")
         widths = {"in_features": (inputs_q,), "in_kv_features": (inputs_k, inputs_v)}
         for name, inputs in widths.items():
             width = getattr(self, name)
@@ -148,9 +163,9 @@ class MultiHeadAttention(nnx.MultiHeadAttention):
                 "count says how many tokens a cache takes, got count and no cache; pass cache=, "
                 "or mask=jaxattn.Lengths(q=count, k=count)"
             )
-        q = self.query(inputs_q, out_sharding=qkv_sharding)
-        k = self.key(inputs_k, out_sharding=qkv_sharding)
-        v = self.value(inputs_v, out_sharding=qkv_sharding)
+        q = self.query(jnp.asarray(inputs_q), out_sharding=qkv_sharding)
+        k = self.key(jnp.asarray(inputs_k), out_sharding=qkv_sharding)
+        v = self.value(jnp.asarray(inputs_v), out_sharding=qkv_sharding)
         if self.query_ln is not None and self.key_ln is not None:
             q, k = self.query_ln(q), self.key_ln(k)
         q, k, v = promote_dtype((q, k, v), dtype=self.dtype)
@@ -204,7 +219,8 @@ class MultiHeadAttention(nnx.MultiHeadAttention):
         raise ValueError(f"MultiHeadAttention has a cache of its own; {INSTEAD}")
 
     def _dropout(self, deterministic: bool | None, rngs: Any) -> Dropout | None:
-        if self.dropout_rate == 0:
+        check_rate(self.dropout_rate)
+        if is_no_rate(self.dropout_rate):
             return None
         deterministic = self.deterministic if deterministic is None else deterministic
         if deterministic is None:

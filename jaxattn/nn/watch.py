@@ -1,14 +1,14 @@
 """`watch`: an existing NNX model, run with every attention module observed."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
+from types import MethodType
 from typing import Any
 
 from flax import nnx
 
-from jaxattn._observation import Observation
+from jaxattn._observation import Observation, by_name
 from jaxattn._value import show
 from jaxattn.nn.function import AttentionFn, Observed, attention_fn, calling
 
@@ -21,55 +21,67 @@ def watch(
         out, seen = watch(model, {"entropy": Entropy()})(x)
         seen["layers"][0]["attention"]["entropy"]  # [*b t h]
 
-    The model is an NNX model with Flax's `nnx.MultiHeadAttention` or ours, unchanged before and
-    after. Flax's own attention is replaced by jaxattn's for the call: the output is the same to
-    rounding, in linear memory, but for what `attention_fn` says of dropout and of queries that see
-    no key. A module that is called several times has a tuple of what was seen.
+    The model is an NNX model with Flax's `nnx.MultiHeadAttention` or ours. What runs is a copy that
+    shares its variables; what else the call changes in the copy is changed in the model. So several
+    threads may watch one model, and call it, at a time. Flax's own attention is replaced by
+    jaxattn's in the copy: the output is the same to rounding, in linear memory, but for what
+    `attention_fn` says of dropout and of queries that see no key. A module that is called several
+    times has a tuple of what was seen.
 
     Raises:
-      TypeError: `model` is no NNX model, nor a method of one.
+      TypeError: `model` is no NNX model, nor a method of one; `observe` no dict of observations.
       ValueError: there is no attention module in it, or one has an attention function of its own;
         the model is being captured already.
     """
     root = getattr(model, "__self__", model)
     if not isinstance(root, nnx.Module):
         raise TypeError(f"watch takes an NNX model or a method of one, got {show(model)}")
+    if observe is None:
+        raise TypeError('watch takes what to observe, got None; pass {"entropy": Entropy()}')
+    wanted = by_name(observe)
 
     def run(*args: Any, **kwargs: Any) -> tuple[Any, dict[Any, Any]]:
-        with _watching(root, observe):
-            out, state = nnx.capture(model, Observed)(*args, **kwargs)
+        watched = _watched(root, wanted)
+        modules = [(m, vars(m).copy()) for m in _modules(watched)]
+        ran = watched if root is model else MethodType(model.__func__, watched)
+        out, state = nnx.capture(ran, Observed)(*args, **kwargs)
+        for m, (copied, before) in zip(_modules(root), modules, strict=True):
+            _take_over(m, vars(copied), before)
         return out, _plain(state)
 
     return run
 
 
-@contextmanager
-def _watching(root: nnx.Module, observe: Mapping[str, Observation]) -> Iterator[None]:
-    """With every attention module of `root` shown to `called` while it is called."""
-    found = [m for _, m in nnx.iter_modules(root) if isinstance(m, nnx.MultiHeadAttention)]
-    if not found:
-        raise ValueError(
-            f"watch needs a model with nnx.MultiHeadAttention in it, got {type(root).__name__}, "
-            f"which has none; call jaxattn.attend(observe=...) in its own attention"
-        )
+def _modules(root: nnx.Module) -> list[nnx.Module]:
+    return [m for _, m in nnx.iter_modules(root)]
+
+
+def _watched(root: nnx.Module, observe: Mapping[str, Observation]) -> nnx.Module:
+    """A copy of `root` with its variables, whose attention modules are shown to `calling`."""
     if hasattr(root, "__captures__"):
         raise ValueError(
             "watch captures what it shows with nnx.capture, got a model that is being captured; "
             "call watch outside, or give modules attention_fn=jaxattn.nn.attention_fn(observe=...)"
         )
-    before = [(m, m.attention_fn, type(m)) for m in found]
-    try:
-        for m, fn, cls in before:
-            m.attention_fn = replace(_own(fn), observe=dict(observe))
-            object.__setattr__(m, "__class__", _watched(cls))  # past what NNX keeps of attributes
-        yield
-    finally:
-        for m, fn, cls in before:
-            object.__setattr__(m, "__class__", cls)
-            m.attention_fn = fn
-        for _, m in nnx.iter_modules(root):
-            if hasattr(m, "__captures__"):  # `nnx.capture` leaves them where the model raises
-                del m.__captures__
+    root = nnx.clone(root, variables=False)
+    found = [m for m in _modules(root) if isinstance(m, nnx.MultiHeadAttention)]
+    if not found:
+        raise ValueError(
+            f"watch needs a model with nnx.MultiHeadAttention in it, got {type(root).__name__}, "
+            f"which has none; call jaxattn.attend(observe=...) in its own attention"
+        )
+    for m in found:
+        m.attention_fn = replace(_own(m.attention_fn), observe=dict(observe))
+        # Past what NNX keeps of attributes.
+        object.__setattr__(m, "__class__", _watched_class(type(m)))
+    return root
+
+
+def _take_over(module: nnx.Module, now: Mapping[str, Any], before: Mapping[str, Any]) -> None:
+    """Attributes that a call of the copy has changed, but for those that NNX keeps for itself."""
+    for name, value in now.items():
+        if not name.startswith("_pytree__") and value is not before.get(name):
+            setattr(module, name, value)
 
 
 def _own(fn: Any) -> AttentionFn:
@@ -84,7 +96,7 @@ def _own(fn: Any) -> AttentionFn:
 
 
 @cache
-def _watched(cls: Any) -> Any:
+def _watched_class(cls: Any) -> Any:
     """`cls`, telling which module is called; a class of its own, so that `nnx.jit` sees it."""
 
     class Watched(cls):

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Concatenate
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxattn._axes import AnyArray
 from jaxattn._observation import HEAD, Observation, Per, Seen
 from jaxattn._value import Fixed, Sizes
 
@@ -31,11 +32,11 @@ class Function(Fixed):
 
 def Fold(
     start: Callable[[], Any],
-    absorb: Callable[..., Any],
+    absorb: Callable[Concatenate[Seen, ...], Any],
     merge: Callable[[Any, Any], Any] | None = None,
     finish: Callable[[Any], Any] | None = None,
     per: Per = HEAD,
-    arrays: Sequence[Array] = (),
+    arrays: Sequence[AnyArray] = (),
 ) -> Observation:
     """Any reduction over the weights that can be made tile by tile.
 
@@ -60,9 +61,11 @@ def Fold(
             raise TypeError(f"{name} of a Fold is a function, got {function!r}")
     if not isinstance(per, Per):
         raise TypeError(f"a Fold is per HEAD, QUERY or KEY, got {per!r}")
-    merge = partial(jax.tree.map, jnp.add) if merge is None else merge
-    begin, absorb_, merge_, end = map(Function, (start, absorb, merge, finish or _same))
+    begin, absorb_, merge_, end = map(Function, (start, absorb, merge or _add, finish or _same))
     return _Fold(begin, absorb_, merge_, end, per, tuple(map(jnp.asarray, arrays)))
+
+
+_add = partial(jax.tree.map, jnp.add)  # one object, so that two Folds may be equal
 
 
 def _same(state: Any) -> Any:

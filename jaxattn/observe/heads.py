@@ -9,8 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxattn._observation import HEAD, Largest, Seen, Shares, Sum
-from jaxattn._value import Sizes
-from jaxattn.observe.whole import is_whole
+from jaxattn._value import Sizes, is_whole
 
 
 @dataclass(frozen=True, repr=False)

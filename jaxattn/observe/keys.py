@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Integer, Shaped
 
-from jaxattn._axes import dot
+from jaxattn._axes import AnyArray, dot
 from jaxattn._batched import fit
 from jaxattn._observation import KEY, Largest, Seen, Sum
 from jaxattn._value import Sizes
-from jaxattn.observe.whole import positions
+from jaxattn.observe.positions import positions
 
 
 class ReceivedMass(NamedTuple):
@@ -34,7 +34,7 @@ class Received(Sum):
     PER = KEY
     AXES: ClassVar = {"of": "ht"}
 
-    of: Float[Array, "*#b #h #t"] | None = None
+    of: Shaped[AnyArray, "..."] | None = None
 
     def resolve(self, sizes: Sizes, dtype: Any) -> "Received":
         if self.of is None:
@@ -76,7 +76,7 @@ class ApplyTransposed(Sum):
     PER = KEY
     AXES: ClassVar = {"w": "ht."}
 
-    w: Float[Array, "*#b #h t x"]
+    w: Shaped[AnyArray, "..."]
 
     def resolve(self, sizes: Sizes, dtype: Any) -> "ApplyTransposed":
         return ApplyTransposed(fit(jnp.asarray(self.w, dtype), "ApplyTransposed.w", sizes, "ht."))
@@ -98,7 +98,7 @@ class Rows(Sum):
 
     PER = KEY
 
-    queries: Int[Array, " n"]
+    queries: Integer[AnyArray, "..."]
 
     def resolve(self, sizes: Sizes, dtype: Any) -> "Rows":
         return Rows(positions(self.queries, "Rows", sizes.t))

@@ -11,9 +11,8 @@ from jaxtyping import Array, Float
 
 from jaxattn._axes import Index, dot
 from jaxattn._observation import HEAD, Observation, Seen, by_rows
-from jaxattn._value import Sizes, Span
+from jaxattn._value import Sizes, Span, is_whole
 from jaxattn.kernels.plan import ceil_div
-from jaxattn.observe.whole import is_whole
 
 ROWS = 64  # that are multiplied by their norms at a time
 
@@ -97,7 +96,8 @@ class Map(Observation):
             return state
         side = side_of(self.t, self.cells)
         pads = [(0, 0)] * (live.ndim - 2) + [(0, -self.t % side), (0, 0)]
-        queries = jnp.pad(live, pads).reshape(*live.shape[:-2], -1, side, live.shape[-1]).sum(-2)
+        rows = count_of(self.t, self.cells)
+        queries = jnp.pad(live, pads).reshape(*live.shape[:-2], rows, side, live.shape[-1]).sum(-2)
         return state / jnp.maximum(jnp.swapaxes(queries, -1, -2), 1)[..., None]
 
 

@@ -8,14 +8,14 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Integer, Shaped
 
-from jaxattn._axes import dot
+from jaxattn._axes import AnyArray, dot
 from jaxattn._batched import fit
 from jaxattn._observation import QUERY, Largest, Observation, Seen, Shares, Sum, by_rows
-from jaxattn._value import Sizes
+from jaxattn._value import Sizes, as_int, is_whole
+from jaxattn.observe.positions import positions
 from jaxattn.observe.rank import largest
-from jaxattn.observe.whole import is_whole, positions, whole
 
 
 @dataclass(frozen=True, repr=False)
@@ -148,7 +148,7 @@ class MassOn(Sum):
     PER = QUERY
     AXES: ClassVar = {"keys": "hs"}
 
-    keys: int | Bool[Array, "*#b #h s"]
+    keys: int | Bool[AnyArray, "..."]
 
     def __post_init__(self) -> None:
         if isinstance(self.keys, bool | np.bool_):
@@ -156,7 +156,7 @@ class MassOn(Sum):
                 f"MassOn takes a number of keys or an array of booleans, got {self.keys!r}; pass "
                 f"MassOn(s) for all of s keys"
             )
-        object.__setattr__(self, "keys", whole(self.keys))
+        object.__setattr__(self, "keys", as_int(self.keys))
 
     def resolve(self, sizes: Sizes, dtype: Any) -> "MassOn":
         if isinstance(self.keys, int):
@@ -191,7 +191,7 @@ class Apply(Sum):
     PER = QUERY
     AXES: ClassVar = {"u": "hs."}
 
-    u: Float[Array, "*#b #h s x"]
+    u: Shaped[AnyArray, "..."]
 
     def resolve(self, sizes: Sizes, dtype: Any) -> "Apply":
         return Apply(fit(jnp.asarray(self.u, dtype), "Apply.u", sizes, "hs."))
@@ -216,7 +216,7 @@ class Columns(Sum):
 
     PER = QUERY
 
-    keys: Int[Array, " n"]
+    keys: Integer[AnyArray, "..."]
 
     def resolve(self, sizes: Sizes, dtype: Any) -> "Columns":
         return Columns(positions(self.keys, "Columns", sizes.s))

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxattn._axes import accumulator
+from jaxattn._axes import AnyArray, accumulator
 from jaxattn._mask import Mask
 from jaxattn.attend import Scoring, attend
 from jaxattn.masks import EVERYTHING
@@ -18,15 +18,15 @@ from jaxattn.observe.sweep import observe
 class Layer(NamedTuple):
     """The queries and keys of one layer, with as many of each, and what else makes its weights."""
 
-    q: Float[Array, "*b t h d"]
-    k: Float[Array, "*b t n d"]
+    q: Float[AnyArray, "*b t h d"]
+    k: Float[AnyArray, "*b t n d"]
     mask: Mask = EVERYTHING
     score: Scoring | None = None
     scale: Any = None
-    sinks: Float[Array, " h"] | None = None
+    sinks: Float[AnyArray, " h"] | None = None
 
 
-def rollout(layers: Sequence[Layer], vectors: Float[Array, "*b t x"]) -> Float[Array, "*b t x"]:
+def rollout(layers: Sequence[Layer], vectors: Float[AnyArray, "*#b t x"]) -> Float[Array, "*b t x"]:
     """Rᵀ vectors, with R = (A_L + I)/2 ... (A_1 + I)/2 and A the mean of a layer's heads.
 
     With the unit vector of an output token it gives what every input token has in that token. No

@@ -6,13 +6,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Real
 
-from jaxattn._axes import accumulator
+from jaxattn._axes import AnyArray, AnyNumber, accumulator
 from jaxattn._mask import Mask
 from jaxattn._mesh import sharded_as
 from jaxattn._observation import Observation, check_observations, finish
 from jaxattn._problem import Problem, check
+from jaxattn._value import as_array
 from jaxattn._varying import vary, varying
 from jaxattn.attend import Scoring
 from jaxattn.backends.blockwise import Blockwise
@@ -21,14 +22,14 @@ from jaxattn.masks import EVERYTHING
 
 
 def observe(
-    q: Float[Array, "*b t h d"],
-    k: Float[Array, "*b s n d"],
-    lse: Float[Array, "*b t h"],
+    q: Float[AnyArray, "*b t h d"],
+    k: Float[AnyArray, "*b s n d"],
+    lse: Float[AnyArray, "*b t h"],
     observe: Mapping[str, Observation],
     *,
     mask: Mask = EVERYTHING,
     score: Scoring | None = None,
-    scale: float | Float[Array, ""] | None = None,
+    scale: Real[AnyNumber, ""] | None = None,
     backend: Blockwise | None = None,
 ) -> dict[str, Any]:
     """What `attend(..., observe=...)` shows, of the weights exp(logits - lse).
@@ -45,7 +46,12 @@ def observe(
       ValueError: also, lse is not of the queries' shape.
     """
     problem = check(q, k, k, mask, score, scale, None, None)
-    lse = jnp.asarray(lse)
+    lse = as_array(lse, "lse")
+    if not isinstance(backend, Blockwise | None):
+        raise TypeError(
+            f"observe goes by tiles: its backend is a Blockwise(q_block, k_block), or None for the "
+            f"plan's choice, got {backend!r}"
+        )
     if lse.shape != problem.q.shape[:-1]:
         raise ValueError(
             f"lse has a number for each query and head, {problem.q.shape[:-1]} for q "

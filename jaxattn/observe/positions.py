@@ -1,22 +1,11 @@
-"""Whole numbers that observations are given: positions, and how many."""
+"""Positions that observations are given."""
 
-from numbers import Integral
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
-
-
-def is_whole(x: Any) -> bool:
-    """Whether x is an integer of Python or NumPy; a boolean is none."""
-    return isinstance(x, Integral) and not isinstance(x, bool)
-
-
-def whole(x: Any) -> Any:
-    """A Python integer for one of NumPy; all else as it is."""
-    return int(x) if is_whole(x) else x
 
 
 def positions(x: Any, name: str, length: int) -> Int[Array, " n"]:

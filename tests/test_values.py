@@ -1,0 +1,130 @@
+"""Masks, scores and observations are equal, and hash alike, when their content is the same."""
+
+# pyright: reportArgumentType=false, reportCallIssue=false
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxattn as ja
+from jaxattn import nn
+from jaxattn import observe as see
+
+Q = np.ones((5, 2, 3), np.float32)
+TRIANGLE, ARRAY = np.tri(5, dtype=bool), np.linspace(0, 1, 5)
+f, g = (lambda at: at.k < 3), (lambda at: at.k < 3)
+absorb = lambda seen: seen.weights.sum()
+start = lambda: jnp.zeros(())
+
+# Each is made twice alike; no two entries are equal.
+ALIKE = {
+    "Causal": lambda: ja.Causal(),
+    "Causal(0)": lambda: ja.Causal(0),
+    "END": lambda: ja.Causal(ja.END),
+    "array offset": lambda: ja.Causal(np.arange(2)),
+    "wider offset": lambda: ja.Causal(np.arange(2, dtype=np.int8)),
+    "Window": lambda: ja.Window(3),
+    "and": lambda: ja.Causal() & ja.Window(3),
+    "or": lambda: ja.Causal() | ja.Window(3),
+    "not": lambda: ~(ja.Causal() & ja.Window(3)),
+    "deep": lambda: ja.Segments(np.zeros(5, int)) & (ja.Causal() | ja.Dense(TRIANGLE.copy())),
+    "Dense": lambda: ja.Dense(TRIANGLE.copy()),
+    "transposed": lambda: ja.Dense(TRIANGLE.T),
+    "ids in a list": lambda: ja.Segments([0, 0, 1, 1, 1]),
+    "Lengths": lambda: ja.Lengths(k=3),
+    "Positions": lambda: ja.Positions(np.arange(5), np.arange(5), 2),
+    "Where f": lambda: ja.Where(f),
+    "Where g": lambda: ja.Where(g),
+    "EVERYTHING": lambda: ja.EVERYTHING,
+    "ALiBi": lambda: ja.ALiBi(),
+    "slopes": lambda: ja.ALiBi(np.ones(2)),
+    "SoftCap": lambda: ja.SoftCap(30.0),
+    "whole cap": lambda: ja.SoftCap(30),
+    "jax cap": lambda: ja.SoftCap(jnp.float32(30)),
+    "Bias": lambda: ja.Bias(ARRAY.copy()),
+    "nan": lambda: ja.Bias(np.array([np.nan])),
+    "Entropy": lambda: see.Entropy(),
+    "RowMax": lambda: see.RowMax(),
+    "Map": lambda: see.Map(4),
+    "finer Map": lambda: see.Map(5),
+    "TopKeys": lambda: see.TopKeys(2),
+    "MassOn": lambda: see.MassOn(TRIANGLE[2].copy()),
+    "Apply": lambda: see.Apply(ARRAY[:, None].copy()),
+    "Fold": lambda: see.Fold(start, absorb),
+    "Fold with arrays": lambda: see.Fold(start, absorb, arrays=(ARRAY,)),
+    "Dropout": lambda: ja.Dropout(0.5, jax.random.key(0)),
+    "another key": lambda: ja.Dropout(0.5, jax.random.key(1)),
+    "attention_fn": lambda: nn.attention_fn(ja.Dense(TRIANGLE.copy()), [ja.ALiBi()]),
+    "attention_fn that observes": lambda: nn.attention_fn(observe={"a": see.Map(4)}),
+    "attention_fn with sinks": lambda: nn.attention_fn(sinks=np.zeros(2)),
+}
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_equal_to_what_is_made_alike_and_to_nothing_else(name):
+    value = ALIKE[name]()
+    others = {other: make() for other, make in ALIKE.items()}
+    assert [other for other, made in others.items() if value == made] == [name]
+    assert hash(value) == hash(others[name])
+    assert {made: other for other, made in others.items()}[value] == name
+
+
+def test_arrays_of_numpy_and_jax_are_equal_where_their_content_is():
+    numpy, ours = ja.Dense(TRIANGLE), ja.Dense(jnp.asarray(TRIANGLE))
+    assert numpy == ours
+    assert len({numpy, ours}) == 1
+    assert ja.Bias(np.zeros(2, np.float32)) != ja.Bias(np.zeros(2, np.float16))
+    assert ja.Bias(np.zeros((1, 2))) != ja.Bias(np.zeros((2, 1)))
+
+
+def test_traced_arrays_are_equal_only_to_themselves():
+    @jax.jit
+    def compare(x, y):
+        a, again, b = ja.Dense(x), ja.Dense(x), ja.Dense(y)
+        assert a == again
+        assert hash(a) == hash(again)
+        assert a != b
+        assert a != ja.Dense(TRIANGLE)
+        return x
+
+    compare(TRIANGLE, TRIANGLE)
+
+
+def test_a_class_of_a_users_own_compares_arrays_too():
+    @dataclass(frozen=True)
+    class Mine(ja.Mask):
+        array: np.ndarray
+
+    assert Mine(ARRAY) == Mine(ARRAY.copy())
+    assert len({Mine(ARRAY), Mine(ARRAY.copy()), Mine(2 * ARRAY)}) == 2
+
+
+def test_as_static_arguments_they_compile_once_for_equal_values():
+    traced = []
+
+    @partial(jax.jit, static_argnames=("mask", "score", "watched"))
+    def run(q, mask, score, watched):
+        traced.append(mask)
+        return ja.attend(q, q, q, mask=mask, score=score, observe={"seen": watched})
+
+    alike = lambda: {
+        "mask": ja.Causal() & ja.Dense(TRIANGLE.copy()),
+        "score": ja.Bias(ARRAY.copy()),
+        "watched": see.MassOn(np.arange(5) < 2),
+    }
+    run(Q, **alike())
+    run(Q, **alike())
+    assert len(traced) == 1
+    for other in (
+        {"mask": ja.Causal() & ja.Dense(TRIANGLE.T)},
+        {"score": ja.Bias(2 * ARRAY)},
+        {"watched": see.MassOn(np.arange(5) < 3)},
+    ):
+        before = len(traced)
+        run(Q, **alike() | other)
+        run(Q, **alike() | other)
+        assert len(traced) == before + 1

@@ -1,0 +1,272 @@
+"""Plain calls of everything public, with arrays of NumPy and JAX.
+
+See test_types.py: run under runtime checks of every annotation, and checked by pyright in strict
+mode. Annotations are checked while tracing, so that little is compiled.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import jaxattn as ja
+from jaxattn import cache as kv
+from jaxattn import compat, nn, rope, steps
+from jaxattn import observe as see
+from jaxattn.backends.auto import Backend
+
+B, T, S, H, N, D, E = 2, 5, 7, 4, 2, 6, 3
+random = np.random.default_rng(0)
+
+
+def normal(*shape: int) -> np.ndarray:
+    return random.standard_normal(shape).astype(np.float32)
+
+
+q, k, v = normal(B, T, H, D), normal(B, S, N, D), normal(B, S, N, E)
+jq, jk, jv = jnp.asarray(q), jnp.asarray(k), jnp.asarray(v)
+allowed = random.random((B, H, T, S)) < 0.7
+ids, k_ids = np.array([[0, 0, 1, 1, 2], [0, 1, 1, 1, -1]]), np.arange(S) // 3
+lengths = np.array([3, 5])
+
+
+def absorb(seen: see.Seen, x: jax.Array) -> jax.Array:
+    return (seen.weights * x).sum()
+
+
+MASKS: dict[str, ja.Mask] = {
+    "everything": ja.EVERYTHING,
+    "causal": ja.Causal(0),
+    "causal end": ja.Causal(ja.END),
+    "causal each": ja.Causal(lengths),
+    "causal jax": ja.Causal(jnp.asarray(lengths)),
+    "window": ja.Window(2, 1, 1),
+    "window numpy": ja.Window(2, None, np.int64(1)),
+    "prefix": ja.PrefixLM(3, 0),
+    "prefix each": ja.PrefixLM(lengths, ja.END),
+    "lengths": ja.Lengths(lengths, jnp.asarray(lengths)),
+    "one length": ja.Lengths(k=4),
+    "segments": ja.Segments(ids, k_ids),
+    "positions": ja.Positions(np.arange(T), jnp.arange(S), 3, 1),
+    "dense": ja.Dense(allowed),
+    "dense jax": ja.Dense(jnp.asarray(allowed[0])),
+    "dense row": ja.Dense(allowed[0, 0, 0]),
+    "where": ja.Where(lambda at: (at.k <= at.q) | (at.head == at.batch[0])),
+    "combined": ja.Causal(0) & ~ja.Window(1, 0, 0) | ja.Dense(allowed),
+}
+SCORES: dict[str, ja.Scoring] = {
+    "bias": ja.Bias(normal(H, T, S)),
+    "bias row": ja.Bias(normal(S)),
+    "bias integers": ja.Bias(np.arange(S)),
+    "alibi": ja.ALiBi(offset=0),
+    "alibi slopes": ja.ALiBi(normal(H), ja.END),
+    "alibi jax": ja.ALiBi(jnp.ones(H), lengths),
+    "relative": ja.RelativeBias(normal(8, H), offset=0),
+    "cap": ja.SoftCap(30.0),
+    "cap integer": ja.SoftCap(30),
+    "cap array": ja.SoftCap(np.float32(30.0)),
+    "cap jax": ja.SoftCap(jnp.float32(30.0)),
+    "function": lambda logit, at: logit - 0.1 * abs(at.q - at.k),
+    "several": [ja.Bias(normal(T, S)), ja.SoftCap(5.0), lambda logit, at: logit + at.head],
+}
+OBSERVED: dict[str, see.Observation] = {
+    "map": see.Map(3),
+    "peak": see.Map(3, see.PEAK),
+    "sum": see.Map(16, see.SUM),
+    "entropy": see.Entropy(),
+    "lse": see.LogSumExp(),
+    "row max": see.RowMax(),
+    "top": see.TopKeys(3),
+    "mass": see.MassOn(2),
+    "mass on": see.MassOn(np.arange(S) < 3),
+    "mass of heads": see.MassOn(jnp.asarray(allowed[0, :, 0])),
+    "columns": see.Columns(np.array([0, 2])),
+    "distance": see.Distance(0),
+    "apply": see.Apply(normal(H, S, 2)),
+    "apply to all": see.Apply(jnp.ones((S, 2))),
+    "transposed": see.ApplyTransposed(normal(B, H, T, 2)),
+    "transposed of all": see.ApplyTransposed(normal(T, 2)),
+    "received": see.Received(),
+    "received of": see.Received(normal(H, T)),
+    "received of row": see.Received(np.ones(T, bool)),
+    "received max": see.ReceivedMax(),
+    "rows": see.Rows(np.array([1, 3])),
+    "max logit": see.MaxLogit(),
+    "before scores": see.MaxLogit(before_scores=True),
+    "diagonal": see.Diagonal(-1),
+    "fold": see.Fold(lambda: jnp.zeros(()), lambda seen: seen.weights.sum()),
+    "fold with arrays": see.Fold(lambda: jnp.zeros(()), absorb, arrays=(normal(1),)),
+}
+BACKENDS: list[Backend] = [ja.AUTO, ja.Reference(), ja.Blockwise(2, 3)]
+
+
+def trace(call: Callable[[], object]) -> None:
+    jax.eval_shape(call)
+
+
+def options(backend: Backend) -> None:
+    for mask in MASKS.values():
+        trace(lambda mask=mask: ja.attention(q, k, v, mask=mask, backend=backend))
+    for score in SCORES.values():
+        trace(lambda score=score: ja.attention(jq, jk, jv, score=score, backend=backend))
+    trace(lambda: ja.attend(q, k, v, observe=OBSERVED, backend=backend))
+    trace(lambda: ja.attention(jq, jk, v, scale=jnp.float32(0.5), sinks=normal(H), backend=backend))
+    shared = ja.Dropout(jnp.float32(0.1), jax.random.PRNGKey(0), shared=True)
+    trace(lambda: ja.attention(q[0], k[0], v[0], dropout=shared, scale=1, backend=backend))
+    trace(lambda: ja.attention(q[None], k[None], v[None], backend=backend))
+    trace(lambda: transformations(backend))
+
+
+def concrete() -> None:
+    """Compiled and run."""
+    dropout = ja.Dropout(np.float32(0.1), jax.random.key(0))
+    attended: ja.Attended = ja.attend(
+        q,
+        jk,
+        v,
+        mask=MASKS["combined"],
+        score=SCORES["several"],
+        scale=np.float32(0.5),
+        sinks=jnp.zeros(H),
+        dropout=dropout,
+        observe={"entropy": see.Entropy(), "top": see.TopKeys(3)},
+    )
+    ja.merge(attended, ja.attend(q, k, v), attended)
+    print(ja.explain(q, jk, v, observe={"entropy": see.Entropy()}).visited)
+
+
+def empty(backend: Backend) -> None:
+    for axes in ((0, T, S), (B, 0, S), (B, T, 0)):
+        b, t, s = axes
+        ja.attend(
+            *(np.zeros(x, np.float32) for x in ((b, t, H, D), (b, s, N, D), (b, s, N, E))),
+            mask=ja.Causal(0),
+            observe={"entropy": see.Entropy(), "map": see.Map(4)},
+            backend=backend,
+        )
+
+
+def transformations(backend: Backend) -> object:
+    def loss(q: jax.Array, scale: jax.Array, slopes: jax.Array) -> jax.Array:
+        seen = ja.attend(
+            q,
+            jk,
+            jv,
+            mask=ja.Lengths(k=jnp.asarray(lengths)) & ja.Causal(0),
+            score=(ja.ALiBi(slopes, 0), lambda x, at: x * slopes[at.head], ja.SoftCap(scale)),
+            scale=scale,
+            sinks=slopes,
+            dropout=ja.Dropout(scale / 10, jax.random.key(0)),
+            observe={
+                "entropy": see.Entropy(),
+                "apply": see.Apply(slopes[:, None, None] + v[0, :, 0]),
+            },
+            backend=backend,
+        )
+        return seen.out.sum() + seen.lse.sum() + seen.observed["entropy"].sum()
+
+    args = jq, jnp.float32(0.5), jnp.ones(H)
+    jax.jit(jax.grad(loss, (0, 1, 2)))(*args)
+    jax.jvp(jax.grad(loss), args, args)
+
+    def one(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        return ja.attention(q, k, v, mask=ja.Causal(0), backend=backend)
+
+    jax.vmap(one)(jq, jk, jv)
+    half = (x.astype(jnp.bfloat16) for x in (jq, jk, jv))
+    return ja.attention(*half, score=ja.Bias(normal(H, 1, 1)), backend=backend)
+
+
+def observing() -> None:
+    lse = ja.attend(q, k, v).lse
+    see.observe(q, k, np.asarray(lse), {"map": see.Map(3)}, scale=0.4, mask=ja.Causal(0))
+    trace(lambda: see.observe(jq, jk, lse, OBSERVED))
+    layers = [see.Layer(q[:, :, :N], k[:, :T]), see.Layer(q[:, :, :N], k[:, :T], ja.Causal())]
+    trace(lambda: see.rollout(layers, np.eye(T, 1, dtype=np.float32)))
+    trace(lambda: see.rollout_map(layers, 3))
+
+
+def caches() -> None:
+    for window in (None, 3):
+        cache = kv.empty((B,), 8, N, D, E, window=window)
+        cache = kv.append(cache, k[:, :2], v[:, :2], count=np.array([1, 2]))
+        for t in range(2):
+            attended, cache = kv.attend(
+                q[:, t : t + 1],
+                jk[:, t : t + 1],
+                v[:, t : t + 1],
+                cache,
+                mask=ja.Causal() & ja.Where(lambda at: at.k >= 0),
+                score=[ja.ALiBi(), lambda logit, at: logit * 2],
+                sinks=normal(H),
+                observe={"entropy": see.Entropy()},
+            )
+            print(attended.out.shape, cache.positions(1), cache.slots(), cache.fits(2))
+
+
+def the_rest() -> None:
+    compat.dot_product_attention(q, k[:, :, :, :], v, is_causal=True, local_window_size=(2, 0))
+    compat.dot_product_attention(
+        jq, jk, jv, bias=normal(H, T, S), mask=allowed, key_value_seq_lengths=lengths, scale=0.3
+    )
+    compat.dot_product_attention(q[0], k[0], v[0], return_residual=True)
+    embedding = rope.Rope(4, scaling=rope.Linear(2.0))
+    rope.apply_rope(q, np.arange(T), embedding)
+    rope.apply_rope(jq, jnp.arange(T), embedding, length=T)
+    rope.apply_rope(jq, jnp.arange(T), rope.Rope(4, scaling=rope.DynamicNTK(2.0, 4)), lengths)
+    cos, sin = embedding.cos_sin(np.arange(T))
+    rope.rotate(q, cos, np.asarray(sin))
+    print(embedding.frequencies(), rope.Rope.from_config({"head_dim": 8}), ja.alibi_slopes(6))
+    steps.single_head(normal(T, 6), normal(6, 4), normal(6, 4), normal(6, 3), np.tri(T, dtype=bool))
+    w = normal(6, 4)
+    steps.multi_head(jnp.ones((T, 6)), w, w, w, normal(4, 6), heads=2, scale=0.3)
+    steps.mix(
+        steps.weights(steps.mask(steps.scores(q[0, :, 0], k[0, :, 0]).scaled, None)), v[0, :, 0]
+    )
+
+
+@dataclass(frozen=True)
+class Mine(ja.Mask):
+    """A mask of a user's own."""
+
+    every: int
+
+    def resolve(self, sizes: Any) -> "Mine":
+        return self
+
+    def allows(self, place: Any) -> jax.Array:
+        return (place.q - place.k) % self.every == 0
+
+
+def flax() -> None:
+    x = normal(B, T, 8)
+    ja.attention(q, k, v, mask=Mine(2) | ja.Causal(0))
+    fn = nn.attention_fn(ja.Causal(0), ja.SoftCap(9.0), sinks=normal(H), scale=0.3)
+    fn(q, k, v, bias=normal(H, T, S), mask=allowed)
+    fn(jq, jk, jv, dropout_rng=jax.random.key(0), dropout_rate=0.1)
+    model = nn.MultiHeadAttention(H, 8, mask=ja.Causal(), sinks=True, rngs=nnx.Rngs(0))
+    model(x, mask=allowed[..., :T], score=ja.Bias(normal(T, T)))
+    model(jnp.asarray(x), mask=ja.Window(2))
+    out, cache = model(x, cache=model.empty_cache((B,), 8), count=np.array([3, 5]))
+    out, seen = nn.watch(model, {"entropy": see.Entropy()})(x)
+    wanted: Mapping[str, see.Observation] = {"map": see.Map(3)}
+    print(out.shape, seen, cache, nn.attention_fn(observe=wanted))
+
+
+def main() -> None:
+    for backend in BACKENDS:
+        options(backend)
+        empty(backend)
+    concrete()
+    observing()
+    caches()
+    the_rest()
+    flax()
+
+
+if __name__ == "__main__":
+    main()
