@@ -4,11 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxattn._axes import Attended, accumulator
+from jaxattn._function import Compiled, keep
 from jaxattn._mesh import sharded_as
 from jaxattn._observation import QUERY, Observation, check_observations, finish
 from jaxattn._problem import Problem, check
@@ -105,11 +105,12 @@ def solve(
     """`attend` of a problem that is checked."""
     observations = check_observations(observe, problem.sizes, problem.q.dtype)
     watched = tuple(observations.values())
-    out, lse, states, live = run(choose(backend, problem), problem, watched)
+    results = run(choose(backend, problem), problem, watched)
+    out, lse, states, live = keep(watched, results)
     return Attended(out, lse, finish(observations, states, live))
 
 
-@partial(jax.jit, static_argnums=0)
+@Compiled
 def run(
     backend: Reference | Blockwise, problem: Problem, watched: tuple[Observation, ...]
 ) -> tuple[Array, Array, tuple[Any, ...], Bool[Array, "*b t h"]]:

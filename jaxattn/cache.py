@@ -206,6 +206,7 @@ def _moved(function: Callable[..., Any], by: Int[Array, "*b"]) -> Callable[..., 
         *scalars, at = args
         return function(*scalars, at._replace(q=at.q + jnp.asarray(by)[at.batch]))
 
+    moved.moves = function  # pyright: ignore[reportAttributeAccessIssue] - as Source reads it
     return moved
 
 
