@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxattn._axes import Attended, accumulator
 from jaxattn._function import Compiled, keep
+from jaxattn._linear import linear
 from jaxattn._mesh import sharded_as
 from jaxattn._observation import QUERY, Observation, check_observations, finish
 from jaxattn._problem import Problem, check
@@ -93,6 +94,11 @@ def attend(
       observe: what to see of the weights, by name, such as {"entropy": jaxattn.observe.Entropy()}.
         Several share the work. Observing changes neither out nor lse, nor how they are computed,
         and takes no memory that grows with t · s.
+
+    Under `jax.checkpoint` with a policy such as `save_only_these_names("attention_out",
+    "attention_lse")` a `Blockwise` pass back does not compute the forward pass again; out is kept
+    in the accumulator's dtype. `jax.linear_transpose` works for out, over v.
+
     Raises:
       TypeError: also, something in `observe` that is not an observation.
     """
@@ -116,7 +122,9 @@ def run(
 ) -> tuple[Array, Array, tuple[Any, ...], Bool[Array, "*b t h"]]:
     """(out, lse, states of observations, which queries see any key), as one compiled function."""
     results = QUERY, QUERY, tuple(each.per for each in watched), QUERY
-    return sharded_as(problem.q, partial(_run, backend), results)(problem, watched)
+    compute = sharded_as(problem.q, partial(_run, backend), results)
+    of_values = lambda rest, v: compute(rest[0]._replace(v=v), rest[1])
+    return linear(of_values, (problem._replace(v=None), watched), problem.v)
 
 
 def _run(
