@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float
 
@@ -75,7 +76,7 @@ def fold(
 
 @partial(fold.defjvp, symbolic_zeros=True)
 def _fold_jvp(walks: Walks, primals: Any, tangents: Any) -> Any:
-    folded = fold(walks, *primals)
+    folded = _named(fold(walks, *primals))
     q, k, v, rule, watched, hits = primals
     acc = folded.out.dtype
     # In the accumulator's dtype as a whole: what flows back is a sum over tiles.
@@ -93,6 +94,12 @@ def _fold_jvp(walks: Walks, primals: Any, tangents: Any) -> Any:
         moving, moves = (q, k, rule, watched), (*tangents[:2], *tangents[3:5])
         dstates = _sweep_jvp(walks.tangent, moving, moves, hits.tangent, lse, dlse)
     return folded, Folded(dout, jnp.zeros_like(folded.peak), dlse, dstates)
+
+
+def _named(folded: Folded) -> Folded:
+    """With the names by which a policy of `jax.checkpoint` keeps what a derivative needs."""
+    lse = (checkpoint_name(x, "attention_lse") for x in (folded.peak, folded.log_total))
+    return Folded(checkpoint_name(folded.out, "attention_out"), *lse, folded.states)
 
 
 def _sweep_jvp(
