@@ -13,10 +13,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxattn._serial import serial_tuple
+
 Index: TypeAlias = int | Array
 """A position: a Python int where it is known while tracing, else a traced integer scalar."""
 
 
+@serial_tuple
 class Attended(NamedTuple):
     """What `attend` returns. All of it is differentiable.
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from jaxattn._axes import Index
+from jaxattn._serial import register_value
 
 
 class Span(NamedTuple):
@@ -165,6 +166,7 @@ class Value:
         jax.tree_util.register_pytree_node(
             cls, _flatten, lambda structure, children: _unflatten(cls, structure, children)
         )
+        register_value(cls)
 
     def __repr__(self) -> str:
         """As it would be written, with arrays by dtype and shape."""

@@ -8,6 +8,7 @@ tokens that are held, not the capacity. Donate the cache to `jax.jit`, or carry 
 is updated in place.
 """
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -30,6 +31,13 @@ from jaxattn.backends.auto import AUTO, Backend
 from jaxattn.masks import Causal, Lengths, Positions, Window
 
 
+@partial(
+    jax.export.register_pytree_node_serialization,
+    serialized_name="jaxattn.cache.Cache",
+    serialize_auxdata=lambda window: json.dumps(list(window)).encode(),
+    deserialize_auxdata=lambda window: tuple(json.loads(bytes(window))),
+    from_children=lambda window, arrays: Cache(*arrays, *window),
+)
 @partial(jax.tree_util.register_dataclass, data_fields=["k", "v", "length"], meta_fields=["window"])
 @dataclass(frozen=True)
 class Cache:

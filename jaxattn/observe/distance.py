@@ -8,9 +8,11 @@ from jaxtyping import Array, Float
 
 from jaxattn._observation import QUERY, Seen, Sum
 from jaxattn._offset import Offset, resolve_offset
+from jaxattn._serial import serial_tuple
 from jaxattn._value import Sizes
 
 
+@serial_tuple
 class Spread(NamedTuple):
     """mean, variance: of i + offset - j under the weights of query i, in positions, and squared.
 

@@ -9,9 +9,11 @@ from jaxtyping import Array, Float, Int
 from jaxattn._axes import dot
 from jaxattn._batched import fit
 from jaxattn._observation import KEY, Largest, Seen, Sum
+from jaxattn._serial import serial_tuple
 from jaxattn._value import Sizes
 
 
+@serial_tuple
 class ReceivedMass(NamedTuple):
     """mass: Σ_t w p for every key. queries: how many queries may see the key.
 

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxattn._axes import dot
 from jaxattn._batched import fit
 from jaxattn._observation import QUERY, Largest, Observation, Seen, Sum
+from jaxattn._serial import serial_tuple
 from jaxattn._value import Sizes
 from jaxattn.observe.rank import largest
 
@@ -61,6 +62,7 @@ class Entropy(Sum):
         return jnp.where(seen.logits > -jnp.inf, parts, 0).sum(axis=1) * seen.norm
 
 
+@serial_tuple
 class Tops(NamedTuple):
     """weights: from the largest down. keys: where they are; -1 where a query sees fewer keys."""
 
