@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any, TypeAlias
 
+import jax.numpy as jnp
+
 from jaxattn._batched import check_integers
 from jaxattn._value import Sizes, Value, change_fields
 
@@ -24,7 +26,10 @@ Offset: TypeAlias = Any  # a number, END, integers [*b], or None
 
 def resolve_offset(name: str, offset: Offset, sizes: Sizes) -> Any:
     if offset is END:
-        return sizes.s - sizes.t
+        ahead = sizes.s - sizes.t
+        if isinstance(ahead, int):
+            return ahead
+        offset = jnp.asarray(ahead)  # of lengths that are open in an exported function
     if offset is None and sizes.t != sizes.s:
         raise ValueError(
             f"{name} needs an offset when t != s, got t={sizes.t} queries and s={sizes.s} keys; "

@@ -47,7 +47,7 @@ def choose(backend: object, problem: Problem) -> Reference | Blockwise:
       TypeError: `backend` is not a backend.
     """
     if isinstance(backend, Auto):
-        return Blockwise()
+        return Reference() if Blockwise().refuses(problem) else Blockwise()
     if not isinstance(backend, Reference | Blockwise):
         raise TypeError(
             f"a backend is a value: Reference(), Blockwise(q_block=..., k_block=...) or AUTO; "

@@ -26,7 +26,7 @@ def by_width(
 
 
 def repeat(n: int, step: Callable[[Index, Any], Any], carry: Any, unrolled: bool = False) -> Any:
-    if n > 1 and not unrolled:
+    if not unrolled and (not isinstance(n, int) or n > 1):
         return jax.lax.fori_loop(0, n, step, carry)
     for i in range(n):
         carry = step(i, carry)
