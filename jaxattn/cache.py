@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial, wraps
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ from jaxattn.masks import Causal, Lengths, Positions, Window
     serialized_name="jaxattn.cache.Cache",
     serialize_auxdata=lambda window: json.dumps(list(window)).encode(),
     deserialize_auxdata=lambda window: tuple(json.loads(bytes(window))),
-    from_children=lambda window, arrays: Cache(*arrays, *window),
+    from_children=lambda window, arrays: Cache(*arrays, *cast(Any, window)),
 )
 @partial(jax.tree_util.register_dataclass, data_fields=["k", "v", "length"], meta_fields=["window"])
 @dataclass(frozen=True)

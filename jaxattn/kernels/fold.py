@@ -98,8 +98,11 @@ def _fold_jvp(walks: Walks, primals: Any, tangents: Any) -> Any:
 
 def _named(folded: Folded) -> Folded:
     """With the names by which a policy of `jax.checkpoint` keeps what a derivative needs."""
-    lse = (checkpoint_name(x, "attention_lse") for x in (folded.peak, folded.log_total))
-    return Folded(checkpoint_name(folded.out, "attention_out"), *lse, folded.states)
+    return folded._replace(
+        out=checkpoint_name(folded.out, "attention_out"),
+        peak=checkpoint_name(folded.peak, "attention_lse"),
+        log_total=checkpoint_name(folded.log_total, "attention_lse"),
+    )
 
 
 def _sweep_jvp(
