@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial, wraps
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,12 +31,16 @@ from jaxattn.backends.auto import AUTO, Backend
 from jaxattn.masks import Causal, Lengths, Positions, Window
 
 
+def _rebuilt(window: Any, arrays: Any) -> Any:
+    return Cache(*arrays, *window)
+
+
 @partial(
     jax.export.register_pytree_node_serialization,
     serialized_name="jaxattn.cache.Cache",
     serialize_auxdata=lambda window: json.dumps(list(window)).encode(),
     deserialize_auxdata=lambda window: tuple(json.loads(bytes(window))),
-    from_children=lambda window, arrays: Cache(*arrays, *cast(Any, window)),
+    from_children=_rebuilt,
 )
 @partial(jax.tree_util.register_dataclass, data_fields=["k", "v", "length"], meta_fields=["window"])
 @dataclass(frozen=True)
