@@ -40,7 +40,7 @@ def _rebuilt(window: Any, arrays: Any) -> Any:
     serialized_name="jaxattn.cache.Cache",
     serialize_auxdata=lambda window: json.dumps(list(window)).encode(),
     deserialize_auxdata=lambda window: tuple(json.loads(bytes(window))),
-    from_children=_rebuilt,
+    from_children=_rebuilt,  # pyright: ignore[reportArgumentType] - of names of arguments
 )
 @partial(jax.tree_util.register_dataclass, data_fields=["k", "v", "length"], meta_fields=["window"])
 @dataclass(frozen=True)
