@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxattn._serial import serial_tuple
+
 AnyArray: TypeAlias = Array | np.ndarray
 """What a caller may pass as an array. It is one of JAX's as soon as it is checked."""
 
@@ -28,6 +30,7 @@ INDEX = np.int32
 """The dtype of every index, position, length and id, whatever dtype it came in."""
 
 
+@serial_tuple
 class Attended(NamedTuple):
     """What `attend` returns. All of it is differentiable.
 

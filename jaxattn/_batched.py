@@ -22,6 +22,7 @@ def check_numbers(
     """
     if value is None:
         return None
+    high = high if isinstance(high, int) else None  # open in an exported function
     if isinstance(value, int | np.integer) and not isinstance(value, bool):
         value = int(value) if low is None else max(int(value), low)
         return value if high is None else min(value, high)
@@ -72,8 +73,10 @@ def as_indices(array: Any, low: int = LEAST, high: int = MOST) -> Array:
 def add_clipped(value: Any, shift: int, low: int, high: int) -> Any:
     """value + shift, clipped to `low` and `high`, where value + shift itself may not fit an index.
 
-    value: an int or indices. shift: any int at all.
+    value: an int or indices. shift: any int at all. A bound that is open in an exported function
+    is none.
     """
+    low, high = low if isinstance(low, int) else LEAST, high if isinstance(high, int) else MOST
     if isinstance(value, int):
         return min(max(value + shift, low), high)
     least, most = (min(max(bound - shift, LEAST), MOST) for bound in (low, high))

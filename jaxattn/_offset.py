@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any, TypeAlias
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxattn._batched import add_clipped, check_numbers
@@ -29,7 +30,10 @@ FARTHEST = 2**30
 def resolve_offset(name: str, offset: Offset, sizes: Sizes) -> Any:
     """An int, or indices that broadcast to [*b]."""
     if offset is END:
-        return sizes.s - sizes.t
+        ahead = sizes.s - sizes.t
+        if isinstance(ahead, int):
+            return ahead
+        offset = jnp.asarray(ahead)  # of lengths that are open in an exported function
     if offset is None and sizes.t != sizes.s:
         raise ValueError(
             f"{name} needs an offset when t != s, got t={sizes.t} queries and s={sizes.s} keys; "

@@ -5,18 +5,21 @@ operands of the computation, so that they get gradients and may themselves be tr
 the rows and columns of a tile it is ordinary array code, for tiles of any shape.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 from jaxtyping import Array, Int
 
 from jaxattn._axes import INDEX, accumulator
-from jaxattn._value import Fixed, Place, Sizes, same
+from jaxattn._function import Source
+from jaxattn._value import Fixed, Place, Sizes
 from jaxattn._varying import Axes, evaluate, hoist, vary
 
+JIT = "jit", "pjit"  # as newer and older versions of JAX name it
 POSITION: Any = jax.ShapeDtypeStruct((), INDEX)
 
 
@@ -59,19 +62,21 @@ class Traced(Fixed):
     def __init__(
         self, source: Callable[..., Any], jaxpr: Any, dtypes: tuple[Any, ...], axes: Axes
     ) -> None:
-        self.source, self.jaxpr, self.dtypes, self.axes = source, jaxpr, dtypes, axes
+        self.source, self.jaxpr, self.dtypes, self.axes = Source(source), jaxpr, dtypes, axes
         self._text = str(jaxpr)
 
     def __repr__(self) -> str:
-        return getattr(self.source, "__name__", repr(self.source))
+        return repr(self.source)
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Traced) or not same(self.source, other.source):
-            return False
-        return (self._text, self.dtypes, self.axes) == (other._text, other.dtypes, other.axes)
+        return isinstance(other, Traced) and self._what == other._what
 
     def __hash__(self) -> int:
         return hash(self._text)
+
+    @property
+    def _what(self) -> tuple[Any, ...]:
+        return self._text, self.dtypes, self.axes, self.source
 
     @property
     def reads_head(self) -> bool:
@@ -132,12 +137,41 @@ def trace(
             f"{[leaf.shape for leaf in leaves]} from {function!r}; use at.q and at.k as scalars, "
             f"and index arrays with them"
         )
+    if any(_calls(closed.jaxpr)):
+        closed = jax.make_jaxpr(partial(_inlined, closed))(*jax.tree.leaves(scalars_at))
     jaxpr, consts = closed.jaxpr, [jnp.asarray(x) for x in closed.consts]
     if sizes.varying:
         jaxpr, consts = hoist(jaxpr, consts)
     dtypes = tuple(x.dtype for x in consts)
     traced = Traced(function, jaxpr, dtypes, sizes.varying)
     return traced, tuple(map(_wide, consts)), leaves[0]
+
+
+def _calls(jaxpr: Any) -> Iterator[ClosedJaxpr]:
+    """What `jaxpr` calls of compiled functions that hold arrays of their own."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name in JIT:
+            inner = eqn.params["jaxpr"]
+            yield from [inner] if inner.consts else _calls(inner.jaxpr)
+
+
+def _inlined(closed: ClosedJaxpr, *args: Any) -> list[Any]:
+    """`closed`, and in it all that it calls: then every array shows.
+
+    Source: JAX's documentation, "Writing custom Jaxpr interpreters".
+    """
+    jaxpr = closed.jaxpr
+    known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*closed.consts, *args), strict=True))
+    read = lambda x: x.val if isinstance(x, Literal) else known[x]
+    for eqn in jaxpr.eqns:
+        inputs = [x for x in eqn.invars if not isinstance(x, Literal)]
+        if eqn.primitive.name in JIT:
+            results = _inlined(eqn.params["jaxpr"], *map(read, eqn.invars))
+        else:
+            alone = jaxpr.replace(constvars=[], invars=inputs, outvars=eqn.outvars, eqns=[eqn])
+            results = jaxpr_as_fun(ClosedJaxpr(alone, []))(*map(read, inputs))
+        known.update(zip(eqn.outvars, results, strict=True))
+    return list(map(read, jaxpr.outvars))
 
 
 def _wide(x: Array) -> Array:

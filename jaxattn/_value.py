@@ -18,6 +18,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Int
 
 from jaxattn._axes import Index, count_to, cut
+from jaxattn._serial import register_value
 from jaxattn._varying import NOWHERE, Axes
 
 
@@ -107,22 +108,31 @@ jax.tree_util.register_pytree_node(Zero, lambda _: ((), None), lambda *_: Zero()
 class Fixed:
     """What belongs to a value's structure. Needs equality and a hash."""
 
+    @property
+    def in_structure(self) -> "Fixed":
+        """What the structure holds of it; JAX keeps that."""
+        return self
+
 
 def _names(value: Any) -> list[str]:
     return [field.name for field in dataclasses.fields(value)]
 
 
-def _fields(value: Any) -> list[Any]:
+def fields_of(value: Any) -> list[Any]:
     return [getattr(value, name) for name in _names(value)]
 
 
 def _flatten(value: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """Children, and the structure: (x,) holds what is fixed, None stands for a child."""
-    structure = tuple(
-        (x,) if x is None or isinstance(x, int | Enum | Fixed) else None for x in _fields(value)
-    )
-    pairs = zip(_fields(value), structure, strict=True)
+    structure = tuple(map(_fix, fields_of(value)))
+    pairs = zip(fields_of(value), structure, strict=True)
     return tuple(x for x, fixed in pairs if fixed is None), structure
+
+
+def _fix(x: Any) -> tuple[Any] | None:
+    if isinstance(x, Fixed):
+        return (x.in_structure,)
+    return (x,) if x is None or isinstance(x, int | Enum) else None
 
 
 def _unflatten(cls: Any, structure: tuple[Any, ...], children: Any) -> Any:
@@ -141,7 +151,7 @@ def _build(cls: Any, fields: dict[str, Any]) -> Any:
 
 def change_fields(value: Any, change: Any) -> Any:
     """`value` with change(field) for each of its fields. Checks nothing."""
-    fields = zip(_names(value), _fields(value), strict=True)
+    fields = zip(_names(value), fields_of(value), strict=True)
     return _build(type(value), {name: change(x) for name, x in fields})
 
 
@@ -165,7 +175,7 @@ def same(a: Any, b: Any) -> bool:
     if type(a) is not type(b):
         return False
     if isinstance(a, Value):
-        return same(_fields(a), _fields(b))
+        return same(fields_of(a), fields_of(b))
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(map(same, a, b))
     if isinstance(a, Mapping):
@@ -183,7 +193,7 @@ def hash_of(x: Any) -> int:
     if is_array(x):
         return hash((x.dtype, tuple(x.shape)))
     if isinstance(x, Value):
-        return hash((type(x), hash_of(_fields(x))))
+        return hash((type(x), hash_of(fields_of(x))))
     if isinstance(x, list | tuple):
         return hash(tuple(map(hash_of, x)))
     if isinstance(x, Mapping):
@@ -288,6 +298,7 @@ class Value:
         jax.tree_util.register_pytree_node(
             cls, _flatten, lambda structure, children: _unflatten(cls, structure, children)
         )
+        register_value(cls)
 
     def __eq__(self, other: object) -> bool:
         return same(self, other)
@@ -297,7 +308,7 @@ class Value:
 
     def __repr__(self) -> str:
         """As it would be written, with arrays by dtype and shape."""
-        fields = zip(_names(self), _fields(self), strict=True)
+        fields = zip(_names(self), fields_of(self), strict=True)
         return f"{type(self).__name__}({', '.join(f'{name}={show(x)}' for name, x in fields)})"
 
     def element(self, batch: tuple[Index, ...]) -> Any:
@@ -342,7 +353,7 @@ class Value:
                 return tuple(field(name, item) for item in x)
             return change(x, self.AXES.get(name))
 
-        changed = (field(name, x) for name, x in zip(_names(self), _fields(self), strict=True))
+        changed = (field(name, x) for name, x in zip(_names(self), fields_of(self), strict=True))
         return _build(type(self), dict(zip(_names(self), changed, strict=True)))
 
 

@@ -4,11 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Real
 
 from jaxattn._axes import AnyArray, AnyNumber, Attended, accumulator
+from jaxattn._function import Compiled, keep
+from jaxattn._linear import linear
 from jaxattn._mesh import sharded_as
 from jaxattn._observation import QUERY, Observation, check_observations, finish
 from jaxattn._problem import Problem, check
@@ -99,6 +100,11 @@ def attend(
       observe: what to see of the weights, by name, such as {"entropy": jaxattn.observe.Entropy()}.
         Several share the work. Observing changes neither out nor lse, nor how they are computed,
         and takes no memory that grows with t · s.
+
+    Under `jax.checkpoint` with a policy such as `save_only_these_names("attention_out",
+    "attention_lse")` a `Blockwise` pass back does not compute the forward pass again; out is kept
+    in the accumulator's dtype. `jax.linear_transpose` works for out, over v.
+
     Raises:
       TypeError: also, something in `observe` that is not an observation.
     """
@@ -112,17 +118,20 @@ def solve(
     observations = check_observations(observe, problem.sizes, problem.q.dtype)
     watched = tuple(observations.values())
     problem, watched = vary((problem, watched), varying(problem, watched))
-    out, lse, states, live = run(choose(backend, problem), problem, watched)
+    results = run(choose(backend, problem), problem, watched)
+    out, lse, states, live = keep(watched, results)
     return Attended(out, lse, finish(observations, states, live))
 
 
-@partial(jax.jit, static_argnums=0)
+@Compiled
 def run(
     backend: Reference | Blockwise, problem: Problem, watched: tuple[Observation, ...]
 ) -> tuple[Array, Array, tuple[Any, ...], Bool[Array, "*b t h"]]:
     """(out, lse, states of observations, which queries see any key), as one compiled function."""
     results = QUERY, QUERY, tuple(each.per for each in watched), QUERY
-    return sharded_as(problem.q, partial(_run, backend), results)(problem, watched)
+    compute = sharded_as(problem.q, partial(_run, backend), results)
+    of_values = lambda rest, v: compute(rest[0]._replace(v=v), rest[1])
+    return linear(of_values, (problem._replace(v=None), watched), problem.v)
 
 
 def _run(

@@ -8,6 +8,7 @@ tokens that are held, not the capacity. Donate the cache to `jax.jit`, or carry 
 is updated in place.
 """
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -33,6 +34,17 @@ from jaxattn.backends.auto import AUTO, Backend
 from jaxattn.masks import Causal, Lengths, Positions, Where, Window
 
 
+def _rebuilt(window: Any, arrays: Any) -> Any:
+    return Cache(*arrays, *window)
+
+
+@partial(
+    jax.export.register_pytree_node_serialization,
+    serialized_name="jaxattn.cache.Cache",
+    serialize_auxdata=lambda window: json.dumps(list(window)).encode(),
+    deserialize_auxdata=lambda window: tuple(json.loads(bytes(window))),
+    from_children=_rebuilt,  # pyright: ignore[reportArgumentType] - of names of arguments
+)
 @partial(jax.tree_util.register_dataclass, data_fields=["k", "v", "length"], meta_fields=["window"])
 @dataclass(frozen=True)
 class Cache:
@@ -247,6 +259,7 @@ def _moved(
         k = at.k if slots is None else slots[(*at.batch, at.k)]
         return function(*scalars, at._replace(q=at.q + jnp.asarray(by)[at.batch], k=k))
 
+    moved.moves = function  # pyright: ignore[reportAttributeAccessIssue] - as Source reads it
     return moved
 
 

@@ -13,6 +13,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Int
 
 from jaxattn._axes import count_to
+from jaxattn._function import Compiled
 from jaxattn._mask import Mask, check_mask
 from jaxattn._observation import Observation, check_observations
 from jaxattn._problem import check
@@ -102,7 +103,9 @@ def explain(
     problem = jax.eval_shape(build, *arrays)
     chosen, others = turned_down(backend, problem)
     watched = tuple(check_observations(observe, problem.sizes, problem.q.dtype).values())
-    memory: Any = run.lower(chosen, problem, watched).compile().memory_analysis()
+    memory: Any = (
+        run.of(problem, watched).lower(chosen, problem, watched).compile().memory_analysis()
+    )
     temporary = None if memory is None else int(memory.temp_size_in_bytes)
     sizes = problem.sizes
     if problem.is_empty:
@@ -140,7 +143,7 @@ def _count(walk: Walk, mask: Mask) -> tuple[int, int]:
     return int((widths > 0).sum()) * heads, int(pairs.sum()) * heads
 
 
-@partial(jax.jit, static_argnums=0)
+@Compiled
 def _widths(walk: Walk, mask: Mask) -> Int[Array, "runs q_blocks k_tiles"]:
     """How many keys are needed of each tile; 0 or less for none."""
     plan, hits = walk.plan, walk.find_hits(mask)

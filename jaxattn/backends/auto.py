@@ -48,7 +48,7 @@ def choose(backend: object, problem: Problem) -> Reference | Blockwise:
     """
     asked = check_backend(backend)
     if isinstance(asked, Auto):
-        return Blockwise()
+        return Reference() if Blockwise().refuses(problem) else Blockwise()
     reason = asked.refuses(problem)
     if reason is not None:
         raise Unsupported(f"{asked!r} cannot do this: {reason}; AUTO chooses one that can")

@@ -40,8 +40,13 @@ class Blockwise:
 
     def refuses(self, problem: Problem) -> str | None:
         """Why this backend cannot do a problem; None where it can."""
-        del problem
-        return None
+        sizes = problem.sizes
+        if isinstance(sizes.t, int) and isinstance(sizes.s, int):
+            return None
+        return (
+            f"tiles are planned for known lengths, got t={sizes.t} and s={sizes.s}; export one "
+            f"function for each length, or hold whole matrices"
+        )
 
     def walks(self, problem: Problem) -> Walks:
         """How the score matrices of a problem are gone through, forward and back."""

@@ -61,7 +61,9 @@ def one_head(
     """
     *batch, head = index
     place = Place(tuple(batch), head, Span(0, sizes.t), Span(0, sizes.s))
-    flat = jnp.ravel_multi_index(batch, sizes.batch, mode="clip") if batch else 0
+    flat = 0
+    for i, n in zip(batch, sizes.batch, strict=True):
+        flat = flat * n + i
     block = Block(sizes, flat, 1, head, (1, 1), place.rows, place.keys)
     part = lambda value: jax.tree.map(lambda x: x.reshape(x.shape[3:]), value.read(block))
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float
 
@@ -76,7 +77,7 @@ def fold(
 
 @partial(fold.defjvp, symbolic_zeros=True)
 def _fold_jvp(walks: Walks, primals: Any, tangents: Any) -> Any:
-    folded = fold(walks, *primals)
+    folded = _named(fold(walks, *primals))
     q, k, v, rule, watched, hits = primals
     acc = folded.out.dtype
     # In the accumulator's dtype as a whole: what flows back is a sum over tiles.
@@ -95,6 +96,15 @@ def _fold_jvp(walks: Walks, primals: Any, tangents: Any) -> Any:
         dstates = _sweep_jvp(walks.tangent, moving, moves, hits.tangent, lse, dlse)
     still = vary(jnp.zeros_like(folded.peak), walks.tangent.sizes.varying)
     return folded, Folded(dout, still, dlse, dstates)
+
+
+def _named(folded: Folded) -> Folded:
+    """With the names by which a policy of `jax.checkpoint` keeps what a derivative needs."""
+    return folded._replace(
+        out=checkpoint_name(folded.out, "attention_out"),
+        peak=checkpoint_name(folded.peak, "attention_lse"),
+        log_total=checkpoint_name(folded.log_total, "attention_lse"),
+    )
 
 
 def _sweep_jvp(

@@ -62,6 +62,8 @@ def forward(
     out, peak, log_total, states = repeat(
         walk.runs, each_run, (*empty, watch.start(walk, watched, acc))
     )
+    # It is so where lse is NaN. Here, so that out is made in one way, whether lse is used or not.
+    out = jnp.where(jnp.isnan(peak + log_total)[..., None], jnp.nan, out)
     return _poison(walk, out, v, rule), peak, log_total, states
 
 

@@ -46,7 +46,7 @@ def after(x: Array, others: Any) -> Array:
 
 
 def repeat(n: int, step: Callable[[Index, Any], Any], carry: Any, unrolled: bool = False) -> Any:
-    if n > 1 and not unrolled:
+    if not unrolled and (not isinstance(n, int) or n > 1):
         return loop(0, n, step, carry)
     for i in range(n):
         carry = step(i, carry)

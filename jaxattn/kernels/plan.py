@@ -114,8 +114,11 @@ def make_plan(
 
     one_tile = q_blocks == 1 and k_block == s
     batch = 1
-    if one_tile and heads == h:  # then there is room for several batch elements
-        batch = min(max(budget.whole // (h * t * s), 1), math.prod(sizes.batch))
+    total = math.prod(sizes.batch)  # open in some exported functions
+    if (
+        one_tile and heads == h and isinstance(total, int)
+    ):  # then there is room for several batch elements
+        batch = min(max(budget.whole // (h * t * s), 1), total)
     known = not jax.tree.leaves(mask) and any(limits != (0, s) for limits in spans)
     unrolled = known and q_blocks <= UNROLL
     return Plan(batch, heads, q_block, k_block, q_blocks, ceil_div(span, k_block), unrolled)

@@ -55,7 +55,9 @@ class Walk(NamedTuple):
     def run(self, index: Index) -> Run:
         """The index-th run of heads."""
         plan, group = self.plan, self.sizes.h // self.n
-        batch = _moved_back(index // self.runs_per_batch * plan.batch, plan.batch, self.batches)
+        batch = index // self.runs_per_batch
+        if plan.batch > 1:
+            batch = _moved_back(batch * plan.batch, plan.batch, self.batches)
         q_head = index % self.runs_per_batch * plan.heads
         kv, share = max(plan.heads // group, 1), min(plan.heads, group)
         return Run(batch, q_head, q_head // group, plan.batch, kv, share)

@@ -9,11 +9,13 @@ from jaxtyping import Array, Float, Int
 
 from jaxattn._observation import QUERY, Observation, Seen, by_rows
 from jaxattn._offset import Offset, resolve_distance
+from jaxattn._serial import serial_tuple
 from jaxattn._value import Sizes
 
 ROWS = 8  # that are taken at a time; the rows of a tile are a multiple of it
 
 
+@serial_tuple
 class Spread(NamedTuple):
     """mean, variance: of i + offset - j under the weights of query i, in positions, and squared.
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Concatenate
 
 import jax
@@ -10,24 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxattn._axes import AnyArray
+from jaxattn._function import Function
 from jaxattn._observation import HEAD, Observation, Per, Seen
-from jaxattn._value import Fixed, Sizes
-
-
-class Function(Fixed):
-    """A function as a part of a value's structure, equal to the same function."""
-
-    def __init__(self, call: Callable[..., Any]) -> None:
-        self.call = call
-
-    def __repr__(self) -> str:
-        return getattr(self.call, "__name__", repr(self.call))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Function) and self.call == other.call
-
-    def __hash__(self) -> int:
-        return hash(self.call)
+from jaxattn._value import Sizes
 
 
 def Fold(
@@ -61,11 +45,13 @@ def Fold(
             raise TypeError(f"{name} of a Fold is a function, got {function!r}")
     if not isinstance(per, Per):
         raise TypeError(f"a Fold is per HEAD, QUERY or KEY, got {per!r}")
-    begin, absorb_, merge_, end = map(Function, (start, absorb, merge or _add, finish or _same))
+    functions = start, absorb, _add if merge is None else merge, finish or _same
+    begin, absorb_, merge_, end = map(Function, functions)
     return _Fold(begin, absorb_, merge_, end, per, tuple(map(jnp.asarray, arrays)))
 
 
-_add = partial(jax.tree.map, jnp.add)  # one object, so that two Folds may be equal
+def _add(a: Any, b: Any) -> Any:
+    return jax.tree.map(jnp.add, a, b)
 
 
 def _same(state: Any) -> Any:

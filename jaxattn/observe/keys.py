@@ -9,10 +9,12 @@ from jaxtyping import Array, Float, Int, Integer, Shaped
 from jaxattn._axes import AnyArray, dot
 from jaxattn._batched import fit
 from jaxattn._observation import KEY, Largest, Seen, Sum
+from jaxattn._serial import serial_tuple
 from jaxattn._value import Sizes
 from jaxattn.observe.positions import positions
 
 
+@serial_tuple
 class ReceivedMass(NamedTuple):
     """mass: Σ_t w p for every key. queries: how many queries may see the key.
 

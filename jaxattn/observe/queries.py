@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Integer, Shaped
 from jaxattn._axes import AnyArray, dot
 from jaxattn._batched import fit
 from jaxattn._observation import QUERY, Largest, Observation, Seen, Shares, Sum, by_rows
+from jaxattn._serial import serial_tuple
 from jaxattn._value import Sizes, as_int, is_whole
 from jaxattn.observe.positions import positions
 from jaxattn.observe.rank import largest
@@ -76,6 +77,7 @@ class Entropy(Sum):
         return shares.mix([x - log for x, log in zip(results, shares.log, strict=True)])
 
 
+@serial_tuple
 class Tops(NamedTuple):
     """weights: from the largest down. keys: where they are; -1 where a query sees fewer keys."""
 

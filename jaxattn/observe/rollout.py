@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from jaxattn._axes import AnyArray, accumulator
 from jaxattn._mask import Mask
+from jaxattn._serial import serial_tuple
 from jaxattn.attend import Scoring, attend
 from jaxattn.masks import EVERYTHING
 from jaxattn.observe.keys import ApplyTransposed
@@ -15,6 +16,7 @@ from jaxattn.observe.map import count_of, side_of
 from jaxattn.observe.sweep import observe
 
 
+@serial_tuple
 class Layer(NamedTuple):
     """The queries and keys of one layer, with as many of each, and what else makes its weights."""
 

@@ -1,14 +1,13 @@
 """Observations from the lse of any kernel."""
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Real
 
 from jaxattn._axes import AnyArray, AnyNumber, accumulator
+from jaxattn._function import Compiled
 from jaxattn._mask import Mask
 from jaxattn._mesh import sharded_as
 from jaxattn._observation import Observation, check_observations, finish
@@ -66,7 +65,7 @@ def observe(
     return finish(observations, states, ~jnp.isneginf(lse))
 
 
-@partial(jax.jit, static_argnums=0)
+@Compiled
 def _run(
     backend: Blockwise, problem: Problem, watched: tuple[Observation, ...], lse: Array
 ) -> tuple[Any, ...]:

@@ -1,0 +1,53 @@
+"""What a policy of `jax.checkpoint` keeps by name; and `out` that is the same whatever is asked."""
+
+# pyright: reportArgumentType=false, reportCallIssue=false
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxattn as ja
+
+TILED = ja.Blockwise(q_block=16, k_block=16)
+NAMES = jax.checkpoint_policies.save_only_these_names("attention_out", "attention_lse")
+
+
+def draw(t, dtype=jnp.float32):
+    rng = np.random.default_rng(0)
+    return [jnp.asarray(rng.standard_normal((2, t, 2, 8)), dtype) for _ in range(3)]
+
+
+@pytest.mark.parametrize("backend", [ja.AUTO, TILED], ids=repr)
+def test_names_keep_the_forward_pass(backend):
+    """Of a pass back, the products and exponentials are those without a checkpoint."""
+
+    def loss(q, k, v):
+        options = {"mask": ja.Causal(), "sinks": jnp.ones(2), "backend": backend}
+        return (ja.attend(q, k, v, **options).out ** 2).sum()
+
+    def products(f):
+        return str(jax.make_jaxpr(jax.grad(f, (0, 1, 2)))(*draw(40))).count("dot_general[")
+
+    kept = jax.checkpoint(loss, policy=NAMES)
+    assert products(kept) == products(loss) < products(jax.checkpoint(loss))
+    for a, b in zip(jax.grad(kept)(*draw(40)), jax.grad(loss)(*draw(40)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", [ja.AUTO, TILED, ja.Reference()], ids=repr)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("mask", [ja.EVERYTHING, ja.Causal()], ids=repr)
+@pytest.mark.parametrize("t", [9, 64, 300])
+def test_out_is_the_same_whatever_is_asked(t, mask, dtype, backend):
+    q, k, v = draw(t, dtype)
+    options = {"mask": mask, "backend": backend}
+    seen = {"entropy": ja.observe.Entropy()}
+    asked = (
+        lambda q: ja.attention(q, k, v, **options),
+        lambda q: ja.attend(q, k, v, **options).out,
+        lambda q: ja.attend(q, k, v, observe=seen, **options)[::2],
+    )
+    first, *others = (jax.tree.leaves(f(q))[0] for one in asked for f in (one, jax.jit(one)))
+    for other in others:
+        np.testing.assert_array_equal(np.asarray(first, np.float32), np.asarray(other, np.float32))
