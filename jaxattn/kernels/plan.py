@@ -20,7 +20,7 @@ class Budget:
 
     tile: scores in a tile, of q_block queries at most. small: a head with no more scores than this
     is one block of queries, or four where the mask leaves keys out, and several such heads go at a
-    time: as many as have `whole` scores. Of those no more than `keys` keys are held at a time.
+    time: as many as have `whole` scores. A tile has `keys` keys at most, over all key heads.
     row: a row that needs no more keys than this can be in one forward tile, of `whole` scores.
     """
 
@@ -58,9 +58,9 @@ class Plan:
         """The widths that the last tile of a row can take, ascending; the last is k_block.
 
         The more, the less a mask's edge wastes, but each is compiled: 4, up to 8 where they are
-        over 512 keys apart, more where they are over 1,024.
+        over 512 keys apart, up to 16 where they are over 1,024.
         """
-        steps = max(4, min(8, self.k_block // 512), self.k_block // 1024)
+        steps = max(4, min(8, self.k_block // 512), min(16, self.k_block // 1024))
         step = ceil_div(self.k_block, steps)
         return tuple(sorted({min(step * i, self.k_block) for i in range(1, steps + 1)}))
 
@@ -103,13 +103,15 @@ def make_plan(
     spans = [mask.limits(Span(min(i * q_block, t - q_block), q_block), s) for i in range(q_blocks)]
     span = max(1, *(stop - first for first, stop in spans))
     group = h // kv_heads
-    if k_block is None and small:
-        heads = run_of_heads(h, group, budget.whole // (t * s))
-        k_block = even_block(span, max(budget.keys // ceil_div(heads, group), 256), 16)
-    else:
+    heads = run_of_heads(h, group, budget.whole // (t * s)) if small else 1
+    if k_block is None and small and span <= max(budget.keys // ceil_div(heads, group), 256):
+        k_block = even_block(span, span, 16)
+    else:  # long tiles of few heads: the keys of one head are read as a plain matrix
         if k_block is None:
-            k_block = even_block(span, max(budget.tile // q_block, 16), 16)
-        heads = run_of_heads(h, group, budget.tile // (q_block * min(k_block, s)))
+            k_block = even_block(span, min(max(budget.tile // q_block, 16), budget.keys), 16)
+        k_block = min(k_block, s)
+        most = min(budget.tile // (q_block * k_block), max(budget.keys // k_block, 1) * group)
+        heads = run_of_heads(h, group, most)
     k_block = min(k_block, s)
 
     one_tile = q_blocks == 1 and k_block == s

@@ -8,6 +8,7 @@ left out of the second tile.
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -306,7 +307,23 @@ def read_keys(x: Any, run: Run, keys: Span) -> Float[Array, "batches kv c d"]:
 
 def _read(x: Any, starts: tuple[Index, ...], sizes: tuple[int, ...]) -> Array:
     rest = x.shape[len(sizes) :]
-    return jax.lax.dynamic_slice(x, (*starts, *(0,) * len(rest)), (*sizes, *rest))
+    starts, sizes = (*starts, *(0,) * len(rest)), (*sizes, *rest)
+    if x.dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
+        return _read_bits(sizes, x, starts)
+    return jax.lax.dynamic_slice(x, starts, sizes)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _read_bits(sizes: tuple[int, ...], x: Array, starts: tuple[Index, ...]) -> Array:
+    """A slice as integers: XLA for CPUs would convert all of a bfloat16 array before it is cut."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint16)
+    return jax.lax.bitcast_convert_type(jax.lax.dynamic_slice(bits, starts, sizes), x.dtype)
+
+
+@_read_bits.defjvp
+def _read_bits_jvp(sizes: tuple[int, ...], primals: Any, tangents: Any) -> tuple[Array, Array]:
+    x, starts = primals
+    return _read_bits(sizes, x, starts), jax.lax.dynamic_slice(tangents[0], starts, sizes)
 
 
 def _moved_back(start: Index, size: int, stop: int) -> Index:
