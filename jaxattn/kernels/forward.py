@@ -33,8 +33,10 @@ def forward(
         keys = Keys.of(k, v, run, acc, keep=plan.q_blocks > 1)
 
         def each_block(i: Index, carry: tuple[Any, ...]) -> tuple[Any, ...]:
-            *wholes, states = carry
-            *parts, added, first_key = _block(walk, index, i, q, keys, rule, hits, watched)
+            *wholes, total, states = carry
+            *parts, its_total, added, first_key = _block(
+                walk, index, i, q, keys, rule, hits, watched
+            )
             rows = walk.rows(i)
 
             def put(whole: Array, part: Array) -> Array:
@@ -43,7 +45,7 @@ def forward(
 
             if watched:
                 states = watch.add(watched, states, added, run, rows, first_key)
-            return (*map(put, wholes, parts), states)
+            return (*map(put, wholes, parts), total + its_total, states)
 
         return repeat(plan.q_blocks, each_block, carry, plan.unrolled)
 
@@ -52,10 +54,12 @@ def forward(
     anything = q[0, 0, 0, :1].sum()
     flat = jnp.full(q.shape[:3], anything, acc)
     empty = jnp.full((*q.shape[:3], v.shape[3]), anything, acc), flat, flat
-    out, peak, log_total, states = repeat(
-        walk.runs, each_run, (*empty, watch.start(walk, watched, acc))
+    # Where each value is met once, their sum is taken on the way: it tells whether all are finite.
+    total = jnp.zeros((), acc) if plan.q_blocks == 1 else v.sum(dtype=acc)
+    out, peak, log_total, total, states = repeat(
+        walk.runs, each_run, (*empty, total, watch.start(walk, watched, acc))
     )
-    return _poison(walk, out, v, rule), peak, log_total, states
+    return _poison(walk, out, v, rule, total), peak, log_total, states
 
 
 def _block(
@@ -70,7 +74,8 @@ def _block(
 ) -> tuple[Any, ...]:
     """The i-th block of queries of a run of heads against every key it needs.
 
-    (out, peak, log_total, what it adds to the states, the first key of that).
+    (out, peak, log_total, the sum of the values that it read unless they are kept, what it adds to
+    the states, the first key of that).
     """
     plan, features = walk.plan, keys.v.shape[-1]
     run, rows = walk.run(run_index), walk.rows(i)
@@ -79,7 +84,7 @@ def _block(
     held = walk.keys(reach.begin(0), plan.k_block)
     unseen = watch.nothing(walk, watched, run, rows.size, held.size, keys.dtype)
 
-    def visit(j: Index, width: int, state: tile.State | None) -> tuple[tile.State, Any]:
+    def visit(j: Index, width: int, state: tile.State | None) -> tuple[tile.State, Array, Any]:
         begin = reach.begin(j)
         span = walk.keys(begin, width)
         part = walk.read((rule, watched), run, rows, span)
@@ -97,14 +102,15 @@ def _block(
             return after, watch.look(watched, tiles, lse, rule, place, fresh, new)
 
         after, added = walk.over_heads(run, one, (q_rows, state), keys.read(span), part, rows, span)
-        return after, watch.widen(watched, added, span.start - held.start, unseen)
+        added = watch.widen(watched, added, span.start - held.start, unseen)
+        return after, keys.total(span), added
 
-    def blank() -> tuple[tile.State, Any]:
+    def blank() -> tuple[tile.State, Array, Any]:
         none = tile.nothing_seen(rows.size, features, q_rows.dtype)
         grow = lambda x: jnp.broadcast_to(x, (*q_rows.shape[:3], *x.shape))
-        return jax.tree.map(grow, none), unseen
+        return jax.tree.map(grow, none), jnp.zeros((), keys.dtype), unseen
 
-    def climb(way: stairs.Stairs) -> tuple[tile.State, Any]:
+    def climb(way: stairs.Stairs) -> tuple[tile.State, Array, Any]:
         span = way.whole.keys
         parts = tuple(walk.read((rule, watched), run, *piece) for piece in way.pieces)
 
@@ -118,28 +124,35 @@ def _block(
             return after, stairs.look(way, each, tiles, lse, rules, place, new, walk.sizes)
 
         after, added = walk.over_heads(run, one, (q_rows,), keys.read(span), parts, rows, span)
-        return after, watch.widen(watched, added, span.start - held.start, unseen)
+        added = watch.widen(watched, added, span.start - held.start, unseen)
+        return after, keys.total(span), added
 
     way = stairs.find(walk, rule.mask, i) if isinstance(i, int) else None
     # The last tile goes first: it may be narrower, and it starts the state.
     first, last = reach.tiles()
     if way is not None and hits is None:
-        state, added = climb(way)
+        state, total, added = climb(way)
     elif way is not None:
-        state, added = jax.lax.cond(reach.width(last) > 0, lambda: climb(way), blank)
+        state, total, added = jax.lax.cond(reach.width(last) > 0, lambda: climb(way), blank)
     else:
-        state, added = by_width(plan, reach.width(last), blank, lambda w: visit(last, w, None))
+        visit_last = lambda width: visit(last, width, None)
+        state, total, added = by_width(plan.widths, reach.width(last), blank, visit_last)
     if plan.k_tiles > 1:
 
-        def more(j: Index, state: tile.State) -> tile.State:
-            full = lambda: visit(j, plan.k_block, state)[0]
+        def more(j: Index, carry: tuple[tile.State, Array]) -> tuple[tile.State, Array]:
+            state, total = carry
+
+            def full() -> tuple[tile.State, Array]:
+                after, its_total, _ = visit(j, plan.k_block, state)
+                return after, total + its_total
+
             if hits is None:
                 return full()
-            return jax.lax.cond(reach.width(j) > 0, full, lambda: state)
+            return jax.lax.cond(reach.width(j) > 0, full, lambda: carry)
 
-        state = jax.lax.fori_loop(first, last, more, state)
+        state, total = jax.lax.fori_loop(first, last, more, (state, total))
     close = lambda state, part, place: tile.finish(state)
-    return *walk.over_heads(run, close, (state,), (), (), rows, rows), added, held.start
+    return *walk.over_heads(run, close, (state,), (), (), rows, rows), total, added, held.start
 
 
 def _apart(tiles: Any, state: tile.State) -> tuple[Any, tile.LogSumExp]:
@@ -153,9 +166,16 @@ def _apart(tiles: Any, state: tile.State) -> tuple[Any, tile.LogSumExp]:
 
 
 def _poison(
-    walk: Walk, out: Float[Array, "b t h e"], v: Float[Array, "b s n e"], rule: Rule
+    walk: Walk,
+    out: Float[Array, "b t h e"],
+    v: Float[Array, "b s n e"],
+    rule: Rule,
+    total: Float[Array, ""],
 ) -> Float[Array, "b t h e"]:
-    """`out` with NaN in every feature in which its query may see a NaN or Inf."""
+    """`out` with NaN in every feature in which its query may see a NaN or Inf.
+
+    total: the sum of all values that may be seen, or of more.
+    """
     plan, sizes = walk.plan, walk.sizes
 
     def each_block(index: Index, out: Array) -> Array:
@@ -186,27 +206,4 @@ def _poison(
 
     # A loop of at most one turn, not a cond: under vmap a cond would run both of its branches.
     # A sum is the fastest test there is; where it overflows the loop finds nothing to do.
-    any_bad = ~jnp.isfinite(_sum_of_values(walk, v, rule))
-    return jax.lax.while_loop(lambda carry: carry[1], poison, (out, any_bad))[0]
-
-
-def _sum_of_values(walk: Walk, v: Float[Array, "b s n e"], rule: Rule) -> Float[Array, ""]:
-    """The sum of all values that may be seen, or of more.
-
-    A few queries over a cache that is mostly empty must not read all of it.
-    """
-    acc, plan = accumulator(v.dtype), walk.plan
-    if plan.q_blocks > 1 or plan.k_tiles == 1:
-        return v.sum(dtype=acc)
-
-    def each_run(index: Index, total: Array) -> Array:
-        run, reach = walk.run(index), walk.reach(rule.mask, None, index, 0)
-        first, last = reach.tiles()
-
-        def each_tile(j: Index, total: Array) -> Array:
-            span, _ = reach.span(j)
-            return total + read_keys(v, run, span).sum(dtype=acc)
-
-        return jax.lax.fori_loop(first, last + 1, each_tile, total)
-
-    return repeat(walk.runs, each_run, jnp.zeros((), acc))
+    return jax.lax.while_loop(lambda carry: carry[1], poison, (out, ~jnp.isfinite(total)))[0]

@@ -64,6 +64,12 @@ class Plan:
         step = ceil_div(self.k_block, steps)
         return tuple(sorted({min(step * i, self.k_block) for i in range(1, steps + 1)}))
 
+    @property
+    def held_widths(self) -> tuple[int, ...]:
+        """`widths` where all keys of a row are read at once: few queries save little by less."""
+        one_block_of_many = self.q_blocks == 1 and self.k_tiles > 1
+        return (self.k_block,) if one_block_of_many else self.widths
+
 
 def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
@@ -107,10 +113,12 @@ def make_plan(
     if k_block is None and small and span <= max(budget.keys // ceil_div(heads, group), 256):
         k_block = even_block(span, span, 16)
     else:  # long tiles of few heads: the keys of one head are read as a plain matrix
-        if k_block is None:
-            k_block = even_block(span, min(max(budget.tile // q_block, 16), budget.keys), 16)
+        if k_block is None:  # shorter where each width of the last tile needs code of its own
+            short = q_blocks == 1 and jax.tree.leaves(mask)
+            keys = budget.keys // 4 if short else budget.keys
+            k_block = even_block(span, min(max(budget.tile // q_block, 16), keys), 16)
         k_block = min(k_block, s)
-        most = min(budget.tile // (q_block * k_block), max(budget.keys // k_block, 1) * group)
+        most = min(budget.tile // (q_block * k_block), max(budget.keys // span, 1) * group)
         heads = run_of_heads(h, group, most)
     k_block = min(k_block, s)
 
@@ -127,10 +135,11 @@ def whole_rows(plan: Plan, mask: Mask, sizes: Sizes, kv_heads: int, platform: st
     """`plan` for the forward pass: with all keys of a row in one tile, where that is as fast.
 
     Then the final lse is at hand in the tile. Not where a mask may leave out tiles in between, and
-    not for the few queries of a decoding step: there a tile holds a few keys of many heads.
+    not for the few queries of a decoding step, whose mask tells how many of the keys are held.
     """
     budget = CPU if platform == "cpu" else ACCELERATOR
-    span, few = plan.k_tiles * plan.k_block, sizes.t * sizes.s <= budget.small
+    span = plan.k_tiles * plan.k_block
+    few = sizes.t * sizes.s <= budget.small or (plan.q_blocks == 1 and jax.tree.leaves(mask))
     if plan.k_tiles == 1 or few or span > budget.row or not mask.exact:
         return plan
     q_block = min(max(budget.whole // span // 8 * 8, 8), budget.q_block)

@@ -159,9 +159,11 @@ def _block(
         def nothing() -> tuple[Array, Array]:
             return jnp.zeros((*lse_rows.peak.shape, v.shape[3]), acc), jnp.zeros_like(lse_rows.peak)
 
+        if reach.all_needed:
+            return narrow(size)
         needed = reach.width(j)
         if whole < plan.k_tiles:  # a tile that was moved back has its new keys at its end
             needed = jnp.where(needed > 0, needed + begin - start, 0)
-        return by_width(plan, needed, nothing, narrow)
+        return by_width(plan.held_widths, needed, nothing, narrow)
 
     return sum_over(each_tile, xs)
