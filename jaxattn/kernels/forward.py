@@ -54,8 +54,7 @@ def forward(
     anything = q[0, 0, 0, :1].sum()
     flat = jnp.full(q.shape[:3], anything, acc)
     empty = jnp.full((*q.shape[:3], v.shape[3]), anything, acc), flat, flat
-    # Where each value is met once, their sum is taken on the way: it tells whether all are finite.
-    total = jnp.zeros((), acc) if plan.q_blocks == 1 else v.sum(dtype=acc)
+    total = jnp.zeros((), acc) if _sums_on_the_way(walk) else v.sum(dtype=acc)
     out, peak, log_total, total, states = repeat(
         walk.runs, each_run, (*empty, total, watch.start(walk, watched, acc))
     )
@@ -74,8 +73,8 @@ def _block(
 ) -> tuple[Any, ...]:
     """The i-th block of queries of a run of heads against every key it needs.
 
-    (out, peak, log_total, the sum of the values that it read unless they are kept, what it adds to
-    the states, the first key of that).
+    (out, peak, log_total, the sum of the values that it read if those are summed on the way, what
+    it adds to the states, the first key of that).
     """
     plan, features = walk.plan, keys.v.shape[-1]
     run, rows = walk.run(run_index), walk.rows(i)
@@ -83,6 +82,8 @@ def _block(
     q_rows = tile.nan_unless_finite(read_rows(q, run, rows).astype(keys.dtype))
     held = walk.keys(reach.begin(0), plan.k_block)
     unseen = watch.nothing(walk, watched, run, rows.size, held.size, keys.dtype)
+    nil = jnp.zeros((), keys.dtype)
+    sum_of_values = keys.total if _sums_on_the_way(walk) else lambda _: nil
 
     def visit(j: Index, width: int, state: tile.State | None) -> tuple[tile.State, Array, Any]:
         begin = reach.begin(j)
@@ -103,12 +104,12 @@ def _block(
 
         after, added = walk.over_heads(run, one, (q_rows, state), keys.read(span), part, rows, span)
         added = watch.widen(watched, added, span.start - held.start, unseen)
-        return after, keys.total(span), added
+        return after, sum_of_values(span), added
 
     def blank() -> tuple[tile.State, Array, Any]:
         none = tile.nothing_seen(rows.size, features, q_rows.dtype)
         grow = lambda x: jnp.broadcast_to(x, (*q_rows.shape[:3], *x.shape))
-        return jax.tree.map(grow, none), jnp.zeros((), keys.dtype), unseen
+        return jax.tree.map(grow, none), nil, unseen
 
     def climb(way: stairs.Stairs) -> tuple[tile.State, Array, Any]:
         span = way.whole.keys
@@ -125,7 +126,7 @@ def _block(
 
         after, added = walk.over_heads(run, one, (q_rows,), keys.read(span), parts, rows, span)
         added = watch.widen(watched, added, span.start - held.start, unseen)
-        return after, keys.total(span), added
+        return after, sum_of_values(span), added
 
     way = stairs.find(walk, rule.mask, i) if isinstance(i, int) else None
     # The last tile goes first: it may be narrower, and it starts the state.
@@ -163,6 +164,15 @@ def _apart(tiles: Any, state: tile.State) -> tuple[Any, tile.LogSumExp]:
     tiles, state = jax.lax.optimization_barrier((tiles, state))
     _, *lse = tile.finish(state)
     return tiles, tile.LogSumExp(*lse)
+
+
+def _sums_on_the_way(walk: Walk) -> bool:
+    """Whether the sum of the values, which tells if all are finite, is taken where they are read.
+
+    Few queries over many keys must not read the values twice, nor those that nobody may see.
+    """
+    plan, sizes = walk.plan, walk.sizes
+    return plan.q_blocks == 1 and (plan.k_tiles > 1 or sizes.s >= 4 * sizes.t)
 
 
 def _poison(

@@ -293,9 +293,7 @@ class Keys(NamedTuple):
         return tile.nan_unless_finite(k), tile.finite(v)
 
     def total(self, span: Span) -> Float[Array, ""]:
-        """The sum of the values as they are, NaN and Inf among them; 0 where they are kept."""
-        if self.kept:
-            return jnp.zeros((), self.dtype)
+        """The sum of the values as they are, NaN and Inf among them. Not of those that are kept."""
         # Over the keys first: XLA makes that sum of vectors.
         return read_keys(self.v, self.run, span).sum(axis=2, dtype=self.dtype).sum()
 
