@@ -111,7 +111,7 @@ def make_plan(
     group = h // kv_heads
     heads = run_of_heads(h, group, budget.whole // (t * s)) if small else 1
     if k_block is None and small and span <= max(budget.keys // ceil_div(heads, group), 256):
-        k_block = even_block(span, span, 16)
+        k_block = span
     else:  # long tiles of few heads: the keys of one head are read as a plain matrix
         if k_block is None:  # shorter where each width of the last tile needs code of its own
             short = q_blocks == 1 and jax.tree.leaves(mask)
