@@ -133,6 +133,36 @@ GPU = (
 )
 """What `python -m benchmarks` runs on a GPU: bfloat16, batch 4, 16 heads."""
 
+FEW = (1, 8, 64)
+"""Queries of a decoding step, of several sequences' draft tokens, of a chunk."""
+DECODING = replace(FORWARD, keys=8192)
+
+
+def few(work: Workload) -> tuple[Workload, ...]:
+    """`work` with few queries, in both dtypes."""
+    return tuple(
+        replace(work, queries=t, dtype=dtype)
+        for dtype in (Dtype.FLOAT32, Dtype.BFLOAT16)
+        for t in FEW
+    )
+
+
+_ONE_HEAD = replace(FORWARD, heads=1, kv_heads=1)
+QUERIES = (
+    *few(DECODING),
+    *few(replace(DECODING, keys=1024)),
+    *(replace(_ONE_HEAD, queries=8, keys=s) for s in (2**17, 2**20)),
+    *(replace(_ONE_HEAD, queries=8, keys=s, kind=Kind.GRADIENT) for s in (2**17, 2**20)),
+)
+"""Few queries over many keys, and what the longest ones take to compile: about three minutes."""
+
 SETS: Mapping[str, tuple[Workload, ...]] = MappingProxyType(
-    {"smoke": SMOKE, "default": DEFAULT, "options": OPTIONS, "full": FULL, "gpu": GPU}
+    {
+        "smoke": SMOKE,
+        "default": DEFAULT,
+        "options": OPTIONS,
+        "queries": QUERIES,
+        "full": FULL,
+        "gpu": GPU,
+    }
 )

@@ -14,10 +14,12 @@ from benchmarks.results import Results
 from benchmarks.sets import (
     CAUSAL,
     CAUSAL_GRADIENT,
+    DECODING,
     FORWARD,
     GRADIENT,
     PACKED,
     STRUCTURED,
+    few,
     with_options,
 )
 from benchmarks.workloads import Kind, Workload, over
@@ -198,10 +200,23 @@ OPTION_TARGETS = (
 )
 """As above. What an option costs is a ratio to the same call without it, in the same rounds."""
 
+_DECODING = [w.name for w in few(DECODING)]
+QUERIES_TARGETS = tuple(
+    Target(
+        f"Forward, 1 to 64 queries over 8192 keys, float32 and bfloat16, time over {other}'s",
+        limit,
+        "{:.3f}",
+        _ratios(_DECODING, other),
+        "queries",
+    )
+    for other, limit in (("torch SDPA", 1.15), ("jax.nn", 1.0))
+)
+"""Batch 1, 12 heads, 64 features, no mask."""
+
 
 def verdicts(results: Results, targets: Sequence[Target] | None = None) -> list[Verdict]:
     """Those of a set of which nothing was measured are left out."""
-    targets = (*TARGETS, *OPTION_TARGETS) if targets is None else targets
+    targets = (*TARGETS, *OPTION_TARGETS, *QUERIES_TARGETS) if targets is None else targets
     judged = [(target.group, judge(target, results)) for target in targets]
     shown = {group for group, verdict in judged if verdict.measured is not None}
     return [verdict for group, verdict in judged if group in shown]

@@ -345,5 +345,24 @@ def _put(old: Array, new: Array, at: Int[Array, "*b t"]) -> Array:
     lead = math.prod(at.shape[:-1])
     flat, slots = old.reshape(lead, *old.shape[-3:]), at.reshape(lead, -1)
     new = new.reshape(lead, *new.shape[-3:]).astype(old.dtype)
-    flat = flat.at[count_to(lead)[:, None], slots].set(new, mode="drop", unique_indices=True)
-    return flat.reshape(old.shape)
+    if old.dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
+        return _scatter_bits(flat, new, slots).reshape(old.shape)
+    return _scatter(flat, new, slots).reshape(old.shape)
+
+
+def _scatter(flat: Array, new: Array, slots: Array) -> Array:
+    lead = count_to(flat.shape[0])[:, None]
+    return flat.at[lead, slots].set(new, mode="drop", unique_indices=True)
+
+
+@jax.custom_jvp
+def _scatter_bits(flat: Array, new: Array, slots: Array) -> Array:
+    """XLA for CPUs has no scatter of bfloat16: it would convert the cache there and back."""
+    bits = (jax.lax.bitcast_convert_type(x, jnp.uint16) for x in (flat, new))
+    return jax.lax.bitcast_convert_type(_scatter(*bits, slots), flat.dtype)
+
+
+@_scatter_bits.defjvp
+def _scatter_bits_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    flat, new, slots = primals
+    return _scatter_bits(flat, new, slots), _scatter(*tangents[:2], slots)

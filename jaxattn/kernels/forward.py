@@ -36,10 +36,12 @@ def forward(
         before: list[Any] = []
 
         def each_block(i: Index, carry: tuple[Any, ...]) -> tuple[Any, ...]:
-            *wholes, states = carry
+            *wholes, total, states = carry
             # Else XLA makes the tiles of all of them first, and holds what observations need.
             ready = before.pop() if before else ()
-            *parts, added, first_key = _block(walk, index, i, q, keys, rule, hits, watched, ready)
+            *parts, its_total, added, first_key = _block(
+                walk, index, i, q, keys, rule, hits, watched, ready
+            )
             if watched and plan.unrolled:
                 before.append((parts, added))
             rows = walk.rows(i)
@@ -50,7 +52,7 @@ def forward(
 
             if watched:
                 states = watch.add(watched, states, added, run, rows, first_key)
-            return (*map(written, wholes, parts), states)
+            return (*map(written, wholes, parts), total + its_total, states)
 
         return repeat(plan.q_blocks, each_block, carry, plan.unrolled)
 
@@ -59,12 +61,14 @@ def forward(
     anything = q[0, 0, 0, :1].sum()
     flat = jnp.full(q.shape[:3], anything, acc)
     empty = jnp.full((*q.shape[:3], v.shape[3]), anything, acc), flat, flat
-    out, peak, log_total, states = repeat(
-        walk.runs, each_run, (*empty, watch.start(walk, watched, acc))
+    nil = vary(jnp.zeros((), acc), walk.sizes.varying)
+    total = nil if _sums_on_the_way(walk) else v.sum(dtype=acc)
+    out, peak, log_total, total, states = repeat(
+        walk.runs, each_run, (*empty, total, watch.start(walk, watched, acc))
     )
     # It is so where lse is NaN. Here, so that out is made in one way, whether lse is used or not.
     out = jnp.where(jnp.isnan(peak + log_total)[..., None], jnp.nan, out)
-    return _poison(walk, out, v, rule), peak, log_total, states
+    return _poison(walk, out, v, rule, total), peak, log_total, states
 
 
 def _block(
@@ -80,7 +84,8 @@ def _block(
 ) -> tuple[Any, ...]:
     """The i-th block of queries of a run of heads against every key it needs, after `ready`.
 
-    (out, peak, log_total, what it adds to the states, the first key of that).
+    (out, peak, log_total, the sum of the values that it read if those are summed on the way, what
+    it adds to the states, the first key of that).
     """
     plan, features = walk.plan, keys.v.shape[-1]
     run, rows = walk.run(run_index), walk.rows(i)
@@ -89,8 +94,10 @@ def _block(
     q_rows = after(q_rows, ready) if ready else q_rows
     held = walk.keys(reach.begin(0), plan.k_block)
     unseen = watch.nothing(walk, watched, run, rows.size, held.size, keys.dtype)
+    nil = vary(jnp.zeros((), keys.dtype), walk.sizes.varying)
+    sum_of_values = keys.total if _sums_on_the_way(walk) else lambda _: nil
 
-    def visit(j: Index, width: int, state: tile.State | None) -> tuple[tile.State, Any]:
+    def visit(j: Index, width: int, state: tile.State | None) -> tuple[tile.State, Array, Any]:
         begin = reach.begin(j)
         span = walk.keys(begin, width)
         part = walk.read((rule, watched), run, rows, span)
@@ -108,14 +115,15 @@ def _block(
             return after, watch.look(watched, tiles, lse, rule, place, fresh, new)
 
         after, added = walk.over_heads(run, one, (q_rows, state), keys.read(span), part, rows, span)
-        return after, watch.widen(watched, added, span.start - held.start, unseen)
+        added = watch.widen(watched, added, span.start - held.start, unseen)
+        return after, sum_of_values(span), added
 
-    def blank() -> tuple[tile.State, Any]:
+    def blank() -> tuple[tile.State, Array, Any]:
         none = tile.nothing_seen(rows.size, features, q_rows.dtype)
         grow = lambda x: jnp.broadcast_to(x, (*q_rows.shape[:3], *x.shape))
-        return vary(jax.tree.map(grow, none), walk.sizes.varying), unseen
+        return vary(jax.tree.map(grow, none), walk.sizes.varying), nil, unseen
 
-    def climb(way: stairs.Stairs) -> tuple[tile.State, Any]:
+    def climb(way: stairs.Stairs) -> tuple[tile.State, Array, Any]:
         span = way.whole.keys
         parts = tuple(walk.read((rule, watched), run, *piece) for piece in way.pieces)
 
@@ -129,28 +137,35 @@ def _block(
             return after, stairs.look(way, each, tiles, lse, rules, place, new, walk.sizes)
 
         after, added = walk.over_heads(run, one, (q_rows,), keys.read(span), parts, rows, span)
-        return after, watch.widen(watched, added, span.start - held.start, unseen)
+        added = watch.widen(watched, added, span.start - held.start, unseen)
+        return after, sum_of_values(span), added
 
     way = stairs.find(walk, rule.mask, i) if isinstance(i, int) else None
     # The last tile goes first: it may be narrower, and it starts the state.
     first, last = reach.tiles()
     if way is not None and hits is None:
-        state, added = climb(way)
+        state, total, added = climb(way)
     elif way is not None:
-        state, added = jax.lax.cond(reach.width(last) > 0, lambda: climb(way), blank)
+        state, total, added = jax.lax.cond(reach.width(last) > 0, lambda: climb(way), blank)
     else:
-        state, added = by_width(plan, reach.width(last), blank, lambda w: visit(last, w, None))
+        visit_last = lambda width: visit(last, width, None)
+        state, total, added = by_width(plan.widths, reach.width(last), blank, visit_last)
     if plan.k_tiles > 1:
 
-        def more(j: Index, state: tile.State) -> tile.State:
-            full = lambda: visit(j, plan.k_block, state)[0]
+        def more(j: Index, carry: tuple[tile.State, Array]) -> tuple[tile.State, Array]:
+            state, total = carry
+
+            def full() -> tuple[tile.State, Array]:
+                after, its_total, _ = visit(j, plan.k_block, state)
+                return after, total + its_total
+
             if hits is None:
                 return full()
-            return jax.lax.cond(reach.width(j) > 0, full, lambda: state)
+            return jax.lax.cond(reach.width(j) > 0, full, lambda: carry)
 
-        state = loop(first, last, more, state)
+        state, total = loop(first, last, more, (state, total))
     close = lambda state, part, place: tile.finish(state)
-    return *walk.over_heads(run, close, (state,), (), (), rows, rows), added, held.start
+    return *walk.over_heads(run, close, (state,), (), (), rows, rows), total, added, held.start
 
 
 def _apart(tiles: Any, state: tile.State) -> tuple[Any, tile.LogSumExp]:
@@ -163,10 +178,26 @@ def _apart(tiles: Any, state: tile.State) -> tuple[Any, tile.LogSumExp]:
     return tiles, tile.LogSumExp(*lse)
 
 
+def _sums_on_the_way(walk: Walk) -> bool:
+    """Whether the sum of the values, which tells if all are finite, is taken where they are read.
+
+    Few queries over many keys must not read the values twice, nor those that nobody may see.
+    """
+    plan, sizes = walk.plan, walk.sizes
+    return plan.q_blocks == 1 and (plan.k_tiles > 1 or sizes.s >= 4 * sizes.t)
+
+
 def _poison(
-    walk: Walk, out: Float[Array, "b t h e"], v: Float[Array, "b s n e"], rule: Rule
+    walk: Walk,
+    out: Float[Array, "b t h e"],
+    v: Float[Array, "b s n e"],
+    rule: Rule,
+    total: Float[Array, ""],
 ) -> Float[Array, "b t h e"]:
-    """`out` with NaN in every feature in which its query may see a NaN or Inf."""
+    """`out` with NaN in every feature in which its query may see a NaN or Inf.
+
+    total: the sum of all values that may be seen, or of more.
+    """
     plan, sizes = walk.plan, walk.sizes
 
     def each_block(index: Index, out: Array) -> Array:
@@ -198,27 +229,4 @@ def _poison(
 
     # A loop of at most one turn, not a cond: under vmap a cond would run both of its branches.
     # A sum is the fastest test there is; where it overflows the loop finds nothing to do.
-    any_bad = ~jnp.isfinite(_sum_of_values(walk, v, rule))
-    return jax.lax.while_loop(lambda carry: carry[1], poison, (out, any_bad))[0]
-
-
-def _sum_of_values(walk: Walk, v: Float[Array, "b s n e"], rule: Rule) -> Float[Array, ""]:
-    """The sum of all values that may be seen, or of more.
-
-    A few queries over a cache that is mostly empty must not read all of it.
-    """
-    acc, plan = accumulator(v.dtype), walk.plan
-    if plan.q_blocks > 1 or plan.k_tiles == 1:
-        return v.sum(dtype=acc)
-
-    def each_run(index: Index, total: Array) -> Array:
-        run, reach = walk.run(index), walk.reach(rule.mask, None, index, 0)
-        first, last = reach.tiles()
-
-        def each_tile(j: Index, total: Array) -> Array:
-            span, _ = reach.span(j)
-            return total + read_keys(v, run, span).sum(dtype=acc)
-
-        return loop(first, last + 1, each_tile, total)
-
-    return repeat(walk.runs, each_run, vary(jnp.zeros((), acc), walk.sizes.varying))
+    return jax.lax.while_loop(lambda carry: carry[1], poison, (out, ~jnp.isfinite(total)))[0]

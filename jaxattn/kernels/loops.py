@@ -10,16 +10,17 @@ from jaxtyping import Array
 
 from jaxattn._axes import INDEX, Index, count_to
 from jaxattn._varying import vary, varying
-from jaxattn.kernels.plan import Plan
 
 NOTHING = jax.checkpoint_policies.nothing_saveable
 
 
 def by_width(
-    plan: Plan, needed: Index, nothing: Callable[[], Any], visit: Callable[[int], Any]
+    widths: tuple[int, ...], needed: Index, nothing: Callable[[], Any], visit: Callable[[int], Any]
 ) -> Any:
-    """`visit` at the least width that holds the next `needed` keys; `nothing` if there are none."""
-    widths = plan.widths
+    """`visit` at the least width that holds the next `needed` keys; `nothing` if there are none.
+
+    widths: multiples of the first, or less for the last.
+    """
     if isinstance(needed, int):
         fits = [width for width in widths if width >= needed]
         return visit(fits[0] if fits else widths[-1]) if needed > 0 else nothing()

@@ -20,7 +20,7 @@ class Budget:
 
     tile: scores in a tile, of q_block queries at most. small: a head with no more scores than this
     is one block of queries, or four where the mask leaves keys out, and several such heads go at a
-    time: as many as have `whole` scores. Of those no more than `keys` keys are held at a time.
+    time: as many as have `whole` scores. A tile has `keys` keys at most, over all key heads.
     row: a row that needs no more keys than this can be in one forward tile, of `whole` scores.
     """
 
@@ -58,11 +58,17 @@ class Plan:
         """The widths that the last tile of a row can take, ascending; the last is k_block.
 
         The more, the less a mask's edge wastes, but each is compiled: 4, up to 8 where they are
-        over 512 keys apart, more where they are over 1,024.
+        over 512 keys apart, up to 16 where they are over 1,024.
         """
-        steps = max(4, min(8, self.k_block // 512), self.k_block // 1024)
+        steps = max(4, min(8, self.k_block // 512), min(16, self.k_block // 1024))
         step = ceil_div(self.k_block, steps)
         return tuple(sorted({min(step * i, self.k_block) for i in range(1, steps + 1)}))
+
+    @property
+    def held_widths(self) -> tuple[int, ...]:
+        """`widths` where all keys of a row are read at once: few queries save little by less."""
+        one_block_of_many = self.q_blocks == 1 and self.k_tiles > 1
+        return (self.k_block,) if one_block_of_many else self.widths
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -103,13 +109,17 @@ def make_plan(
     spans = [mask.limits(Span(min(i * q_block, t - q_block), q_block), s) for i in range(q_blocks)]
     span = max(1, *(stop - first for first, stop in spans))
     group = h // kv_heads
-    if k_block is None and small:
-        heads = run_of_heads(h, group, budget.whole // (t * s))
-        k_block = even_block(span, max(budget.keys // ceil_div(heads, group), 256), 16)
-    else:
-        if k_block is None:
-            k_block = even_block(span, max(budget.tile // q_block, 16), 16)
-        heads = run_of_heads(h, group, budget.tile // (q_block * min(k_block, s)))
+    heads = run_of_heads(h, group, budget.whole // (t * s)) if small else 1
+    if k_block is None and small and span <= max(budget.keys // ceil_div(heads, group), 256):
+        k_block = span
+    else:  # long tiles of few heads: the keys of one head are read as a plain matrix
+        if k_block is None:  # shorter where each width of the last tile needs code of its own
+            short = q_blocks == 1 and jax.tree.leaves(mask)
+            keys = budget.keys // 4 if short else budget.keys
+            k_block = even_block(span, min(max(budget.tile // q_block, 16), keys), 16)
+        k_block = min(k_block, s)
+        most = min(budget.tile // (q_block * k_block), max(budget.keys // span, 1) * group)
+        heads = run_of_heads(h, group, most)
     k_block = min(k_block, s)
 
     one_tile = q_blocks == 1 and k_block == s
@@ -128,10 +138,11 @@ def whole_rows(plan: Plan, mask: Mask, sizes: Sizes, kv_heads: int, platform: st
     """`plan` for the forward pass: with all keys of a row in one tile, where that is as fast.
 
     Then the final lse is at hand in the tile. Not where a mask may leave out tiles in between, and
-    not for the few queries of a decoding step: there a tile holds a few keys of many heads.
+    not for the few queries of a decoding step, whose mask tells how many of the keys are held.
     """
     budget = CPU if platform == "cpu" else ACCELERATOR
-    span, few = plan.k_tiles * plan.k_block, sizes.t * sizes.s <= budget.small
+    span = plan.k_tiles * plan.k_block
+    few = sizes.t * sizes.s <= budget.small or (plan.q_blocks == 1 and jax.tree.leaves(mask))
     if plan.k_tiles == 1 or few or span > budget.row or not mask.exact:
         return plan
     q_block = min(max(budget.whole // span // 8 * 8, 8), budget.q_block)

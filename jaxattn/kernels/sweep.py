@@ -91,7 +91,8 @@ def _block(
 
             return compute(q_rows, lse_rows, k_held)
 
-        return by_width(plan, reach.width(j), lambda: unseen, visit)
+        needed = plan.k_block if reach.all_needed else reach.width(j)
+        return by_width(plan.held_widths, needed, lambda: unseen, visit)
 
     if plan.k_tiles == 1:
         return each_tile(0), held.start

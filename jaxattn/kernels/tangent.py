@@ -116,9 +116,12 @@ def _block(
     def tiles(x: Array, axis: int) -> Array:
         """The tiles of x along an axis, on a new first axis; the last tile ends with x."""
         cut = partial(jax.lax.slice_in_dim, x, axis=axis)
-        parts = [cut(i * size, (i + 1) * size) for i in range(whole)]
-        rest = [] if whole == plan.k_tiles else [cut(keys.size - size, keys.size)]
-        return jnp.stack([*parts, *rest])
+        parts = cut(0, whole * size)
+        parts = parts.reshape(*x.shape[:axis], whole, size, *x.shape[axis + 1 :])
+        parts = jnp.moveaxis(parts, axis, 0)
+        if whole == plan.k_tiles:
+            return parts
+        return jnp.concatenate([parts, cut(keys.size - size, keys.size)[None]])
 
     # Of the scores, the arrays with an axis of keys go from tile to tile, the others stay.
     parts = [*score, *(dscore or ())]
@@ -159,9 +162,11 @@ def _block(
             none = jnp.zeros((*lead, v.shape[3]), acc), jnp.zeros(lead, acc)
             return vary(none, walk.sizes.varying)
 
+        if reach.all_needed:
+            return narrow(size)
         needed = reach.width(j)
         if whole < plan.k_tiles:  # a tile that was moved back has its new keys at its end
             needed = jnp.where(needed > 0, needed + begin - start, 0)
-        return by_width(plan, needed, nothing, narrow)
+        return by_width(plan.held_widths, needed, nothing, narrow)
 
     return sum_over(each_tile, xs)

@@ -8,6 +8,7 @@ left out of the second tile.
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -115,7 +116,7 @@ class Walk(NamedTuple):
         None where there is little to gain, or where `needs` is known while tracing.
         """
         plan = self.plan
-        if plan.k_tiles < 3:
+        if plan.k_tiles < 3 or plan.q_blocks == 1:
             return None, None
 
         def span(index: Array) -> Index:
@@ -236,6 +237,15 @@ class Reach(NamedTuple):
         return Span(_moved_back(self.begin(j), size, self.s), size), self.begin(j)
 
     @property
+    def all_needed(self) -> bool:
+        """Whether every tile is known to hold keys that are needed."""
+        known = all(isinstance(x, int) for x in (self.first, self.stop, self.base))
+        if not known or self.hits is not None:
+            return False
+        last = self.base + (self.plan.k_tiles - 1) * self.plan.k_block
+        return self.first < self.base + self.plan.k_block and last < self.stop
+
+    @property
     def overlaps(self) -> bool:
         """Whether the last tile may be moved back over the one before it."""
         if not isinstance(self.base, int):
@@ -287,6 +297,11 @@ class Keys(NamedTuple):
         k, v = (read_keys(x, self.run, span).astype(self.dtype) for x in (self.k, self.v))
         return tile.nan_unless_finite(k), tile.finite(v)
 
+    def total(self, span: Span) -> Float[Array, ""]:
+        """The sum of the values as they are, NaN and Inf among them. Not of those that are kept."""
+        # Over the keys first: XLA makes that sum of vectors.
+        return read_keys(self.v, self.run, span).sum(axis=2, dtype=self.dtype).sum()
+
 
 def read_rows(x: Any, run: Run, rows: Span) -> Float[Array, "batches kv group r *d"]:
     """The rows of a run of heads from an array [b t h *d]."""
@@ -311,7 +326,28 @@ def read_keys(x: Any, run: Run, keys: Span) -> Float[Array, "batches kv c d"]:
 
 def _read(x: Any, starts: tuple[Index, ...], sizes: tuple[int, ...]) -> Array:
     rest = x.shape[len(sizes) :]
-    return cut(x, (*starts, *(0,) * len(rest)), (*sizes, *rest))
+    starts, sizes = (*starts, *(0,) * len(rest)), (*sizes, *rest)
+    if x.dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
+        return _read_here(sizes, x, starts)
+    return cut(x, starts, sizes)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _read_here(sizes: tuple[int, ...], x: Array, starts: tuple[Index, ...]) -> Array:
+    """A slice of the bits, which stays in the loop around it.
+
+    XLA for CPUs has no slice of bfloat16: it converts the array first, and would do so before the
+    loop, with all of it. So it would with the bits, were it not for the barrier.
+    """
+    x, starts = jax.lax.optimization_barrier((x, starts))
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint16)
+    return jax.lax.bitcast_convert_type(cut(bits, starts, sizes), x.dtype)
+
+
+@_read_here.defjvp
+def _read_here_jvp(sizes: tuple[int, ...], primals: Any, tangents: Any) -> tuple[Array, Array]:
+    x, starts = primals
+    return _read_here(sizes, x, starts), cut(tangents[0], starts, sizes)
 
 
 def _moved_back(start: Index, size: int, stop: int) -> Index:
