@@ -80,4 +80,5 @@ def _apply(eqn: Any, env: dict[Any, Any], axes: Axes = NOWHERE) -> list[Any]:
 
 
 def _read(x: Any, env: dict[Any, Any]) -> Any:
-    return jnp.asarray(x.val, x.aval.dtype) if isinstance(x, Literal) else env[x]
+    is_literal = isinstance(x, Literal)
+    return jnp.asarray(x.val, getattr(x.aval, "dtype", None)) if is_literal else env[x]

@@ -219,7 +219,7 @@ class Segments(Mask):
     def needs(self, rows: Span, s: int) -> tuple[Index, Index]:
         """From the first to the last key with an id between the least and the greatest of rows."""
         live = lambda ids: ids >= 0
-        ids = cut_axis(self.q_ids, rows.start, rows.size)
+        ids = cut_axis(jnp.asarray(self.q_ids), rows.start, rows.size)
         least = jnp.min(ids, where=live(ids), initial=jnp.iinfo(ids.dtype).max)
         k_ids = jnp.asarray(self.k_ids)
         return _ends(live(k_ids) & (least <= k_ids) & (k_ids <= jnp.max(ids)), s)
@@ -267,7 +267,7 @@ class Positions(Mask):
 
     def needs(self, rows: Span, s: int) -> tuple[Index, Index]:
         """From the first to the last key that is near enough to any of the rows."""
-        q = cut_axis(self.q, rows.start, rows.size)
+        q = cut_axis(jnp.asarray(self.q), rows.start, rows.size)
         near = (self.k >= 0) & (q >= 0).any()
         if self.right is not None:
             near &= self.k - jnp.max(q) <= self.right

@@ -50,7 +50,8 @@ def spoil(where, huge):
     return k, v
 
 
-def attended(rule, mask, backend, q, k, v, table):
+def attended(rule, mask, backend, *arrays):
+    q, k, v, table = arrays
     return ja.attend(q, k, v, mask=mask, backend=backend, **rules(table)[rule])[:2]
 
 

@@ -77,7 +77,8 @@ EXTREME = {
 }
 
 
-def check(mask, allowed, backend):
+def check(case, backend):
+    mask, allowed = case
     out, naive = (oracle.attention(Q, K, V, allowed, dtype=x)[0] for x in (np.float64, np.float32))
     assert_close(ja.attention(Q, K, V, mask=mask, backend=backend), out, naive)
     if any(isinstance(x, np.ndarray) for x in jax.tree.leaves(mask)):
@@ -93,19 +94,19 @@ def check(mask, allowed, backend):
 def test_dtypes(name, dtype, backend):
     build, allowed = OF_DTYPE[name]
     with jax.enable_x64(dtype in ("int64", "uint64")):
-        check(build(lambda x: jnp.asarray(x, dtype)), allowed, backend)
+        check((build(lambda x: jnp.asarray(x, dtype)), allowed), backend)
 
 
 @for_backends
 @pytest.mark.parametrize("name", EXTREME)
 def test_extremes(name, backend):
-    check(*EXTREME[name], backend)
+    check(EXTREME[name], backend)
 
 
 @for_backends
 def test_wide_ids_while_tracing(backend):
     with jax.enable_x64():
-        check(ja.Segments(*map(jnp.asarray, APART)), oracle.segments(*APART), backend)
+        check((ja.Segments(*map(jnp.asarray, APART)), oracle.segments(*APART)), backend)
 
 
 @pytest.mark.parametrize("dtype", ["int16", "uint32"])

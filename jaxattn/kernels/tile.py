@@ -213,4 +213,4 @@ def _scored(
         logits_cr, dlogits_cr = jax.jvp(lambda some: apply(fixed_cr, some), (some,), (dsome,))
     else:
         logits_cr, dlogits_cr = jax.jvp(apply, (logits_cr, some), (dlogits_cr, dsome))
-    return logits_cr, hide(dlogits_cr, allowed_cr)
+    return logits_cr, hide(jnp.asarray(dlogits_cr), allowed_cr)

@@ -243,7 +243,7 @@ class Reach(NamedTuple):
         if not known or self.hits is not None:
             return False
         last = self.base + (self.plan.k_tiles - 1) * self.plan.k_block
-        return self.first < self.base + self.plan.k_block and last < self.stop
+        return bool(self.first < self.base + self.plan.k_block and last < self.stop)
 
     @property
     def overlaps(self) -> bool:
