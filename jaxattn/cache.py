@@ -274,11 +274,11 @@ def _scatter(flat: Array, new: Array, slots: Array) -> Array:
 @jax.custom_jvp
 def _scatter_bits(flat: Array, new: Array, slots: Array) -> Array:
     """XLA for CPUs has no scatter of bfloat16: it would convert the cache there and back."""
-    bits = (jax.lax.bitcast_convert_type(x, jnp.uint16) for x in (flat, new))
-    return jax.lax.bitcast_convert_type(_scatter(*bits, slots), flat.dtype)
+    bits = lambda x: jax.lax.bitcast_convert_type(x, jnp.uint16)
+    return jax.lax.bitcast_convert_type(_scatter(bits(flat), bits(new), slots), flat.dtype)
 
 
 @_scatter_bits.defjvp
 def _scatter_bits_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
     flat, new, slots = primals
-    return _scatter_bits(flat, new, slots), _scatter(*tangents[:2], slots)
+    return _scatter_bits(flat, new, slots), _scatter(tangents[0], tangents[1], slots)

@@ -234,11 +234,11 @@ class Reach(NamedTuple):
     @property
     def all_needed(self) -> bool:
         """Whether every tile is known to hold keys that are needed."""
-        known = all(isinstance(x, int) for x in (self.first, self.stop, self.base))
-        if not known or self.hits is not None:
+        first, stop, base = self.first, self.stop, self.base
+        if not (isinstance(first, int) and isinstance(stop, int) and isinstance(base, int)):
             return False
-        last = self.base + (self.plan.k_tiles - 1) * self.plan.k_block
-        return self.first < self.base + self.plan.k_block and last < self.stop
+        last = base + (self.plan.k_tiles - 1) * self.plan.k_block
+        return self.hits is None and first < base + self.plan.k_block and last < stop
 
     @property
     def overlaps(self) -> bool:
