@@ -78,9 +78,10 @@ def test_observations(name):
     got = attend(Q, K, V, mask, observe=watched).observed
     weights = oracle_observe.weights(Q, K, allowed)
     truths = {"map": oracle_observe.cells(weights, 8), "received": oracle_observe.received(weights)}
-    for key, (want,) in truths.items():
-        limit = 64 * np.finfo(np.float32).eps * max(np.abs(want).max(), 1)
-        np.testing.assert_allclose(got[key], want, rtol=0, atol=limit, err_msg=key)
+    for key, wants in truths.items():
+        for have, want in zip(jax.tree.leaves(got[key]), wants, strict=True):
+            limit = 64 * np.finfo(np.float32).eps * max(np.abs(want).max(), 1)
+            np.testing.assert_allclose(have, want, rtol=0, atol=limit, err_msg=key)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf], ids=str)
