@@ -42,10 +42,15 @@ def check_each(value: Any, name: str, sizes: Sizes, axis: str) -> Any:
     return fit(array, name, sizes, axis)
 
 
-def _integers(value: Any, name: str) -> Any:
-    if isinstance(value, list | tuple):
+def uncut(value: Any, name: str) -> Any:
+    """`value` as an array: one of NumPy as it is, for JAX would cut off integers beyond its own."""
+    if isinstance(value, list | tuple) and all(isinstance(x, int) for x in value):
         value = np.asarray(value)
-    array = value if isinstance(value, np.ndarray) else as_array(value, name)
+    return value if isinstance(value, np.ndarray) else as_array(value, name)
+
+
+def _integers(value: Any, name: str) -> Any:
+    array = uncut(value, name)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"{name} holds integers, got {array.dtype} {array.shape}; cast it first")
     return array

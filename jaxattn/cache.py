@@ -17,12 +17,11 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Integer, Real
 
 from jaxattn._axes import AnyArray, AnyInteger, AnyNumber, Attended, accumulator, count_to
-from jaxattn._batched import as_indices
+from jaxattn._batched import as_indices, uncut
 from jaxattn._mask import EVERYTHING, Mask
 from jaxattn._observation import Observation
 from jaxattn._offset import fill_offsets
@@ -317,8 +316,7 @@ def _check(cache: Cache, k: Any, v: Any, count: Any) -> Array:
             f"[*b t n d]"
         )
     t, batch = k.shape[-3], cache.length.shape
-    count = t if count is None else count
-    count = count if isinstance(count, np.ndarray) else as_array(count, "count")
+    count = uncut(t if count is None else count, "count")
     lead = (1,) * (len(batch) - count.ndim) + count.shape
     if (
         not jnp.issubdtype(count.dtype, jnp.integer)

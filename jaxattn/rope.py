@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Integer
 
 from jaxattn import _rope_config
 from jaxattn._axes import AnyArray, accumulator
-from jaxattn._batched import are_indices, check_numbers, fit
+from jaxattn._batched import are_indices, check_numbers, fit, uncut
 from jaxattn._rope_angles import angles_of
 from jaxattn._rope_scaling import (
     NTK,
@@ -299,7 +299,7 @@ def _check_features(x: Array, r: int) -> None:
 
 
 def _check_positions(positions: Any) -> Array:
-    positions = positions if hasattr(positions, "dtype") else np.asarray(positions)
+    positions = uncut(positions, "positions")
     if not jnp.issubdtype(positions.dtype, jnp.integer):
         raise TypeError(
             f"positions are integers, got {show(positions)}; for the scaling of positions pass "

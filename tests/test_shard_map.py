@@ -10,7 +10,7 @@ import shard_map_cases
 FLAGS = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", shard_map_cases.NAMES)
 def test_inside_shard_map(name):
     code = f"import shard_map_cases; shard_map_cases.run({name!r})"
