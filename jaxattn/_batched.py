@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxattn._axes import INDEX
+from jaxattn._axes import INDEX, AnyArray
 from jaxattn._value import Sizes, as_array
 
 LEAST, MOST = int(np.iinfo(INDEX).min), int(np.iinfo(INDEX).max)
@@ -90,7 +90,7 @@ def add_clipped(value: Any, shift: int, low: int, high: int) -> Any:
     return clipped - least + low if shift <= 0 else clipped - most + high
 
 
-def fit(array: Array, name: str, sizes: Sizes, axes: str) -> Array:
+def fit(array: AnyArray, name: str, sizes: Sizes, axes: str) -> Any:
     """`array` with the batch axes and `axes`, those that it lacks of size 1. "." is any length.
 
     Raises:

@@ -4,6 +4,7 @@
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -142,16 +143,17 @@ class Sleeping(Model):
 def test_threads_that_watch_and_call_one_model_do_not_see_each_other(compiled):
     model = Sleeping(nnx.Rngs(0))
     before = nnx.graphdef(model)
-    jit = nnx.jit if compiled else lambda f: f
+    # Not `nnx.jit`, which sets every attribute of a model anew after each call.
+    jit = (lambda f: jax.jit(partial(f, model))) if compiled else lambda f: partial(f, model)
     call = jit(lambda m, x: m(x))
     looks = {n: jit(lambda m, x, n=n: nn.watch(m, {n: see.Entropy()})(x)) for n in "ab"}
     inputs = [X * (i + 1) for i in range(4)]
-    watched = lambda i: looks["ab"[i % 2]](model, inputs[i])
-    want = [watched(i) for i in range(4)], [call(model, x) for x in inputs]
+    watched = lambda i: looks["ab"[i % 2]](inputs[i])
+    want = [watched(i) for i in range(4)], [call(x) for x in inputs]
     with ThreadPoolExecutor(8) as threads:
         for _ in range(3):
             seen = [threads.submit(watched, i) for i in range(4)]
-            plain = [threads.submit(call, model, x) for x in inputs]
+            plain = [threads.submit(call, x) for x in inputs]
             close([one.result() for one in seen], want[0])
             close([one.result() for one in plain], want[1])
             assert type(model.blocks[0].attention) is nnx.MultiHeadAttention

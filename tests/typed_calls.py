@@ -135,7 +135,8 @@ def concrete() -> None:
         dropout=dropout,
         observe={"entropy": see.Entropy(), "top": see.TopKeys(3)},
     )
-    ja.merge(attended, ja.attend(q, k, v), attended)
+    part = attended._replace(observed={})
+    ja.merge(part, ja.attend(q, k, v), part)
     print(ja.explain(q, jk, v, observe={"entropy": see.Entropy()}).visited)
 
 

@@ -36,23 +36,25 @@ class Moments(NamedTuple):
     the variance, and differences of whole numbers are exact.
     """
 
-    mass: Float[Array, " t"]
-    at: Int[Array, " t"]
-    first: Float[Array, " t"]
-    second: Float[Array, " t"]
-    profile: Float[Array, "t buckets"]
+    mass: Float[Array, "*t"]
+    at: Int[Array, "*t"]
+    first: Float[Array, "*t"]
+    second: Float[Array, "*t"]
+    profile: Float[Array, "*t buckets"]
 
-    def about(self, at: Int[Array, " t"]) -> "Moments":
+    def about(self, at: Int[Array, "*t"]) -> "Moments":
         """The same, around another whole number."""
         shift = (self.at - at).astype(self.mass.dtype)
         second = self.second + shift * (2 * self.first + shift * self.mass)
         return self._replace(at=at, first=self.first + shift * self.mass, second=second)
 
-    def middle(self) -> Int[Array, " t"]:
-        """The whole number nearest to the mean. Counts as a constant: the result does not depend
-        on it."""
-        mean = self.first / jnp.where(self.mass > 0, self.mass, 1)
-        return self.at + jax.lax.stop_gradient(jnp.round(mean)).astype(self.at.dtype)
+
+def middle(
+    mass: Float[Array, "*t"], at: Int[Array, "*t"], first: Float[Array, "*t"]
+) -> Int[Array, "*t"]:
+    """The whole number nearest to the mean. Counts as a constant: no result depends on it."""
+    mean = first / jnp.where(mass > 0, mass, 1)
+    return at + jax.lax.stop_gradient(jnp.round(mean)).astype(at.dtype)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -94,8 +96,7 @@ class Distance(Observation):
             back = from_first - k
             mass, first = p.sum(), (p * -k).sum()
             # From the first key on at first: the mean is then good enough to round.
-            rough = Moments(mass, from_first, first, first, first)
-            at = rough.middle()
+            at = middle(mass, from_first, first)
             away = (back - at).astype(p.dtype)
             shares = []
             for least, stop in zip(self.edges, stops, strict=True):
@@ -114,7 +115,7 @@ class Distance(Observation):
         both = Moments(
             *(x if x is at else x + y for x, y in zip(a.about(at), b.about(at), strict=True))
         )
-        return both.about(both.middle())
+        return both.about(middle(both.mass, both.at, both.first))
 
     def finish(self, state: Moments, live: Array) -> Spread:
         mass = jnp.where(state.mass > 0, state.mass, 1)
