@@ -120,6 +120,7 @@ CALLS = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("t", [1, 8, 64])
 @pytest.mark.parametrize("name", CALLS)
 def test_the_program_does_not_grow_with_the_keys(name, t):

@@ -87,7 +87,7 @@ def check(case, backend):
     assert_close(jitted(mask), out, naive, what="result where the mask is traced")
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(8)
 @for_backends
 @for_dtypes
 @pytest.mark.parametrize("name", OF_DTYPE)
@@ -97,7 +97,7 @@ def test_dtypes(name, dtype, backend):
         check((build(lambda x: jnp.asarray(x, dtype)), allowed), backend)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @for_backends
 @pytest.mark.parametrize("name", EXTREME)
 def test_extremes(name, backend):
@@ -116,7 +116,7 @@ def test_gradients(dtype):
     check_against_oracle(ja.Blockwise(4, 3), mask, oracle.causal(T, S, 2))
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @for_backends
 @for_dtypes
 def test_scores_with_offsets(dtype, backend):

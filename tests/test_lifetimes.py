@@ -14,7 +14,7 @@ from test_compile import compilations
 
 import jaxattn as ja
 
-pytestmark = pytest.mark.sampled(2)
+pytestmark = pytest.mark.sampled(7)
 
 TILED = ja.Blockwise(q_block=4, k_block=4)
 BACKENDS = (TILED, ja.Blockwise(), ja.Reference())
