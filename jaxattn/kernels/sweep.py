@@ -91,7 +91,9 @@ def _block(
 
             return compute(q_rows, lse_rows, k_held)
 
-        needed = plan.k_block if reach.all_needed else reach.width(j)
+        needed = reach.width(j)
+        if reach.all_needed and not isinstance(needed, int):
+            needed = plan.k_block
         return by_width(plan.held_widths, needed, lambda: unseen, visit)
 
     if plan.k_tiles == 1:

@@ -162,9 +162,9 @@ def _block(
             none = jnp.zeros((*lead, v.shape[3]), acc), jnp.zeros(lead, acc)
             return vary(none, walk.sizes.varying)
 
-        if reach.all_needed:
-            return narrow(size)
         needed = reach.width(j)
+        if reach.all_needed and not isinstance(needed, int):
+            return narrow(size)
         if whole < plan.k_tiles:  # a tile that was moved back has its new keys at its end
             needed = jnp.where(needed > 0, needed + begin - start, 0)
         return by_width(plan.held_widths, needed, nothing, narrow)
