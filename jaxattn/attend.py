@@ -99,7 +99,9 @@ def attend(
     Args:
       observe: what to see of the weights, by name, such as {"entropy": jaxattn.observe.Entropy()}.
         Several share the work. Observing changes neither out nor lse, nor how they are computed,
-        and takes no memory that grows with t · s.
+        and takes no memory that grows with t · s. Out and lse are the same to the bit, whatever is
+        observed. But inside `jax.jit` XLA rounds out otherwise where nothing uses lse: `attention`
+        there agrees with `attend` to one rounding of a sum.
 
     Under `jax.checkpoint` with a policy such as `save_only_these_names("attention_out",
     "attention_lse")` a `Blockwise` pass back does not compute the forward pass again; out is kept
