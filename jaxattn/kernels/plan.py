@@ -124,10 +124,9 @@ def make_plan(
 
     one_tile = q_blocks == 1 and k_block == s
     batch = 1
-    total = math.prod(sizes.batch)  # open in some exported functions
-    if (
-        one_tile and heads == h and isinstance(total, int)
-    ):  # then there is room for several batch elements
+    total = math.prod(sizes.batch)
+    is_known = isinstance(total, int)  # it may be open in an exported function
+    if one_tile and heads == h and is_known:  # then there is room for several batch elements
         batch = min(max(budget.whole // (h * t * s), 1), total)
     known = not jax.tree.leaves(mask) and any(limits != (0, s) for limits in spans)
     unrolled = known and q_blocks <= UNROLL

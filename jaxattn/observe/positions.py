@@ -7,9 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from jaxattn._axes import INDEX
+from jaxattn._batched import MOST, as_indices
+
 
 def positions(x: Any, name: str, length: int) -> Int[Array, " n"]:
-    """Positions as int32, with -1 for one that is not among the first `length`.
+    """Positions as indices; one that is not among the first `length` stays outside them.
 
     Raises:
       TypeError: they are not integers.
@@ -17,7 +20,7 @@ def positions(x: Any, name: str, length: int) -> Int[Array, " n"]:
     """
     array = x if isinstance(x, jax.Array) else np.asarray(x)
     if array.size == 0 and not isinstance(x, jax.Array):
-        array = array.astype(np.int32)
+        array = array.astype(INDEX)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(
             f"{name} takes positions, integers [n], got {array.dtype} {array.shape}; for booleans "
@@ -25,8 +28,5 @@ def positions(x: Any, name: str, length: int) -> Int[Array, " n"]:
         )
     if array.ndim > 1:
         raise ValueError(f"{name} takes positions along one axis, got shape {array.shape}")
-    if array.dtype.itemsize < 4:  # `length` may be more than it holds
-        array = array.astype(np.int32)
-    where = jnp.where if isinstance(array, jax.Array) else np.where
-    inside = (array >= 0) & (array < length)
-    return jnp.atleast_1d(jnp.asarray(where(inside, array, -1).astype(np.int32)))
+    high = length if isinstance(length, int) else MOST  # open in an exported function
+    return jnp.atleast_1d(as_indices(array, -1, high))
