@@ -145,6 +145,19 @@ class Shares(NamedTuple):
         return functools.reduce(jnp.add, terms)
 
 
+def known_lengths(observation: object, sizes: Sizes) -> None:
+    """For an observation whose shape follows from the lengths.
+
+    Raises:
+      ValueError: they are open, in a function that is exported.
+    """
+    if not (isinstance(sizes.t, int) and isinstance(sizes.s, int)):
+        raise ValueError(
+            f"what {observation!r} shows is laid out by the lengths, which must be known, got "
+            f"t={sizes.t} and s={sizes.s}; export one function for each length, or leave it out"
+        )
+
+
 def by_rows(f: Callable[..., Any], many: int, *each: Array) -> Any:
     """f(*each), for an f that makes one thing of each row, from `many` rows at a time.
 

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jaxtyping import Array, Int
 
 from jaxattn._axes import INDEX, accumulator
 from jaxattn._function import Source
+from jaxattn._jaxpr import bind, run
 from jaxattn._value import Fixed, Place, Sizes
 from jaxattn._varying import Axes, evaluate, hoist, vary
 
@@ -156,22 +157,13 @@ def _calls(jaxpr: Any) -> Iterator[ClosedJaxpr]:
 
 
 def _inlined(closed: ClosedJaxpr, *args: Any) -> list[Any]:
-    """`closed`, and in it all that it calls: then every array shows.
+    """`closed`, and in it all that it calls: then every array shows."""
 
-    Source: JAX's documentation, "Writing custom Jaxpr interpreters".
-    """
-    jaxpr = closed.jaxpr
-    known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*closed.consts, *args), strict=True))
-    read = lambda x: x.val if isinstance(x, Literal) else known[x]
-    for eqn in jaxpr.eqns:
-        inputs = [x for x in eqn.invars if not isinstance(x, Literal)]
-        if eqn.primitive.name in JIT:
-            results = _inlined(eqn.params["jaxpr"], *map(read, eqn.invars))
-        else:
-            alone = jaxpr.replace(constvars=[], invars=inputs, outvars=eqn.outvars, eqns=[eqn])
-            results = jaxpr_as_fun(ClosedJaxpr(alone, []))(*map(read, inputs))
-        known.update(zip(eqn.outvars, results, strict=True))
-    return list(map(read, jaxpr.outvars))
+    def apply(eqn: Any, operands: list[Any]) -> Any:
+        is_call = eqn.primitive.name in JIT
+        return _inlined(eqn.params["jaxpr"], *operands) if is_call else bind(eqn, operands)
+
+    return run(closed.jaxpr, closed.consts, args, apply)
 
 
 def _wide(x: Array) -> Array:

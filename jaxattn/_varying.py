@@ -6,12 +6,12 @@ loops and branches begin with, or have nothing to show for, as well. Outside `sh
 does nothing.
 """
 
-from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Literal
+
+from jaxattn._jaxpr import bind, named, read, run
 
 Axes: TypeAlias = frozenset[str]
 NOWHERE: Axes = frozenset()
@@ -43,42 +43,27 @@ def hoist(jaxpr: Any, consts: list[Any]) -> tuple[Any, list[Any]]:
     """(jaxpr, consts) without the equations that depend on nothing but constants."""
     known, left = dict(zip(jaxpr.constvars, consts, strict=True)), []
     for eqn in jaxpr.eqns:
-        free = [x for x in eqn.invars if not isinstance(x, Literal)]
-        if any(x not in known for x in free):
+        if any(x not in known for x in named(eqn.invars)):
             left.append(eqn)
         else:
-            known |= zip(eqn.outvars, _apply(eqn, known), strict=True)
-    used = {x for eqn in left for x in eqn.invars if not isinstance(x, Literal)}
-    used |= {x for x in jaxpr.outvars if not isinstance(x, Literal)}
+            known |= zip(eqn.outvars, bind(eqn, read(eqn.invars, known)), strict=True)
+    used = {x for eqn in left for x in named(eqn.invars)} | {*named(jaxpr.outvars)}
     constants = [x for x in known if x in used]
     return jaxpr.replace(constvars=constants, eqns=left), [known[x] for x in constants]
 
 
 def evaluate(jaxpr: Any, consts: Any, args: Any, axes: Axes) -> list[Any]:
     """The jaxpr of arguments that vary over `axes`, where some did not when it was traced."""
-    env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
-    for eqn in jaxpr.eqns:
-        env |= zip(eqn.outvars, _apply(eqn, env, axes), strict=True)
-    return [_read(x, env) for x in jaxpr.outvars]
 
-
-def _apply(eqn: Any, env: dict[Any, Any], axes: Axes = NOWHERE) -> list[Any]:
-    """The results of an equation, of operands that vary over `axes`."""
-    inside: Callable[[str], Any] = eqn.params.get
-    values = [_read(x, env) for x in eqn.invars]
-    if axes:
-        values = vary([jnp.asarray(x) for x in values], axes)
+    def apply(eqn: Any, operands: list[Any]) -> Any:
+        operands = vary(operands, axes)
         if eqn.primitive.name == "pvary":
-            return values
-        closed = inside("jaxpr") if eqn.primitive.name == "jit" else None
+            return operands
+        closed = eqn.params.get("jaxpr") if eqn.primitive.name == "jit" else None
         if not all(axes <= x.aval.mat.varying for x in eqn.invars):  # traced for another type
-            closed = closed or inside("call_jaxpr")
+            closed = closed or eqn.params.get("call_jaxpr")
         if closed is not None:
-            return evaluate(closed.jaxpr, closed.consts, values, axes)
-    results = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
-    return list(results) if eqn.primitive.multiple_results else [results]
+            return evaluate(closed.jaxpr, closed.consts, operands, axes)
+        return bind(eqn, operands)
 
-
-def _read(x: Any, env: dict[Any, Any]) -> Any:
-    is_literal = isinstance(x, Literal)
-    return jnp.asarray(x.val, getattr(x.aval, "dtype", None)) if is_literal else env[x]
+    return run(jaxpr, consts, args, apply)

@@ -40,7 +40,7 @@ import jaxattn as ja
 
 DTYPES = (np.float32, np.float64, ml_dtypes.bfloat16, np.float16)
 TILED = ja.Blockwise(q_block=16, k_block=32)
-BACKENDS = (ja.Reference(), ja.Blockwise(), TILED, ja.AUTO)
+BACKENDS = (ja.Reference(), ja.Blockwise(), TILED)
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,15 @@
 
 # pyright: reportArgumentType=false, reportCallIssue=false
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxattn as ja
+from jaxattn import observe as see
 from jaxattn.compat import dot_product_attention
 
 END = ja.END
@@ -99,3 +102,31 @@ def test_tiles_are_for_known_lengths():
     f = lambda *qkv: ja.attention(*qkv, backend=ja.Blockwise())
     with pytest.raises(ValueError, match="tiles are planned for known lengths, got t=t"):
         jax.export.export(jax.jit(f))(*open_shapes("queries"))
+
+
+OBSERVE = {
+    "diagonal": see.Diagonal(-3),
+    "mass-on": see.MassOn(6),
+    "rows": see.Rows([0, 6]),
+    "columns": see.Columns([1]),
+    "max-logit": see.MaxLogit(),
+}
+
+
+def test_observations_of_open_lengths():
+    f = lambda *qkv: ja.attend(*qkv, observe=OBSERVE)
+    exported = jax.export.export(jax.jit(f))(*open_shapes("all"))
+    for b, t, s in ((2, 9, 11), (3, 5, 4)):
+        qkv = draw("all", b, t, s)
+        got, want = exported.call(*qkv).observed, f(*qkv).observed
+        for name in OBSERVE:
+            np.testing.assert_allclose(got[name], want[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("observation", [see.Map(4), see.TopKeys(4), see.Distance(0)], ids=repr)
+@pytest.mark.parametrize("which", ["all", "queries"])
+def test_what_is_laid_out_by_length_wants_known_lengths(observation, which):
+    f = lambda *qkv: ja.attend(*qkv, observe={"seen": observation})
+    name = re.escape(repr(observation))
+    with pytest.raises(ValueError, match=f"{name} shows is laid out by .* known, got t=t and s="):
+        jax.export.export(jax.jit(f))(*open_shapes(which))

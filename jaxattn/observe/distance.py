@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxattn._observation import QUERY, Observation, Seen, by_rows
+from jaxattn._observation import QUERY, Observation, Seen, by_rows, known_lengths
 from jaxattn._offset import Offset, resolve_distance
 from jaxattn._serial import serial_tuple
 from jaxattn._value import Sizes
@@ -75,6 +75,7 @@ class Distance(Observation):
         return f"Distance(offset={self.offset!r})"
 
     def resolve(self, sizes: Sizes, dtype: Any) -> "Distance":
+        known_lengths(self, sizes)
         offset = resolve_distance("Distance", self.offset, sizes)
         return Distance(offset, max(sizes.s, sizes.t, 2))
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxattn._batched import add_clipped
 from jaxattn._observation import HEAD, Largest, Seen, Shares, Sum
 from jaxattn._value import Sizes, is_whole
 
@@ -65,7 +66,8 @@ class Diagonal(Sum):
         object.__setattr__(self, "offset", int(self.offset))
 
     def resolve(self, sizes: Sizes, dtype: Any) -> "Diagonal":
-        return Diagonal(min(max(self.offset, -sizes.t), sizes.s))  # beyond it there is no pair
+        # Beyond the corners there is no pair.
+        return Diagonal(add_clipped(self.offset, 0, -sizes.t, sizes.s))
 
     def start(self, sizes: Sizes, dtype: Any) -> Pairs:
         return Pairs(jnp.zeros((), dtype), jnp.zeros((), dtype))

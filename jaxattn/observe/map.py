@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxattn._axes import Index, dot
-from jaxattn._observation import HEAD, Observation, Seen, by_rows
+from jaxattn._observation import HEAD, Observation, Seen, by_rows, known_lengths
 from jaxattn._value import Sizes, Span, is_whole
 from jaxattn.kernels.plan import ceil_div
 
@@ -56,6 +56,7 @@ class Map(Observation):
             raise TypeError(f"a Map reduces by SHARE, PEAK or SUM, got {self.reduce!r}")
 
     def resolve(self, sizes: Sizes, dtype: Any) -> "Map":
+        known_lengths(self, sizes)
         return Map(self.cells, self.reduce, sizes.t, sizes.s)
 
     def __repr__(self) -> str:

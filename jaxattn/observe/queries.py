@@ -11,8 +11,17 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Integer, Shaped
 
 from jaxattn._axes import AnyArray, dot
-from jaxattn._batched import fit
-from jaxattn._observation import QUERY, Largest, Observation, Seen, Shares, Sum, by_rows
+from jaxattn._batched import add_clipped, fit
+from jaxattn._observation import (
+    QUERY,
+    Largest,
+    Observation,
+    Seen,
+    Shares,
+    Sum,
+    by_rows,
+    known_lengths,
+)
 from jaxattn._serial import serial_tuple
 from jaxattn._value import Sizes, as_int, is_whole
 from jaxattn.observe.positions import positions
@@ -106,6 +115,10 @@ class TopKeys(Observation):
             raise ValueError(f"TopKeys takes how many keys to keep, at least 1, got {self.count!r}")
         object.__setattr__(self, "count", int(self.count))
 
+    def resolve(self, sizes: Sizes, dtype: Any) -> "TopKeys":
+        known_lengths(self, sizes)
+        return self
+
     def start(self, sizes: Sizes, dtype: Any) -> Ranked:
         nothing = jnp.zeros(self.count, dtype)
         return Ranked(nothing - jnp.inf, nothing, jnp.full(self.count, -1, jnp.int32))
@@ -162,7 +175,7 @@ class MassOn(Sum):
 
     def resolve(self, sizes: Sizes, dtype: Any) -> "MassOn":
         if isinstance(self.keys, int):
-            return MassOn(min(max(self.keys, 0), sizes.s))
+            return MassOn(add_clipped(self.keys, 0, 0, sizes.s))
         keys = jnp.asarray(self.keys)
         if keys.dtype != bool:
             raise TypeError(
