@@ -3,6 +3,7 @@
 Source: Rabe and Staats 2021; Dao et al. 2022.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -27,20 +28,56 @@ def forward(
 
     watched: observations to make on the way; only where one tile holds all that a row needs.
     """
+    many = partial(_pass, walk, q, k, v, rule, hits)
+    if not _is_few(walk):
+        out, *rest = many(watched)
+        repair, wrong = partial(_poison, walk, v, rule), ~jnp.isfinite(v.sum(dtype=out.dtype))
+    else:
+        out, *rest = many(watched, trusting=True)
+        repair = lambda _: _poison(walk, v, rule, many(())[0])
+        wrong = ~jnp.isfinite(out).all()
+    # A loop of at most one turn, not a cond: under vmap a cond would run both of its branches.
+    once = lambda carry: (repair(carry[0]), carry[1] & False)
+    return jax.lax.while_loop(lambda carry: carry[1], once, (out, wrong))[0], *rest
+
+
+def _is_few(walk: Walk) -> bool:
+    """Whether there are few queries for the keys, so that reading the values is what takes time.
+
+    Then they are trusted to be finite: NaN and Inf, hidden ones too, show in `out`, which is then
+    made again. Else a sum of all values tells, the fastest test there is; where it overflows there
+    is nothing to repair.
+    """
+    plan, sizes = walk.plan, walk.sizes
+    return plan.q_blocks == 1 and (plan.k_tiles > 1 or sizes.s >= 4 * sizes.t)
+
+
+def _pass(
+    walk: Walk,
+    q: Array,
+    k: Array,
+    v: Array,
+    rule: Rule,
+    hits: Array | None,
+    watched: Watch,
+    trusting: bool = False,
+) -> tuple[Array, Array, Array, tuple[Any, ...]]:
+    """`forward` with NaN and Inf among the values read as 0; as they are if `trusting`."""
     acc, plan = accumulator(q.dtype), walk.plan
+    widths = plan.widths if trusting or not _is_few(walk) else (plan.k_block,)
 
     def each_run(index: Index, carry: tuple[Any, ...]) -> tuple[Any, ...]:
         run = walk.run(index)
-        keys = Keys.of(k, v, run, acc, keep=plan.q_blocks > 1)
+        keys = Keys.of(k, v, run, acc, trusting, keep=plan.q_blocks > 1)
 
         before: list[Any] = []
 
         def each_block(i: Index, carry: tuple[Any, ...]) -> tuple[Any, ...]:
-            *wholes, total, states = carry
+            *wholes, states = carry
             # Else XLA makes the tiles of all of them first, and holds what observations need.
             ready = before.pop() if before else ()
-            *parts, its_total, added, first_key = _block(
-                walk, index, i, q, keys, rule, hits, watched, ready
+            *parts, added, first_key = _block(
+                walk, index, i, q, keys, rule, hits, watched, ready, widths
             )
             if watched and plan.unrolled:
                 before.append((parts, added))
@@ -52,7 +89,7 @@ def forward(
 
             if watched:
                 states = watch.add(watched, states, added, run, rows, first_key)
-            return (*map(written, wholes, parts), total + its_total, states)
+            return (*map(written, wholes, parts), states)
 
         return repeat(plan.q_blocks, each_block, carry, plan.unrolled)
 
@@ -61,12 +98,7 @@ def forward(
     anything = q[0, 0, 0, :1].sum()
     flat = jnp.full(q.shape[:3], anything, acc)
     empty = jnp.full((*q.shape[:3], v.shape[3]), anything, acc), flat, flat
-    nil = vary(jnp.zeros((), acc), walk.sizes.varying)
-    total = nil if _sums_on_the_way(walk) else v.sum(dtype=acc)
-    out, peak, log_total, total, states = repeat(
-        walk.runs, each_run, (*empty, total, watch.start(walk, watched, acc))
-    )
-    return _poison(walk, out, v, rule, total), peak, log_total, states
+    return repeat(walk.runs, each_run, (*empty, watch.start(walk, watched, acc)))
 
 
 def _block(
@@ -79,11 +111,12 @@ def _block(
     hits: Array | None,
     watched: Watch,
     ready: Any,
+    widths: tuple[int, ...],
 ) -> tuple[Any, ...]:
     """The i-th block of queries of a run of heads against every key it needs, after `ready`.
 
-    (out, peak, log_total, the sum of the values that it read if those are summed on the way, what
-    it adds to the states, the first key of that).
+    widths: that the last tile may take. Gives (out, peak, log_total, what it adds to the states,
+    the first key of that).
     """
     plan, features = walk.plan, keys.v.shape[-1]
     run, rows = walk.run(run_index), walk.rows(i)
@@ -92,10 +125,8 @@ def _block(
     q_rows = after(q_rows, ready) if ready else q_rows
     held = walk.keys(reach.begin(0), plan.k_block)
     unseen = watch.nothing(walk, watched, run, rows.size, held.size, keys.dtype)
-    nil = vary(jnp.zeros((), keys.dtype), walk.sizes.varying)
-    sum_of_values = keys.total if _sums_on_the_way(walk) else lambda _: nil
 
-    def visit(j: Index, width: int, state: tile.State | None) -> tuple[tile.State, Array, Any]:
+    def visit(j: Index, width: int, state: tile.State | None) -> tuple[tile.State, Any]:
         begin = reach.begin(j)
         span = walk.keys(begin, width)
         part = walk.read((rule, watched), run, rows, span)
@@ -114,14 +145,14 @@ def _block(
 
         after, added = walk.over_heads(run, one, (q_rows, state), keys.read(span), part, rows, span)
         added = watch.widen(watched, added, span.start - held.start, unseen)
-        return after, sum_of_values(span), added
+        return after, added
 
-    def blank() -> tuple[tile.State, Array, Any]:
+    def blank() -> tuple[tile.State, Any]:
         none = tile.nothing_seen(rows.size, features, q_rows.dtype)
         grow = lambda x: jnp.broadcast_to(x, (*q_rows.shape[:3], *x.shape))
-        return vary(jax.tree.map(grow, none), walk.sizes.varying), nil, unseen
+        return vary(jax.tree.map(grow, none), walk.sizes.varying), unseen
 
-    def climb(way: stairs.Stairs) -> tuple[tile.State, Array, Any]:
+    def climb(way: stairs.Stairs) -> tuple[tile.State, Any]:
         span = way.whole.keys
         parts = tuple(walk.read((rule, watched), run, *piece) for piece in way.pieces)
 
@@ -136,34 +167,29 @@ def _block(
 
         after, added = walk.over_heads(run, one, (q_rows,), keys.read(span), parts, rows, span)
         added = watch.widen(watched, added, span.start - held.start, unseen)
-        return after, sum_of_values(span), added
+        return after, added
 
     way = stairs.find(walk, rule.mask, i) if isinstance(i, int) else None
     # The last tile goes first: it may be narrower, and it starts the state.
     first, last = reach.tiles()
     if way is not None and hits is None:
-        state, total, added = climb(way)
+        state, added = climb(way)
     elif way is not None:
-        state, total, added = jax.lax.cond(reach.width(last) > 0, lambda: climb(way), blank)
+        state, added = jax.lax.cond(reach.width(last) > 0, lambda: climb(way), blank)
     else:
         visit_last = lambda width: visit(last, width, None)
-        state, total, added = by_width(plan.widths, reach.width(last), blank, visit_last)
+        state, added = by_width(widths, reach.width(last), blank, visit_last)
     if plan.k_tiles > 1:
 
-        def more(j: Index, carry: tuple[tile.State, Array]) -> tuple[tile.State, Array]:
-            state, total = carry
-
-            def full() -> tuple[tile.State, Array]:
-                after, its_total, _ = visit(j, plan.k_block, state)
-                return after, total + its_total
-
+        def more(j: Index, state: tile.State) -> tile.State:
+            full = lambda: visit(j, plan.k_block, state)[0]
             if hits is None:
                 return full()
-            return jax.lax.cond(reach.width(j) > 0, full, lambda: carry)
+            return jax.lax.cond(reach.width(j) > 0, full, lambda: state)
 
-        state, total = loop(first, last, more, (state, total))
+        state = loop(first, last, more, state)
     close = lambda state, part, place: tile.finish(state)
-    return *walk.over_heads(run, close, (state,), (), (), rows, rows), total, added, held.start
+    return *walk.over_heads(run, close, (state,), (), (), rows, rows), added, held.start
 
 
 def _apart(tiles: Any, state: tile.State) -> tuple[Any, tile.LogSumExp]:
@@ -176,26 +202,10 @@ def _apart(tiles: Any, state: tile.State) -> tuple[Any, tile.LogSumExp]:
     return tiles, tile.LogSumExp(*lse)
 
 
-def _sums_on_the_way(walk: Walk) -> bool:
-    """Whether the sum of the values, which tells if all are finite, is taken where they are read.
-
-    Few queries over many keys must not read the values twice, nor those that nobody may see.
-    """
-    plan, sizes = walk.plan, walk.sizes
-    return plan.q_blocks == 1 and (plan.k_tiles > 1 or sizes.s >= 4 * sizes.t)
-
-
 def _poison(
-    walk: Walk,
-    out: Float[Array, "b t h e"],
-    v: Float[Array, "b s n e"],
-    rule: Rule,
-    total: Float[Array, ""],
+    walk: Walk, v: Float[Array, "b s n e"], rule: Rule, out: Float[Array, "b t h e"]
 ) -> Float[Array, "b t h e"]:
-    """`out` with NaN in every feature in which its query may see a NaN or Inf.
-
-    total: the sum of all values that may be seen, or of more.
-    """
+    """`out` with NaN in every feature in which its query may see a NaN or Inf."""
     plan, sizes = walk.plan, walk.sizes
 
     def each_block(index: Index, out: Array) -> Array:
@@ -222,9 +232,4 @@ def _poison(
         new = to_rows(jnp.where(seen, jnp.nan, old))
         return put(out, new, (run.batch, rows.start, run.q_head, 0))
 
-    def poison(carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        return repeat(walk.runs * plan.q_blocks, each_block, carry[0]), carry[1] & False
-
-    # A loop of at most one turn, not a cond: under vmap a cond would run both of its branches.
-    # A sum is the fastest test there is; where it overflows the loop finds nothing to do.
-    return jax.lax.while_loop(lambda carry: carry[1], poison, (out, ~jnp.isfinite(total)))[0]
+    return repeat(walk.runs * plan.q_blocks, each_block, out)

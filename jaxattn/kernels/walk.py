@@ -272,21 +272,24 @@ class Reach(NamedTuple):
 class Keys(NamedTuple):
     """The keys and values of a run of heads, to be read in the accumulator's dtype.
 
-    Keys are read with NaN in place of Inf, values with 0 in place of both.
-    kept: k and v are the run's own already, [batches kv s d] and [batches kv s e].
+    Keys are read with NaN in place of Inf, values with 0 in place of both, or as they are if
+    `trusting`. kept: k and v are the run's own already, [batches kv s d] and [batches kv s e].
     """
 
     k: Array
     v: Array
     run: Run
     dtype: Any
+    trusting: bool
     kept: bool
 
     @staticmethod
-    def of(k: Array, v: Array, run: Run, dtype: Any, keep: bool) -> "Keys":
+    def of(k: Array, v: Array, run: Run, dtype: Any, trusting: bool, keep: bool) -> "Keys":
         """`keep` copies the run's keys and values once, where they will be read many times."""
-        keys = Keys(k, v, run, dtype, kept=False)
-        return Keys(*keys.read(Span(0, k.shape[1])), run, dtype, kept=True) if keep else keys
+        keys = Keys(k, v, run, dtype, trusting, kept=False)
+        if not keep:
+            return keys
+        return Keys(*keys.read(Span(0, k.shape[1])), run, dtype, trusting, kept=True)
 
     def read(
         self, span: Span
@@ -295,12 +298,7 @@ class Keys(NamedTuple):
             part = lambda x: cut_axis(x, span.start, span.size, axis=2)
             return part(self.k), part(self.v)
         k, v = (read_keys(x, self.run, span).astype(self.dtype) for x in (self.k, self.v))
-        return tile.nan_unless_finite(k), tile.finite(v)
-
-    def total(self, span: Span) -> Float[Array, ""]:
-        """The sum of the values as they are, NaN and Inf among them. Not of those that are kept."""
-        # Over the keys first: XLA makes that sum of vectors.
-        return read_keys(self.v, self.run, span).sum(axis=2, dtype=self.dtype).sum()
+        return tile.nan_unless_finite(k), v if self.trusting else tile.finite(v)
 
 
 def read_rows(x: Any, run: Run, rows: Span) -> Float[Array, "batches kv group r *d"]:
