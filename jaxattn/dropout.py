@@ -89,14 +89,16 @@ class Drop(Value):
         """Which pairs of a tile are kept, as the tile lies. Asked of its part."""
         bits = _mix(place.each_q(self.row ^ self.head) + place.each_k(self.column))
         bits = _mix(bits + place.each_q(self.row_2 ^ self.head_2))
-        drops = (bits >> 8).astype(jnp.float32) * 2**-24 < self.rate.astype(jnp.float32)
-        return ~drops  # all of them by a rate of NaN, which then shows
+        return (bits >> 8).astype(jnp.float32) * 2**-24 >= self.rate.astype(jnp.float32)
 
     def apply(self, weights: Float[Array, "a b"], place: Place) -> Float[Array, "a b"]:
         """The weights of a tile, dropped or grown. Asked of its part."""
         none_left = self.rate == 1
         grown = jnp.where(none_left, 0, 1 / (1 - jnp.where(none_left, 0, self.rate)))
-        return jnp.where(self.keeps(place), weights * grown.astype(weights.dtype), 0)
+        dropped = 0 * self.rate  # 0, or the rate's NaN
+        return jnp.where(
+            self.keeps(place), weights * grown.astype(weights.dtype), dropped.astype(weights.dtype)
+        )
 
 
 def check_rate(rate: Any) -> None:

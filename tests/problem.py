@@ -11,13 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import scored
+from quick import jit
 from rules import Build, Shape, everything
 from tolerance import assert_close, eps, peak
 
 import jaxattn as ja
-
-# What is checked is numbers, of which the compiler's optimizations change little but its time.
-jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @dataclass(frozen=True)

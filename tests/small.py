@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import oracle
 import pytest
+from quick import jit
 from tolerance import assert_close, recomputed
 
 import jaxattn as ja
@@ -24,14 +25,14 @@ COT_OUT, COT_LSE = COT_OUT.astype(np.float32), COT_LSE.astype(np.float32)
 for_backends = pytest.mark.parametrize("backend", BACKENDS, ids=repr)
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(jit, static_argnums=0)
 def result_and_gradients(backend, mask, q, k, v, cotangents):
     """(out, lse) and (dq, dk, dv)."""
     result, pull = jax.vjp(partial(ja.attend, mask=mask, backend=backend), q, k, v)
     return result, pull(ja.Attended(*cotangents))
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(jit, static_argnums=0)
 def tangents(backend, mask, q, k, v):
     """How out and lse move when q moves by q, k by k and v by v."""
     return jax.jvp(partial(ja.attend, mask=mask, backend=backend), (q, k, v), (q, k, v))[1]

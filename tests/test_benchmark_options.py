@@ -71,6 +71,7 @@ def _without(work: Workload) -> JaxContender:
     return JaxContender("forgetful", attention)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kind", Kind)
 @pytest.mark.parametrize(
     "work",

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from cases import DTYPES, SMALL
 from flax import nnx
-from problem import Asked, jit, kept
+from problem import Asked, kept
+from quick import jit
 from rules import Shape, both, causal, dense, packed
 from scored import bias, function
 from small import K, Q, V, for_backends

@@ -84,6 +84,7 @@ def test_observations(name):
             np.testing.assert_allclose(have, want, rtol=0, atol=limit, err_msg=key)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("bad", [np.nan, np.inf], ids=str)
 @pytest.mark.parametrize("at", [2, 2499, 2500, 8999])
 def test_non_finite_value_shows_to_those_who_see_it(at, bad):

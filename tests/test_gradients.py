@@ -10,6 +10,7 @@ import numpy as np
 import oracle
 import pytest
 from cases import BACKENDS, CASES, DTYPES, TILED, named
+from quick import jit
 from tolerance import assert_close, eps, peak, recomputed
 
 import jaxattn as ja
@@ -52,12 +53,12 @@ def attend(mask, backend, q, k, v, scale):
     return ja.attend(q, k, v, mask=mask, scale=scale, backend=backend)
 
 
-@partial(jax.jit, static_argnums=1)
+@partial(jit, static_argnums=1)
 def pull_back(mask, backend, inputs, cotangents):
     return jax.vjp(partial(attend, mask, backend), *inputs)[1](ja.Attended(*cotangents))
 
 
-@partial(jax.jit, static_argnums=1)
+@partial(jit, static_argnums=1)
 def pull_back_out(mask, backend, inputs, cot_out):
     def out(*inputs):
         return attend(mask, backend, *inputs).out
@@ -65,7 +66,7 @@ def pull_back_out(mask, backend, inputs, cot_out):
     return jax.vjp(out, *inputs)[1](cot_out)
 
 
-@partial(jax.jit, static_argnums=1)
+@partial(jit, static_argnums=1)
 def pull_back_lse(mask, backend, inputs, cot_lse):
     def lse(*inputs):
         return attend(mask, backend, *inputs).lse
@@ -73,7 +74,7 @@ def pull_back_lse(mask, backend, inputs, cot_lse):
     return jax.vjp(lse, *inputs)[1](cot_lse)
 
 
-@partial(jax.jit, static_argnums=1)
+@partial(jit, static_argnums=1)
 def push_forward(mask, backend, inputs, tangents):
     return jax.jvp(partial(attend, mask, backend), inputs, tangents)
 
@@ -120,7 +121,7 @@ def terms_of_gradients(q, k, v, scale, allowed, _, cot_out, cot_lse):
 def compiled(function, mask, backend):
     """`function` of what is left; a mask that is a function cannot be an argument of `jax.jit`."""
     if any(map(callable, jax.tree.leaves(mask))):
-        return jax.jit(partial(function.__wrapped__, mask, backend))
+        return jit(partial(function.__wrapped__, mask, backend))
     return partial(function, mask, backend)
 
 

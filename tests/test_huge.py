@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import jit
 from small import COT_LSE, COT_OUT, RNG, B, H, K, Q, S, T, V, for_backends
 
 import jaxattn as ja
@@ -60,7 +61,7 @@ def loss(*args):
     return (out * COT_OUT).sum() + (jnp.where(jnp.isneginf(lse), 0, lse) * COT_LSE).sum()
 
 
-@partial(jax.jit, static_argnums=(0, 2))
+@partial(jit, static_argnums=(0, 2))
 def derivatives(rule, mask, backend, q, k, v, table):
     """Results, gradients, how results move with each input, and a product with the Hessian."""
     inputs = jnp.asarray(q), k, v, table
@@ -118,7 +119,7 @@ def test_observations(rule, backend):
             q, k, v, mask=MASKS["lengths"], observe=OBSERVED, backend=backend, **options
         ).observed
 
-    @jax.jit
+    @jit
     def both(k, v):
         total = lambda q, k, table: sum(
             jnp.sin(x).sum() for x in jax.tree.leaves(seen(q, k, v, table)) if x.dtype == q.dtype

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import oracle
 import pytest
-from problem import jit
+from quick import jit
 from small import BACKENDS, COT_LSE, COT_OUT, H, K, Q, S, T, V, for_backends
 from tolerance import assert_close, recomputed
 

@@ -12,7 +12,7 @@ import oracle
 import oracle_scores
 import pytest
 from cases import SMALL
-from problem import jit
+from quick import jit
 from small import BACKENDS, for_backends
 
 import jaxattn as ja

@@ -11,7 +11,8 @@ import numpy as np
 import oracle_scores
 import pytest
 from cases import DTYPES, SMALL
-from problem import Asked, jit
+from problem import Asked
+from quick import jit
 from rules import both, causal, window
 from rules import dense as dense_mask
 from scored import Scored, alibi, bias, bucket_of, cap, cap_of_each_head, chain, function, relative

@@ -7,7 +7,10 @@ import sys
 import pytest
 import shard_map_cases
 
-FLAGS = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+FLAGS = {
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_cpu_use_fusion_emitters=false",
+    "JAX_PLATFORMS": "cpu",
+}
 
 
 @pytest.mark.sampled(3)

@@ -8,7 +8,8 @@ import numpy as np
 import oracle
 import pytest
 from cases import DTYPES, SMALL
-from problem import Asked, jit
+from problem import Asked
+from quick import jit
 from rules import both, causal, dense, everything, packed, window
 from scored import bias, cap, chain, nothing
 from small import H, K, Q, S, T, V, for_backends

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problem import jit, kept
+from problem import kept
+from quick import jit
 from rules import Shape
 from test_transforms import ALLOWED, ALONG, MASK, POINT, W_LSE, W_OUT, D, E, H, N, S, T
 from tolerance import assert_close, peak

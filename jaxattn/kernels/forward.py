@@ -20,6 +20,9 @@ from jaxattn.kernels.plan import ceil_div
 from jaxattn.kernels.walk import Keys, Walk, read_keys, read_rows, to_rows
 from jaxattn.kernels.watch import Watch
 
+HELD = 2**21  # scores that may be held while observing
+FEW = 4  # observations, which leave room for two blocks
+
 
 def forward(
     walk: Walk, q: Array, k: Array, v: Array, rule: Rule, hits: Array | None, watched: Watch
@@ -28,17 +31,18 @@ def forward(
 
     watched: observations to make on the way; only where one tile holds all that a row needs.
     """
-    many = partial(_pass, walk, q, k, v, rule, hits)
-    if not _is_few(walk):
-        out, *rest = many(watched)
-        repair, wrong = partial(_poison, walk, v, rule), ~jnp.isfinite(v.sum(dtype=out.dtype))
-    else:
-        out, *rest = many(watched, trusting=True)
-        repair = lambda _: _poison(walk, v, rule, many(())[0])
+    compute = partial(_pass, walk, q, k, v, rule, hits)
+    is_few = _is_few(walk)
+    out, peak, log_total, states = compute(watched, trusting=is_few)
+    if is_few:
+        repair = lambda _: _poison(walk, v, rule, compute(())[0])
         wrong = ~jnp.isfinite(out).all()
+    else:
+        repair, wrong = partial(_poison, walk, v, rule), ~jnp.isfinite(v.sum(dtype=out.dtype))
     # A loop of at most one turn, not a cond: under vmap a cond would run both of its branches.
     once = lambda carry: (repair(carry[0]), carry[1] & False)
-    return jax.lax.while_loop(lambda carry: carry[1], once, (out, wrong))[0], *rest
+    out, _ = jax.lax.while_loop(lambda carry: carry[1], once, (out, wrong))
+    return out, peak, log_total, states
 
 
 def _is_few(walk: Walk) -> bool:
@@ -70,16 +74,19 @@ def _pass(
         run = walk.run(index)
         keys = Keys.of(k, v, run, acc, trusting, keep=plan.q_blocks > 1)
 
+        # Else XLA makes the tiles of all blocks first, and holds what observations need of them.
+        tiles = plan.batch * plan.heads * walk.sizes.t * plan.k_block
+        in_order = watched and plan.unrolled and tiles > HELD
+        at_a_time = 2 if len(watched) <= FEW else 1
         before: list[Any] = []
 
         def each_block(i: Index, carry: tuple[Any, ...]) -> tuple[Any, ...]:
             *wholes, states = carry
-            # Else XLA makes the tiles of all of them first, and holds what observations need.
-            ready = before.pop() if before else ()
+            ready = before.pop(0) if len(before) == at_a_time else ()
             *parts, added, first_key = _block(
                 walk, index, i, q, keys, rule, hits, watched, ready, widths
             )
-            if watched and plan.unrolled:
+            if in_order:
                 before.append((parts, added))
             rows = walk.rows(i)
 

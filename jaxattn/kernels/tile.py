@@ -161,8 +161,6 @@ def tangent(
     logits_cr, dlogits_cr = dot(k, scaled_q.T), sum(parts[1:], parts[0]) if parts else None
 
     allowed_cr = allows(rule, place, counts)
-    # A hidden pair's tangent may have overflowed, and what flows back to it from its value too.
-    dlogits_cr = None if dlogits_cr is None else hide(dlogits_cr, allowed_cr)
     if rule.score:
         logits_cr, dlogits_cr = _scored(
             rule.score, d.score, logits_cr, dlogits_cr, place, allowed_cr
@@ -176,7 +174,8 @@ def tangent(
     nothing = jnp.zeros((q.shape[0], v.shape[1]), q.dtype), jnp.zeros_like(peak)
     mixed, dlse = vary(nothing, varying(peak))
     if dlogits_cr is not None:
-        pdl_cr = hide(p_cr * dlogits_cr, allowed_cr)
+        # A hidden pair's tangent may have overflowed, and what flows back to it from its value too.
+        pdl_cr = jnp.where(p_cr == 0, 0, p_cr * dlogits_cr)
         wdl_cr = pdl_cr if rule.dropout is None else rule.dropout.apply(pdl_cr, place)
         mixed, dlse = dot(wdl_cr.T, v), pdl_cr.sum(axis=0)
     if d.v is not None:
@@ -204,13 +203,13 @@ def _scored(
         return logits_cr
 
     logits_cr = hide(logits_cr, allowed_cr)
+    dlogits_cr = None if dlogits_cr is None else hide(dlogits_cr, allowed_cr)
     some, dsome = [leaves[i] for i in moved], [moves[i] for i in moved]
     if dlogits_cr is None and not moved:
         return apply(logits_cr, []), None
-    # A score may have no derivative at a hidden pair. Nothing of it may flow back.
     if dlogits_cr is None:
         fixed_cr = logits_cr
         logits_cr, dlogits_cr = jax.jvp(lambda some: apply(fixed_cr, some), (some,), (dsome,))
     else:
         logits_cr, dlogits_cr = jax.jvp(apply, (logits_cr, some), (dlogits_cr, dsome))
-    return logits_cr, hide(jnp.asarray(dlogits_cr), allowed_cr)
+    return logits_cr, jnp.asarray(dlogits_cr)

@@ -19,7 +19,6 @@ from jaxattn._observation import (
     Seen,
     Shares,
     Sum,
-    by_rows,
     known_lengths,
 )
 from jaxattn._serial import serial_tuple
@@ -124,14 +123,10 @@ class TopKeys(Observation):
         return Ranked(nothing - jnp.inf, nothing, jnp.full(self.count, -1, jnp.int32))
 
     def absorb(self, seen: Seen) -> Ranked:
-        count = min(self.count, seen.logits.shape[1])
-
-        def some(logits: Array, p: Array, norm: Array) -> tuple[Array, ...]:
-            best, at = largest(jax.lax.stop_gradient(logits), count)
-            return best, jnp.take_along_axis(p, at, axis=1, mode="clip") * norm[:, None], at
-
-        many = 64 if seen.logits.shape[1] <= 2048 else 32  # so that `largest` stays fast
-        best, weights, at = by_rows(some, many, seen.logits, seen.p, seen.norm)
+        best, at = largest(
+            jax.lax.stop_gradient(seen.logits), min(self.count, seen.logits.shape[1])
+        )
+        weights = jnp.take_along_axis(seen.p, at, axis=1, mode="clip") * seen.norm[:, None]
         return self._of(best, weights, seen.place.keys.start + at)
 
     def merge(self, a: Ranked, b: Ranked) -> Ranked:
