@@ -1,105 +1,77 @@
-"""The README's Python runs as it stands, and its functions give what they say."""
+"""The Python of the READMEs runs as it stands, from the first block to the last."""
 
 import re
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-import oracle
-import oracle_observe as truth
 import pytest
 
-import jaxattn as ja
+import jaxattn
+import jaxattn.masks
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
-BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-T, H = 64, 8
-RANDOM = np.random.default_rng(0)
-Q, K = (RANDOM.standard_normal((2, T, n, 16)).astype(np.float32) for n in (H, 4))
-
-
-def start() -> dict[str, Any]:
-    """The names that the README's examples take as given."""
-    q, k = jnp.asarray(Q), jnp.asarray(K)
-    x, w = jnp.ones((9, 48)), jnp.ones((48, 48))
-    given: dict[str, Any] = {
-        "ja": ja,
-        "jax": jax,
-        "jnp": jnp,
-        "q": q,
-        "k": k,
-        "v": k,
-        "sinks": jnp.zeros(H),
-    }
-    return given | {"x": x, "w_q": w, "w_k": w, "w_v": w, "w_o": w}
+ROOT = Path(__file__).parents[1]
+FIRST, INSIDE = ROOT / "README.md", ROOT / "jaxattn" / "README.md"
+LONG = "16384"  # what the block of so many tokens says
 
 
-@cache
-def names() -> dict[str, Any]:
-    """What the blocks define, one after the other; the long one apart."""
-    known = start()
-    for block in BLOCKS:
-        if "16384" not in block:
-            exec(block, known)
+def blocks(path: Path) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def run(some: list[str], known: dict[str, Any]) -> dict[str, Any]:
+    for block in some:
+        exec(block, known)
     return known
 
 
-def test_every_block_runs():
-    assert len(BLOCKS) >= 6
-    assert names()["dslope"].shape == (H,)
+def test_the_first_page_runs():
+    known = run(blocks(FIRST), {})
+    assert known["seen"].keys() == {"entropy"}
+    assert known["dslope"].shape == (8,)
+    assert known["out"].shape == (2, 32, 64)
+
+
+def test_the_first_page_is_short():
+    assert len(FIRST.read_bytes()) <= 10_000
+
+
+def test_what_is_inside_runs():
+    """It goes on from the first page, with tokens of its own for the steps."""
+    x, w = jnp.ones((9, 48)), jnp.ones((48, 48))
+    q, k = (jnp.ones((1, 64, n, 16)) for n in (8, 2))
+    given = {"x": x, "w_q": w, "w_k": w, "w_v": w, "w_o": w, "q": q, "k": k}
+    rest = [block for block in blocks(INSIDE) if LONG not in block]
+    known = run(["import jax, jax.numpy as jnp, jaxattn as ja", *rest], given)
+    assert known["penalty"].shape == ()
+    assert known["dq"].shape == q.shape
 
 
 @pytest.mark.long
 def test_the_block_of_16384_tokens_runs():
-    (block,) = (block for block in BLOCKS if "16384" in block)
-    known = {}
-    exec(block, known)
+    (block,) = (block for block in blocks(INSIDE) if LONG in block)
+    known = run([block], {})
     assert known["dq"].shape == (16384, 8, 64)
     assert np.isfinite(known["hvp"]).all()
 
 
-@cache
-def weights():
-    return truth.weights(Q, K, oracle.causal(T, T, 0))
+@pytest.mark.parametrize("folder", [".", "jaxattn", "figures", "benchmarks"])
+def test_links_lead_somewhere(folder: str):
+    path = ROOT / folder / "README.md"
+    links = re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", path.read_text())
+    assert links
+    for link in links:
+        assert (path.parent / link).exists(), link
 
 
-def test_qk_clip_brings_the_largest_logit_down_to_tau():
-    tau = 1.5
-    gamma = names()["qk_clip"](Q, K, tau)
-    largest = truth.max_logit(weights())[0]
-    assert (largest > tau).all()
-    np.testing.assert_allclose(gamma * largest, tau, rtol=1e-5)
-    np.testing.assert_array_equal(names()["qk_clip"](Q, K, 1e6), 1)
-
-
-def test_low_entropy_is_zero_above_the_floor_and_falls_along_its_gradient():
-    low_entropy = names()["low_entropy"]
-    (entropy,) = truth.entropy(weights())
-    np.testing.assert_allclose(low_entropy(Q, K, 2.0), np.maximum(2 - entropy, 0).mean(), rtol=1e-5)
-    assert low_entropy(Q, K, -1.0) == 0
-    dq = jax.grad(low_entropy)(jnp.asarray(Q), K, 3.0)
-    assert low_entropy(Q - 10 * dq, K, 3.0) < low_entropy(Q, K, 3.0)
-
-
-def test_heavy_hitters_receive_most():
-    mass = truth.received(weights())[0].swapaxes(1, 2)
-    want = np.argsort(-mass, axis=-1)[..., :5]
-    np.testing.assert_array_equal(names()["heavy_hitters"](Q, K, 5), want)
-
-
-def test_snapkv_scores_are_the_pooled_votes_of_the_last_queries():
-    votes = weights().p[:, :, -8:].sum(2).swapaxes(1, 2)
-    padded = np.pad(votes, ((0, 0), (1, 1), (0, 0)))
-    want = np.max([padded[:, i : i + T] for i in range(3)], axis=0)
-    np.testing.assert_allclose(names()["snapkv_scores"](Q, K, 8, 3), want, atol=1e-5)
-
-
-def test_head_scores():
-    got = names()["head_scores"](Q, K, 20)
-    w = weights()
-    np.testing.assert_allclose(got["previous"], truth.diagonal(w, -1)[0], atol=1e-5)
-    np.testing.assert_allclose(got["induction"], truth.diagonal(w, -19)[0], atol=1e-5)
-    np.testing.assert_allclose(got["sink"], w.p[..., :4].sum(-1).mean(-1), atol=1e-5)
+def test_masks_and_observations_are_in_the_tables():
+    text = FIRST.read_text()
+    masks = {x for x in jaxattn.masks.__all__ if x in jaxattn.__all__} - {"Mask", "END"}
+    kinds = {x: getattr(jaxattn.observe, x) for x in jaxattn.observe.__all__}
+    base = jaxattn.observe.Observation
+    observations = {
+        x for x, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, base)
+    }
+    for name in masks | observations - {base.__name__}:
+        assert f"`{name}" in text, name
