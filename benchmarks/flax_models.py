@@ -136,7 +136,7 @@ def decoders(cached: int) -> dict[str, dict[str, Built]]:
 
     def mine(params: Any, cache: kv.Cache, x: jax.Array) -> Any:
         def step(cache: kv.Cache, token: jax.Array) -> Any:
-            out, cache = nnx.merge(own_graph, params)(token[None, None], cache=cache)
+            out, cache = nnx.merge(own_graph, params).decode(token[None, None], cache)
             return cache, out[0, 0]
 
         after, out = jax.lax.scan(step, cache, x[0])

@@ -49,7 +49,7 @@ def test_decoding_with_a_cache_is_one_pass(window, scaling):
     module = nn.MultiHeadAttention(H, M, num_kv_heads=2, rope=rope, rngs=nnx.Rngs(0))
     want = module(X, mask=mask)
     cache, outs = module.empty_cache((B,), 24, window=window), []
-    step = nnx.jit(lambda m, x, c: m(x, cache=c))
+    step = nnx.jit(lambda m, x, c: m.decode(x, c))
     for first, n in ((0, 9), (9, 1), (10, 4), (14, 1), (15, 1), (16, 1)):
         out, cache = step(module, X[:, first : first + n], cache)
         outs.append(out)
@@ -133,7 +133,7 @@ def test_masks_of_the_module_hold_while_decoding():
         module = nn.MultiHeadAttention(H, M, rngs=nnx.Rngs(0), **options)
         cache, outs = module.empty_cache((B,), 24, window=ring), []
         for first, n in ((0, 9), (9, 1), (10, 4), (14, 3)):
-            out, cache = module(X[:, first : first + n], cache=cache)
+            out, cache = module.decode(X[:, first : first + n], cache)
             outs.append(out)
         close(jnp.concatenate(outs, 1), module(X))
 
@@ -143,11 +143,11 @@ def test_a_padded_chunk_counts_for_scalings_that_read_the_length():
     module = nn.MultiHeadAttention(H, M, rope=rope, rngs=nnx.Rngs(0))
     padded = X.at[:, 6:].set(7)
     empty = module.empty_cache((B,), 32)
-    out, cache = module(padded, cache=empty, count=jnp.full(B, 6), length=6)
+    out, cache = module.decode(padded, empty, count=jnp.full(B, 6), length=6)
     close(out[:, :6], module(X[:, :6], is_causal=True))
     np.testing.assert_array_equal(cache.length, 6)
     with pytest.raises(ValueError, match="pass length="):
-        module(X, cache=empty)
+        module.decode(X, empty)
     with pytest.raises(ValueError, match="pass length="):
         module(X, positions=jnp.arange(T) + 1000)
 
@@ -158,7 +158,7 @@ def test_functions_of_a_pair_hold_while_decoding():
     module = nn.MultiHeadAttention(H, M, mask=mask, score=far, rngs=nnx.Rngs(0))
     cache, outs = module.empty_cache((B,), 24), []
     for first, n in ((0, 9), (9, 1), (10, 7)):
-        out, cache = module(X[:, first : first + n], cache=cache)
+        out, cache = module.decode(X[:, first : first + n], cache)
         outs.append(out)
     close(jnp.concatenate(outs, 1), module(X))
 
@@ -166,10 +166,11 @@ def test_functions_of_a_pair_hold_while_decoding():
 @pytest.mark.parametrize("window", [None, 5])
 def test_weights_are_sown_while_decoding(window):
     module = nn.MultiHeadAttention(H, M, mask=ja.Causal(), rngs=nnx.Rngs(0))
-    run = partial(nnx.capture(module, nnx.Intermediate), sow_weights=True)
+    capture = lambda f: partial(nnx.capture(f, nnx.Intermediate), sow_weights=True)
+    run, decode = capture(module), capture(module.decode)
     shown = lambda got: got[1]["attention_weights"].get_value()[0]
-    (_, cache), _ = run(X[:, :9], cache=module.empty_cache((B,), 24, window=window))
-    got = shown(run(X[:, 9:12], cache=cache))
+    (_, cache), _ = decode(X[:, :9], module.empty_cache((B,), 24, window=window))
+    got = shown(decode(X[:, 9:12], cache))
     assert got.shape == (B, H, 3, 24)
     want = shown(run(X, mask=None if window is None else ja.Window(window - 1)))
     close(got[..., :12], want[:, :, 9:12, :12])
@@ -195,20 +196,18 @@ def test_errors():
         module(X, Y)
     with pytest.raises(ValueError, match="32 features"):
         module(X[..., :5])
-    with pytest.raises(ValueError, match=r"count and no cache.*Lengths"):
-        module(X, count=jnp.full(B, 3))
-    with pytest.raises(TypeError, match=r"own attention and cache; pass cache="):
+    with pytest.raises(TypeError, match=r"own attention and cache; call decode"):
         nn.MultiHeadAttention(H, M, decode=True, rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match=r"got decode=True; pass cache="):
+    with pytest.raises(ValueError, match=r"got Flax's decode mode; call decode"):
         nnx.view(module, decode=True)(X)
-    with pytest.raises(ValueError, match=r"cache of its own; pass cache="):
+    with pytest.raises(ValueError, match=r"cache of its own; call decode"):
         module.init_cache((B, 4, M))
     with pytest.raises(ValueError, match=r"32 features \(in_kv_features\)"):
         nn.MultiHeadAttention(H, M, rngs=nnx.Rngs(0))(X, Y[..., :5])
     dropping = nn.MultiHeadAttention(H, M, dropout_rate=0.1, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="told whether to drop"):
         dropping(X)
-    with pytest.raises(ValueError, match="no dropout with a cache"):
-        dropping(X, cache=dropping.empty_cache((B,), 32), deterministic=False)
+    with pytest.raises(TypeError, match=r"cache comes from empty_cache\(\), got None"):
+        dropping.decode(X, None)
     with pytest.raises(ValueError, match=r"a module without it.*rope="):
         dropping(X, positions=jnp.arange(T), deterministic=True)

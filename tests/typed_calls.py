@@ -252,7 +252,7 @@ def flax() -> None:
     model = nn.MultiHeadAttention(H, 8, mask=ja.Causal(), sinks=True, rngs=nnx.Rngs(0))
     model(x, mask=allowed[..., :T], score=ja.Bias(normal(T, T)))
     model(jnp.asarray(x), mask=ja.Window(2))
-    out, cache = model(x, cache=model.empty_cache((B,), 8), count=np.array([3, 5]))
+    out, cache = model.decode(x, model.empty_cache((B,), 8), count=np.array([3, 5]))
     out, seen = nn.watch(model, {"entropy": see.Entropy()})(x)
     wanted: Mapping[str, see.Observation] = {"map": see.Map(3)}
     print(out.shape, seen, cache, nn.attention_fn(observe=wanted))

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxattn import nn
 from jaxattn.cache import Cache
-from jaxattn.masks import Causal, Window
+from jaxattn.masks import Causal, Mask, Window
 from jaxattn.rope import Rope
 
 
@@ -69,13 +69,21 @@ class Block(nnx.Module):
         )
         self.mlp = MLP(config, rngs)
 
-    def __call__(self, x: Float[Array, "*b t m"], **options: Any) -> Any:
-        """options: of the attention. With a cache among them, also the cache after it."""
-        y = self.attention(self.attention_norm(x), **options)
-        y, *cache = (y,) if options.get("cache") is None else y
-        x = x + y
-        x = x + self.mlp(self.mlp_norm(x))
-        return (x, *cache) if cache else x
+    def __call__(self, x: Float[Array, "*b t m"], mask: Mask) -> Float[Array, "*b t m"]:
+        return self._add(x, self.attention(self.attention_norm(x), mask=mask))
+
+    def decode(
+        self, x: Float[Array, "*b t m"], cache: Cache, count: Int[Array, "*b"] | None
+    ) -> tuple[Float[Array, "*b t m"], Cache]:
+        """The block of the next tokens, and the cache with them."""
+        y, cache = self.attention.decode(self.attention_norm(x), cache, count=count)
+        return self._add(x, y), cache
+
+    def _add(
+        self, x: Float[Array, "*b t m"], attended: Float[Array, "*b t m"]
+    ) -> Float[Array, "*b t m"]:
+        x = x + attended
+        return x + self.mlp(self.mlp_norm(x))
 
 
 class LanguageModel(nnx.Module):
@@ -94,7 +102,7 @@ class LanguageModel(nnx.Module):
         x, window = self.embed(ids), self.config.window
         mask = Causal() if window is None else Window(window - 1)
         for block in self.blocks:
-            x = block(x, mask=mask)
+            x = block(x, mask)
         return self.embed.attend(self.norm(x)).astype(jnp.float32)
 
     def empty_caches(self, batch: tuple[int, ...], capacity: int) -> tuple[Cache, ...]:
@@ -113,7 +121,7 @@ class LanguageModel(nnx.Module):
         """Logits after the next tokens, and the caches with them. count: as in `cache.append`."""
         x, after = self.embed(ids), []
         for block, cache in zip(self.blocks, caches, strict=True):
-            x, cache = block(x, cache=cache, count=count)
+            x, cache = block.decode(x, cache, count)
             after.append(cache)
         return self.embed.attend(self.norm(x)).astype(jnp.float32), tuple(after)
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype
-from jaxtyping import ArrayLike, Float, Integer
+from jaxtyping import Array, ArrayLike, Float, Integer
 
 from jaxattn import cache as kv
 from jaxattn._axes import AnyArray, AnyInteger
@@ -18,12 +18,12 @@ from jaxattn.attend import Scoring, attend
 from jaxattn.backends.auto import AUTO, Backend
 from jaxattn.dropout import Dropout, check_rate, is_no_rate
 from jaxattn.masks import Causal
-from jaxattn.nn.function import as_mask, attention_fn
+from jaxattn.nn.function import AttentionFn, as_mask, attention_fn
 from jaxattn.rope import Rope, apply_rope
 
 INSTEAD = (
-    "pass cache= in the call, as empty_cache() makes it, or use nnx.MultiHeadAttention with "
-    "attention_fn=jaxattn.nn.attention_fn() for Flax's cache"
+    "call decode(inputs, cache) with a cache as empty_cache() makes it, or use "
+    "nnx.MultiHeadAttention with attention_fn=jaxattn.nn.attention_fn() for Flax's cache"
 )
 
 
@@ -85,6 +85,7 @@ class MultiHeadAttention(nnx.MultiHeadAttention):
             rngs=rngs,
             **flax,
         )
+        vars(self).pop("decode")  # Flax's flag; here a method
         self.rope = rope
         at_zero = nnx.Param(jnp.zeros(num_heads, self.param_dtype)) if sinks else None
         self.sinks = nnx.data(at_zero)
@@ -98,8 +99,6 @@ class MultiHeadAttention(nnx.MultiHeadAttention):
         mask: Mask | ArrayLike | None = None,
         score: Scoring | None = None,
         positions: Integer[AnyArray, "*#b #t"] | None = None,
-        cache: kv.Cache | None = None,
-        count: Integer[AnyInteger, "*#b"] | None = None,
         length: Integer[AnyInteger, "*#b"] | None = None,
         deterministic: bool | None = None,
         rngs: nnx.Rngs | nnx.RngStream | None = None,
@@ -107,38 +106,91 @@ class MultiHeadAttention(nnx.MultiHeadAttention):
         is_causal: bool = False,
         out_sharding: Any = None,
         qkv_sharding: Any = None,
-    ) -> Any:
-        """The attended inputs, [*b t out]; with a cache (they, and the cache with the new tokens).
+    ) -> Float[Array, "*b t out"]:
+        """The attended inputs.
 
         Args:
           inputs_q, inputs_k, inputs_v: keys come from the queries' inputs if not given, values from
             the keys'.
           mask: hides pairs besides the module's: a mask of jaxattn's, or an array as Flax has it.
-            With a cache, see `jaxattn.cache.attend`.
           score: comes after the module's.
-          positions: of the queries and keys, for `rope`; from 0 on, or after the tokens of the
-            cache, if not given.
+          positions: of the queries and keys, for `rope`; from 0 on if not given.
           length: of the whole sequence, for scalings of `rope` that depend on it; t if not given.
-          cache: what came before; attention is causal. count: as in `jaxattn.cache.attend`.
           deterministic, rngs, sow_weights, is_causal, out_sharding, qkv_sharding: as in
             `nnx.MultiHeadAttention`.
         Raises:
-          ValueError: inputs of the wrong width; rope or a cache with keys of their own; positions
-            without rope; a scaling without its length, with a cache or positions; a count without
-            a cache; dropout with a cache; Flax's decode mode.
+          ValueError: inputs of the wrong width; rope with keys of their own; positions without
+            rope, or without the length that its scaling needs; Flax's decode mode.
         """
-        if self.decode:
-            raise ValueError(
-                f"MultiHeadAttention has a cache of its own, got decode=True; {INSTEAD}"
-            )
         if inputs_k is None and inputs_v is not None:
             raise ValueError("inputs_v needs inputs_k, got only inputs_v; pass both, or inputs_k")
         inputs_k = inputs_q if inputs_k is None else inputs_k
         inputs_v = inputs_k if inputs_v is None else inputs_v
+        crossed = inputs_k is not inputs_q or inputs_v is not inputs_q
+        if crossed and self.rope is not None:
+            raise ValueError(
+                "rope is for self-attention, got inputs of their own for keys or values; attend "
+                "without it"
+            )
+        if positions is not None and self.rope is None:
+            raise ValueError(
+                "positions are for rope, got positions and a module without it; make it with "
+                "rope=jaxattn.rope.Rope(head_dim), or leave them out"
+            )
+        q, k, v = self._project(inputs_q, inputs_k, inputs_v, qkv_sharding)
+        if positions is None:
+            t = q.shape[-3]
+            positions, length = jnp.arange(t), t if length is None else length
+        q, k = self._turn(q, k, positions, length)
+        rule, options = self._rule(Causal(0) if is_causal else EVERYTHING, mask, score)
+        observe, show = self._own.look(self if sow_weights else None, q, k.shape[-3])
+        dropout = self._dropout(deterministic, rngs)
+        got = attend(q, k, v, mask=rule, dropout=dropout, observe=observe, **options)
+        show(got.observed)
+        return self.out(got.out, out_sharding=out_sharding)
+
+    def decode(
+        self,
+        inputs: Float[AnyArray, "*b t in"],
+        cache: kv.Cache,
+        *,
+        count: Integer[AnyInteger, "*#b"] | None = None,
+        mask: Mask | ArrayLike | None = None,
+        score: Scoring | None = None,
+        length: Integer[AnyInteger, "*#b"] | None = None,
+        sow_weights: bool = False,
+    ) -> tuple[Float[Array, "*b t out"], kv.Cache]:
+        """(the inputs, attended causally to themselves and the cache; the cache with them).
+
+        The tokens come after those of the cache. There is no dropout.
+
+        Args:
+          cache: what came before, as `empty_cache` makes it. count: as in `jaxattn.cache.attend`.
+          mask: see `jaxattn.cache.attend`. score, length, sow_weights: as in a call.
+        Raises:
+          ValueError: inputs of the wrong width; no length where the scaling of rope needs it.
+          TypeError: the cache is none.
+        """
+        if not isinstance(cache, kv.Cache):
+            raise TypeError(f"cache comes from empty_cache(), got {_show(cache)}")
+        q, k, v = self._project(inputs, inputs, inputs, None)
+        q, k = self._turn(q, k, cache.positions(q.shape[-3]), length)
+        rule, options = self._rule(EVERYTHING, mask, score)
+        keys = cache.keys_seen(q.shape[-3])
+        observe, show = self._own.look(self if sow_weights else None, q, keys)
+        got, cache = kv.attend(q, k, v, cache, count=count, mask=rule, observe=observe, **options)
+        show(got.observed)
+        return self.out(got.out), cache
+
+    def _project(
+        self, inputs_q: Any, inputs_k: Any, inputs_v: Any, sharding: Any
+    ) -> tuple[Float[Array, "*b t h d"], Float[Array, "*b s n d"], Float[Array, "*b s n d"]]:
+        if "decode" in vars(self):
+            raise ValueError(
+                f"MultiHeadAttention has a cache of its own, got Flax's decode mode; {INSTEAD}"
+            )
         if wrong := [x for x in (inputs_q, inputs_k, inputs_v) if not is_array(x)]:
             raise TypeError(f"inputs are arrays [*b t in_features], got {wrong[0]!r}")
-        if not isinstance(cache, kv.Cache | None):
-            raise TypeError(f"cache comes from empty_cache(), got {_show(cache)}; or leave it out")
         widths = {"in_features": (inputs_q,), "in_kv_features": (inputs_k, inputs_v)}
         for name, inputs in widths.items():
             width = getattr(self, name)
@@ -147,56 +199,32 @@ class MultiHeadAttention(nnx.MultiHeadAttention):
                     f"inputs have {width} features ({name}), got {wrong[0]}; make the module with "
                     f"{name}={wrong[0][-1]}, or project them first"
                 )
-        crossed = inputs_k is not inputs_q or inputs_v is not inputs_q
-        if crossed and (self.rope is not None or cache is not None):
-            raise ValueError(
-                "rope and a cache are for self-attention, got inputs of their own for keys or "
-                "values; attend without them"
-            )
-        if positions is not None and self.rope is None:
-            raise ValueError(
-                "positions are for rope, got positions and a module without it; make it with "
-                "rope=jaxattn.rope.Rope(head_dim), or leave them out"
-            )
-        if count is not None and cache is None:
-            raise ValueError(
-                "count says how many tokens a cache takes, got count and no cache; pass cache=, "
-                "or mask=jaxattn.Lengths(q=count, k=count)"
-            )
-        q = self.query(jnp.asarray(inputs_q), out_sharding=qkv_sharding)
-        k = self.key(jnp.asarray(inputs_k), out_sharding=qkv_sharding)
-        v = self.value(jnp.asarray(inputs_v), out_sharding=qkv_sharding)
+        q = self.query(jnp.asarray(inputs_q), out_sharding=sharding)
+        k = self.key(jnp.asarray(inputs_k), out_sharding=sharding)
+        v = self.value(jnp.asarray(inputs_v), out_sharding=sharding)
         if self.query_ln is not None and self.key_ln is not None:
             q, k = self.query_ln(q), self.key_ln(k)
-        q, k, v = promote_dtype((q, k, v), dtype=self.dtype)
-        if self.rope is not None:
-            t = q.shape[-3]
-            if cache is None and positions is None:
-                length = t if length is None else length
-            if positions is None:
-                positions = jnp.arange(t) if cache is None else cache.positions(t)
-            q, k = (apply_rope(x, positions, self.rope, length) for x in (q, k))
+        return promote_dtype((q, k, v), dtype=self.dtype)
 
-        own: Any = self.attention_fn
-        if self.sinks is not None:
-            own = replace(own, sinks=self.sinks[...])
-        rule = own.mask & (Causal(0) if is_causal and cache is None else EVERYTHING)
+    def _turn(self, q: Any, k: Any, positions: Any, length: Any) -> tuple[Any, Any]:
+        """q and k with rotary embeddings, if the module has them."""
+        if self.rope is None:
+            return q, k
+        return apply_rope(q, positions, self.rope, length), apply_rope(
+            k, positions, self.rope, length
+        )
+
+    def _rule(self, causal: Mask, mask: Any, score: Any) -> tuple[Mask, dict[str, Any]]:
+        """(mask, the other options) of `attend`: the module's own and then those of a call."""
+        own = self._own
+        rule = own.mask & causal
         rule = rule if mask is None else rule & as_mask(mask)
-        options = own.options | {"score": items_of(own.score) + items_of(score)}
-        dropout = self._dropout(deterministic, rngs)
-        if cache is not None and dropout is not None:
-            raise ValueError("there is no dropout with a cache; pass deterministic=True")
-        keys = k.shape[-3] if cache is None else cache.keys_seen(q.shape[-3])
-        observe, show = own.look(self if sow_weights else None, q, keys)
-        if cache is None:
-            got = attend(q, k, v, mask=rule, dropout=dropout, observe=observe, **options)
-        else:
-            got, cache = kv.attend(
-                q, k, v, cache, count=count, mask=rule, observe=observe, **options
-            )
-        show(got.observed)
-        out = self.out(got.out, out_sharding=out_sharding)
-        return out if cache is None else (out, cache)
+        return rule, own.options | {"score": items_of(own.score) + items_of(score)}
+
+    @property
+    def _own(self) -> AttentionFn:
+        own: Any = self.attention_fn
+        return own if self.sinks is None else replace(own, sinks=self.sinks[...])
 
     def empty_cache(
         self,

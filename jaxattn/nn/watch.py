@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cache
+from functools import cache, wraps
 from types import MethodType
 from typing import Any
 
@@ -99,11 +99,19 @@ def _own(fn: Any) -> AttentionFn:
 def _watched_class(cls: Any) -> Any:
     """`cls`, telling which module is called; a class of its own, so that `nnx.jit` sees it."""
 
-    class Watched(cls):
-        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def told(method: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(method)
+        def run(self: Any, *args: Any, **kwargs: Any) -> Any:
             with calling(self):
-                return super().__call__(*args, **kwargs)
+                return method(self, *args, **kwargs)
 
+        return run
+
+    class Watched(cls):
+        __call__ = told(cls.__call__)
+
+    if hasattr(cls, "decode"):
+        Watched.decode = told(cls.decode)
     Watched.__name__ = Watched.__qualname__ = f"Watched{cls.__name__}"
     return Watched
 
