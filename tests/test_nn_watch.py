@@ -210,3 +210,13 @@ def test_errors():
         nn.watch(flax_module(lambda q, k, v, **_: v), WANTED)(X)
     with pytest.raises(TypeError, match="takes an NNX model"):
         nn.watch(lambda x: x, WANTED)
+
+
+def test_watch_of_decode_shows_the_new_tokens():
+    module = nn.MultiHeadAttention(H, M, mask=ja.Causal(), rngs=nnx.Rngs(0))
+    want = nn.watch(module, WANTED)(X)
+    _, cache = module.decode(X[:, :9], module.empty_cache((B,), T))
+    (out, cache), seen = nn.watch(module.decode, {"entropy": see.Entropy()})(X[:, 9:], cache)
+    close(out, want[0][:, 9:])
+    close(seen["entropy"], want[1]["entropy"][:, 9:])
+    np.testing.assert_array_equal(cache.length, T)

@@ -43,13 +43,19 @@ def watch(
     def run(*args: Any, **kwargs: Any) -> tuple[Any, dict[Any, Any]]:
         watched = _watched(root, wanted)
         modules = [(m, vars(m).copy()) for m in _modules(watched)]
-        ran = watched if root is model else MethodType(model.__func__, watched)
+        ran = watched if root is model else _method(watched, model)
         out, state = nnx.capture(ran, Observed)(*args, **kwargs)
         for m, (copied, before) in zip(_modules(root), modules, strict=True):
             _take_over(m, vars(copied), before)
         return out, _plain(state)
 
     return run
+
+
+def _method(watched: nnx.Module, method: MethodType) -> Any:
+    """That of the watched class, where it has one of this name."""
+    found = getattr(watched, method.__func__.__name__, None)
+    return found if callable(found) else MethodType(method.__func__, watched)
 
 
 def _modules(root: nnx.Module) -> list[nnx.Module]:
