@@ -4,9 +4,10 @@ from jaxattn import cache, observe, rope
 from jaxattn._axes import Attended
 from jaxattn._trace import At
 from jaxattn.attend import Scoring, attend, attention
-from jaxattn.backends.auto import AUTO, Unsupported
-from jaxattn.backends.blockwise import Blockwise
+from jaxattn.backends.blockwise.backend import Blockwise
+from jaxattn.backends.protocol import Backend, Unsupported
 from jaxattn.backends.reference import Reference
+from jaxattn.backends.select import AUTO, Auto
 from jaxattn.dropout import Dropout
 from jaxattn.explain import Explanation, explain
 from jaxattn.masks import (
@@ -32,6 +33,8 @@ __all__ = [
     "ALiBi",
     "At",
     "Attended",
+    "Auto",
+    "Backend",
     "Bias",
     "Blockwise",
     "Causal",

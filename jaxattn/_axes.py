@@ -59,6 +59,10 @@ def dot(a: AnyArray, b: AnyArray) -> Array:
     return jnp.matmul(a, b, precision=exact)
 
 
+def ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
 def count_to(n: int) -> Int[Array, " n"]:
     """0 to n - 1."""
     return jnp.arange(n, dtype=INDEX)

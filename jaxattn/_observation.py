@@ -223,6 +223,20 @@ def by_name(observe: Any) -> Mapping[str, Observation]:
     return observe
 
 
+def states_of_no_pairs(
+    sizes: Sizes, watched: tuple[Observation, ...], dtype: Any
+) -> tuple[Any, ...]:
+    """The states before any pair is seen, with leading axes [*b t h], [*b s h] or [*b h]."""
+    lead = {QUERY: (sizes.t, sizes.h), KEY: (sizes.s, sizes.h)}
+
+    def one(observation: Observation) -> Any:
+        shape = *sizes.batch, *lead.get(observation.per, (sizes.h,))
+        grow = lambda x: jnp.broadcast_to(x, (*shape, *jnp.shape(x)))
+        return jax.tree.map(grow, observation.start(sizes, dtype))
+
+    return tuple(map(one, watched))
+
+
 def finish(
     observations: Mapping[str, Observation], states: tuple[Any, ...], live: Bool[Array, "*b t h"]
 ) -> dict[str, Any]:

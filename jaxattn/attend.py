@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Real
 
@@ -11,16 +12,20 @@ from jaxattn._axes import AnyArray, AnyNumber, Attended, accumulator
 from jaxattn._function import Compiled, keep
 from jaxattn._linear import linear
 from jaxattn._mesh import sharded_as
-from jaxattn._observation import QUERY, Observation, check_observations, finish
+from jaxattn._observation import (
+    QUERY,
+    Observation,
+    check_observations,
+    finish,
+    states_of_no_pairs,
+)
 from jaxattn._problem import Problem, check
 from jaxattn._score import Score
 from jaxattn._trace import At
 from jaxattn._varying import vary, varying
-from jaxattn.backends.auto import AUTO, Backend, choose
-from jaxattn.backends.blockwise import Blockwise
-from jaxattn.backends.reference import Reference
+from jaxattn.backends.protocol import Backend, Call
+from jaxattn.backends.select import AUTO, check_backend
 from jaxattn.dropout import Dropout
-from jaxattn.kernels.watch import unseen
 from jaxattn.masks import EVERYTHING, Mask
 
 Pairwise: TypeAlias = Callable[[Array, At], ArrayLike]
@@ -120,14 +125,15 @@ def solve(
     observations = check_observations(observe, problem.sizes, problem.q.dtype)
     watched = tuple(observations.values())
     problem, watched = vary((problem, watched), varying(problem, watched))
-    results = run(choose(backend, problem), problem, watched)
+    call = Call(problem, watched, from_lse=False, platform=jax.default_backend())
+    results = run(check_backend(backend).choose(call), problem, watched)
     out, lse, states, live = keep(watched, results)
     return Attended(out, lse, finish(observations, states, live))
 
 
 @Compiled
 def run(
-    backend: Reference | Blockwise, problem: Problem, watched: tuple[Observation, ...]
+    backend: Backend, problem: Problem, watched: tuple[Observation, ...]
 ) -> tuple[Array, Array, tuple[Any, ...], Bool[Array, "*b t h"]]:
     """(out, lse, states of observations, which queries see any key), as one compiled function."""
     results = QUERY, QUERY, tuple(each.per for each in watched), QUERY
@@ -137,14 +143,14 @@ def run(
 
 
 def _run(
-    backend: Reference | Blockwise, problem: Problem, watched: tuple[Observation, ...]
+    backend: Backend, problem: Problem, watched: tuple[Observation, ...]
 ) -> tuple[Array, Array, tuple[Any, ...], Bool[Array, "*b t h"]]:
     q, v, sinks, sizes = problem.q, problem.v, problem.rule.sinks, problem.sizes
     acc = accumulator(q.dtype)
     if problem.is_empty:  # no query, or no key to answer with
         nothing = jnp.zeros(q.shape[:-1], acc)
         out, peak, log_total = jnp.zeros((*q.shape[:-1], v.shape[-1])), nothing - jnp.inf, nothing
-        states = unseen(sizes, watched, acc)
+        states = states_of_no_pairs(sizes, watched, acc)
     else:
         out, peak, log_total, states = backend.run(problem, watched)
     lse = peak + log_total

@@ -29,7 +29,8 @@ from jaxattn._problem import check
 from jaxattn._score import Score
 from jaxattn._value import Block, Place, Sizes, Span, as_array, as_int, is_whole, show
 from jaxattn.attend import Scoring, solve
-from jaxattn.backends.auto import AUTO, Backend
+from jaxattn.backends.protocol import Backend
+from jaxattn.backends.select import AUTO
 from jaxattn.masks import Causal, Lengths, Positions, Where, Window
 
 

@@ -1,30 +1,20 @@
 """`explain`: what `attend` would do with these arguments, and what it would cost."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
-from jaxtyping import Array, Int
 
-from jaxattn._axes import count_to
-from jaxattn._function import Compiled
 from jaxattn._mask import Mask, check_mask
 from jaxattn._observation import Observation, check_observations
 from jaxattn._problem import check
 from jaxattn._value import as_array
 from jaxattn.attend import Scoring, run
-from jaxattn.backends.auto import AUTO, Backend, turned_down
-from jaxattn.backends.reference import Reference
+from jaxattn.backends.protocol import Backend, Call, Cost
+from jaxattn.backends.select import AUTO, check_backend, turned_down
 from jaxattn.dropout import Dropout
-from jaxattn.kernels import stairs
-from jaxattn.kernels.plan import ceil_div
-from jaxattn.kernels.walk import Walk
 from jaxattn.masks import EVERYTHING
 
 
@@ -101,56 +91,15 @@ def explain(
         for name, x in (("q", q), ("k", k), ("v", v))
     )
     problem = jax.eval_shape(build, *arrays)
-    chosen, others = turned_down(backend, problem)
     watched = tuple(check_observations(observe, problem.sizes, problem.q.dtype).values())
+    call = Call(problem, watched, from_lse=False, platform=jax.default_backend())
+    chosen = check_backend(backend).choose(call)
+    others = dict(turned_down(backend, chosen, call))
     memory: Any = (
         run.of(problem, watched).lower(chosen, problem, watched).compile().memory_analysis()
     )
     temporary = None if memory is None else int(memory.temp_size_in_bytes)
-    sizes = problem.sizes
-    if problem.is_empty:
-        return Explanation(chosen, others, 0, 0, 0, 0, 0, 0, 0, False, temporary)
-    features = problem.q.shape[-1] + problem.v.shape[-1]
-    if isinstance(chosen, Reference):
-        count = math.prod(sizes.batch) * sizes.h
-        flops = 2 * count * sizes.t * sizes.s * features
-        whole = (sizes.h, count // sizes.h, sizes.t, sizes.s)
-        return Explanation(chosen, others, *whole, count, count, flops, False, temporary)
-
-    walk = chosen.walks(problem).forward
-    plan, per_head = walk.plan, walk.plan.q_blocks * ceil_div(sizes.s, walk.plan.k_block)
-    resolved = check_mask(mask).resolve(sizes)
-    visited, flops = None, None
-    if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(resolved)):
-        visited, pairs = _count(walk, resolved)
-        flops = 2 * pairs * features
-    total = per_head * walk.batches * sizes.h
-    shape = (plan.heads, plan.batch, plan.q_block, plan.k_block)
-    again = bool(watched) and plan.k_tiles > 1
-    return Explanation(chosen, others, *shape, visited, total, flops, again, temporary)
-
-
-def _count(walk: Walk, mask: Mask) -> tuple[int, int]:
-    """(tiles visited, the pairs computed in them), over all heads and blocks of queries."""
-    plan, heads = walk.plan, walk.plan.heads * walk.plan.batch
-    widths = np.asarray(_widths(walk, mask)).clip(0, plan.k_block)
-    step = plan.widths[0]
-    pairs = np.minimum(-(-widths // step) * step, plan.k_block).astype(np.int64) * plan.q_block
-    for i in range(plan.q_blocks if plan.unrolled else 0):
-        way = stairs.find(walk, mask, i)
-        if way is not None:
-            pairs[:, i] = (widths[:, i] > 0) * way.pairs
-    return int((widths > 0).sum()) * heads, int(pairs.sum()) * heads
-
-
-@Compiled
-def _widths(walk: Walk, mask: Mask) -> Int[Array, "runs q_blocks k_tiles"]:
-    """How many keys are needed of each tile; 0 or less for none."""
-    plan, hits = walk.plan, walk.find_hits(mask)
-
-    def block(index: Array) -> Array:
-        reach = walk.reach(mask, hits, index // plan.q_blocks, index % plan.q_blocks)
-        return jnp.stack([jnp.asarray(reach.width(j), jnp.int32) for j in range(plan.k_tiles)])
-
-    widths = jax.lax.map(block, count_to(walk.runs * plan.q_blocks))
-    return widths.reshape(walk.runs, plan.q_blocks, plan.k_tiles)
+    cost = Cost(0, 0, 0, 0, 0, 0, 0, False)
+    if not problem.is_empty:
+        cost = chosen.cost(problem, check_mask(mask).resolve(problem.sizes), watched)
+    return Explanation(chosen, others, *cost, temporary)

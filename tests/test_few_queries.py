@@ -17,7 +17,7 @@ import jaxattn as ja
 from jaxattn import observe as see
 from jaxattn._problem import check
 from jaxattn._value import Sizes
-from jaxattn.kernels.plan import make_plan, whole_rows
+from jaxattn.backends.blockwise.plan import make_plan, whole_rows
 
 B, T, S, H, N, D, E = 2, 3, 9001, 4, 2, 5, 6
 HELD = np.array([S, 2500])
@@ -45,9 +45,9 @@ def attend(q, k, v, mask, **options):
 @pytest.mark.parametrize("name", MASKS)
 def test_results_and_gradients_of_several_tiles(name):
     mask, allowed = MASKS[name]
-    walks = ja.Blockwise().walks(check(Q, K, V, mask, None, None, None, None))
-    assert walks.forward.plan.q_blocks == 1
-    assert walks.forward.plan.k_tiles > 1
+    walk = ja.Blockwise().forward(check(Q, K, V, mask, None, None, None, None))
+    assert walk.plan.q_blocks == 1
+    assert walk.plan.k_tiles > 1
     got, pull = jax.vjp(lambda *x: attend(*x, mask)[:2], Q, K, V)
     want, low = (oracle.attention(Q, K, V, allowed, dtype=d) for d in (np.float64, np.float32))
     for field, *leaves in zip(("out", "lse"), got, want, low, strict=True):

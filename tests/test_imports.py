@@ -86,36 +86,39 @@ def imports_of(path):
     return found
 
 
-def test_a_backend_imports_no_other():
-    backends = {f"jaxattn.backends.{path.stem}" for path in (PACKAGE / "backends").glob("*.py")}
-    backends -= {"jaxattn.backends.__init__"}
-    assert len(backends) >= 3
-    for path in (PACKAGE / "backends").glob("*.py"):
-        if path.stem != "auto":
-            assert not imports_of(path) & backends, path
+def modules_of(layer):
+    return [*(PACKAGE / layer).rglob("*.py"), *PACKAGE.glob(f"{layer}.py")]
 
 
 LAYERS = (
-    *(
-        "_axes",
-        "_value",
-        "_batched",
-        "rope",
-        "_trace",
-        "_mask",
-        "masks",
-        "_score",
-        "scores",
-        "dropout",
-    ),
-    *("_problem", "kernels", "backends", "merge", "attend", "explain", "compat", "cache", "nn"),
+    *("_jaxpr", "_varying", "_serial", "_axes", "_value", "_function", "_batched", "_offset"),
+    *("_rope_angles", "_rope_scaling", "_rope_config", "rope", "steps"),
+    *("_trace", "_mask", "masks", "_score", "scores", "dropout", "_observation", "_problem"),
+    *("_linear", "_mesh", "merge"),
+    *("backends/protocol", "backends/reference", "backends/blockwise", "backends/select"),
+    *("attend", "observe", "recipes", "explain", "compat", "cache", "nn", "models"),
 )
+"""From the bottom up: a file imports from its own layer and from those before it."""
+
+
+def test_every_file_is_in_a_layer():
+    inside = {path for layer in LAYERS for path in modules_of(layer)}
+    rest = {path for path in PACKAGE.rglob("*.py") if path not in inside}
+    assert {str(path.relative_to(PACKAGE)) for path in rest} == {
+        "__init__.py",
+        "backends/__init__.py",
+    }
 
 
 def test_imports_point_one_way():
     for rank, layer in enumerate(LAYERS):
-        above = tuple(f"jaxattn.{name}" for name in LAYERS[rank + 1 :])
-        files = [*(PACKAGE / layer).rglob("*.py"), *PACKAGE.glob(f"{layer}.py")]
-        for path in files:
+        above = [f"jaxattn.{name.replace('/', '.')}" for name in LAYERS[rank + 1 :]]
+        for path in modules_of(layer):
             for name in imports_of(path):
-                assert not name.startswith(above), f"{path} imports {name}"
+                bad = [x for x in above if name == x or name.startswith(f"{x}.")]
+                assert not bad, f"{path} imports {name}"
+
+
+def test_a_backend_imports_no_other():
+    for path in modules_of("backends/blockwise"):
+        assert not any("reference" in name for name in imports_of(path)), path

@@ -30,7 +30,7 @@ from rules import (
 
 import jaxattn as ja
 from jaxattn._problem import Problem, check
-from jaxattn.kernels.walk import Walk
+from jaxattn.backends.blockwise.walk import Walk
 
 pytestmark = pytest.mark.sampled(3)
 
@@ -76,7 +76,7 @@ def _arrays(found) -> list[Any]:
 def assert_exact(masks, shape, blocks) -> None:
     """A tile is visited if it has an allowed pair of its own."""
     problem = problem_of(shape, masks.mask)
-    walk = ja.Blockwise(*blocks).walks(problem).forward
+    walk = ja.Blockwise(*blocks).forward(problem)
     visited, start, begin, outside, width = _arrays(seen(walk, problem.rule.mask))
     assert not outside.any()
     allowed = np.broadcast_to(masks.allowed, shape.scores)
@@ -165,7 +165,7 @@ def test_blocks_whose_needs_are_known_while_tracing(name):
     """The same numbers come as Python integers, and nothing is looked for."""
     shape, build = MASKS[name]
     problem = problem_of(shape, build(shape, None).mask)
-    walk, mask = ja.Blockwise(8, 8).walks(problem).forward, problem.rule.mask
+    walk, mask = ja.Blockwise(8, 8).forward(problem), problem.rule.mask
     assert walk.find_hits(mask) is None
     _, _, _, _, traced = map(np.asarray, seen(walk, mask))
     for i, j in np.ndindex(walk.plan.q_blocks, walk.plan.k_tiles):
@@ -194,7 +194,7 @@ def test_few_tiles_of_a_sparse_mask(name):
     """Of 16 blocks and 16 tiles. A block's tiles start at the first key that it needs."""
     mask, most = FEW[name]
     problem = problem_of(LONG, mask)
-    walk = ja.Blockwise(32, 32).walks(problem).forward
+    walk = ja.Blockwise(32, 32).forward(problem)
     visited = np.asarray(seen(walk, problem.rule.mask)[0])
     assert visited.sum() <= most
 

@@ -17,7 +17,6 @@ import jaxattn as ja
 from jaxattn import cache as kv
 from jaxattn import compat, nn, rope, steps
 from jaxattn import observe as see
-from jaxattn.backends.auto import Backend
 
 B, T, S, H, N, D, E = 2, 5, 7, 4, 2, 6, 3
 random = np.random.default_rng(0)
@@ -101,14 +100,14 @@ OBSERVED: dict[str, see.Observation] = {
     "fold": see.Fold(lambda: jnp.zeros(()), lambda seen: seen.weights.sum()),
     "fold with arrays": see.Fold(lambda: jnp.zeros(()), absorb, arrays=(normal(1),)),
 }
-BACKENDS: list[Backend] = [ja.AUTO, ja.Reference(), ja.Blockwise(2, 3)]
+BACKENDS: list[ja.Backend] = [ja.AUTO, ja.Reference(), ja.Blockwise(2, 3)]
 
 
 def trace(call: Callable[[], object]) -> None:
     jax.eval_shape(call)
 
 
-def options(backend: Backend) -> None:
+def options(backend: ja.Backend) -> None:
     for mask in MASKS.values():
         trace(lambda mask=mask: ja.attention(q, k, v, mask=mask, backend=backend))
     for score in SCORES.values():
@@ -140,7 +139,7 @@ def concrete() -> None:
     print(ja.explain(q, jk, v, observe={"entropy": see.Entropy()}).visited)
 
 
-def empty(backend: Backend) -> None:
+def empty(backend: ja.Backend) -> None:
     for axes in ((0, T, S), (B, 0, S), (B, T, 0)):
         b, t, s = axes
         ja.attend(
@@ -151,7 +150,7 @@ def empty(backend: Backend) -> None:
         )
 
 
-def transformations(backend: Backend) -> object:
+def transformations(backend: ja.Backend) -> object:
     def loss(q: jax.Array, scale: jax.Array, slopes: jax.Array) -> jax.Array:
         seen = ja.attend(
             q,

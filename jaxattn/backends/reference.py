@@ -1,5 +1,6 @@
 """The textbook steps over every head, with the whole score matrix in memory: what is right."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,25 +10,30 @@ from jaxtyping import Array, Float
 
 from jaxattn import steps
 from jaxattn._axes import accumulator, count_to
+from jaxattn._mask import Mask
 from jaxattn._observation import HEAD, Observation, Seen
 from jaxattn._problem import Problem, Rule
 from jaxattn._value import Block, Place, Sizes, Span
+from jaxattn.backends.protocol import Backend, Call, Cost
 
 
 @dataclass(frozen=True)
-class Reference:
+class Reference(Backend):
     """`jaxattn.steps` mapped over heads. Memory grows with t x s; for checking and for reading."""
 
-    def refuses(self, problem: Problem) -> str | None:
-        """Why this backend cannot do a problem; None where it can."""
-        del problem
-        return None
+    DRAWBACK = "holds the whole score matrix; for checking and for reading"
+
+    def refuses(self, call: Call) -> str | None:
+        return "it observes on the way, and got an lse to observe from" if call.from_lse else None
+
+    def cost(self, problem: Problem, mask: Mask, watched: tuple[Observation, ...]) -> Cost:
+        sizes = problem.sizes
+        count = math.prod(sizes.batch) * sizes.h
+        features = problem.q.shape[-1] + problem.v.shape[-1]
+        whole = (sizes.h, count // sizes.h, sizes.t, sizes.s)
+        return Cost(*whole, count, count, 2 * count * sizes.t * sizes.s * features, False)
 
     def run(self, problem: Problem, watched: tuple[Observation, ...]) -> tuple[Any, ...]:
-        """(out, peak, log_total, states of observations) of a problem that is not empty.
-
-        lse is peak + log_total.
-        """
         q, k, v, rule = problem
         sizes, acc = problem.sizes, accumulator(q.dtype)
         repeat = lambda x: jnp.repeat(x, sizes.h // problem.kv_heads, axis=-2)

@@ -16,7 +16,8 @@ from jaxattn._observation import Observation, by_name
 from jaxattn._score import check_item, items_of
 from jaxattn._value import as_array, hash_of, same
 from jaxattn.attend import Scoring, attend
-from jaxattn.backends.auto import AUTO, Backend, check_backend
+from jaxattn.backends.protocol import Backend
+from jaxattn.backends.select import AUTO, check_backend
 from jaxattn.dropout import Dropout, check_rate, is_no_rate
 from jaxattn.masks import Causal, Dense
 from jaxattn.observe import SUM, Map

@@ -15,7 +15,8 @@ from jaxattn._score import items_of
 from jaxattn._value import is_array
 from jaxattn._value import show as _show
 from jaxattn.attend import Scoring, attend
-from jaxattn.backends.auto import AUTO, Backend
+from jaxattn.backends.protocol import Backend
+from jaxattn.backends.select import AUTO
 from jaxattn.dropout import Dropout, check_rate, is_no_rate
 from jaxattn.masks import Causal
 from jaxattn.nn.function import AttentionFn, as_mask, attention_fn

@@ -9,10 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxattn._axes import Index, dot
+from jaxattn._axes import Index, ceil_div, dot
 from jaxattn._observation import HEAD, Observation, Seen, by_rows, known_lengths
 from jaxattn._value import Sizes, Span, is_whole
-from jaxattn.kernels.plan import ceil_div
 
 ROWS = 64  # that are multiplied by their norms at a time
 

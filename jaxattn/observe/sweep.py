@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Real
 
@@ -10,13 +11,13 @@ from jaxattn._axes import AnyArray, AnyNumber, accumulator
 from jaxattn._function import Compiled
 from jaxattn._mask import Mask
 from jaxattn._mesh import sharded_as
-from jaxattn._observation import Observation, check_observations, finish
+from jaxattn._observation import Observation, check_observations, finish, states_of_no_pairs
 from jaxattn._problem import Problem, check
 from jaxattn._value import as_array
 from jaxattn._varying import vary, varying
 from jaxattn.attend import Scoring
-from jaxattn.backends.blockwise import Blockwise
-from jaxattn.kernels.watch import unseen
+from jaxattn.backends.protocol import Backend, Call
+from jaxattn.backends.select import AUTO, check_backend
 from jaxattn.masks import EVERYTHING
 
 
@@ -29,7 +30,7 @@ def observe(
     mask: Mask = EVERYTHING,
     score: Scoring | None = None,
     scale: Real[AnyNumber, ""] | None = None,
-    backend: Blockwise | None = None,
+    backend: Backend = AUTO,
 ) -> dict[str, Any]:
     """What `attend(..., observe=...)` shows, of the weights exp(logits - lse).
 
@@ -38,19 +39,15 @@ def observe(
       lse: of every query, in nats, with the sinks in it if there were any. It counts as a function
         of its own: to differentiate through it too, use an lse that has a gradient.
       observe: observations by name.
-      backend: the tiles; chosen for the sizes if not given.
+      backend: how to compute it.
     Returns:
       What each observation shows, by name.
     Raises:
-      ValueError: also, lse is not of the queries' shape.
+      ValueError: also, lse is not of the queries' shape; Unsupported, by a backend that observes on
+        the way only.
     """
     problem = check(q, k, k, mask, score, scale, None, None)
     lse = as_array(lse, "lse")
-    if not isinstance(backend, Blockwise | None):
-        raise TypeError(
-            f"observe goes by tiles: its backend is a Blockwise(q_block, k_block), or None for the "
-            f"plan's choice, got {backend!r}"
-        )
     if lse.shape != problem.q.shape[:-1]:
         raise ValueError(
             f"lse has a number for each query and head, {problem.q.shape[:-1]} for q "
@@ -61,15 +58,16 @@ def observe(
     lse = lse.astype(accumulator(problem.q.dtype))
     axes = varying(problem, watched, lse)
     problem, watched, lse = vary((problem, watched, lse), axes)
-    states = _run(backend or Blockwise(), problem, watched, lse)
+    call = Call(problem, watched, from_lse=True, platform=jax.default_backend())
+    states = _run(check_backend(backend).choose(call), problem, watched, lse)
     return finish(observations, states, ~jnp.isneginf(lse))
 
 
 @Compiled
 def _run(
-    backend: Blockwise, problem: Problem, watched: tuple[Observation, ...], lse: Array
+    backend: Backend, problem: Problem, watched: tuple[Observation, ...], lse: Array
 ) -> tuple[Any, ...]:
     if problem.is_empty:
-        return unseen(problem.sizes, watched, lse.dtype)
+        return states_of_no_pairs(problem.sizes, watched, lse.dtype)
     compute = sharded_as(problem.q, backend.observe, tuple(each.per for each in watched))
     return compute(problem, watched, lse)

@@ -1,8 +1,9 @@
-"""Attention as a fold over tiles, and the one tangent rule from which every derivative comes.
+"""Attention by any forward pass, with the one tangent rule from which every derivative comes.
 
-The forward fold is in forward.py, the rule in tangent.py, observations in sweep.py.
+The rule itself is in tangent.py, that of observations in sweep.py.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,18 +16,17 @@ from jaxtyping import Array, Bool, Float
 from jaxattn._problem import Rule
 from jaxattn._value import Zero
 from jaxattn._varying import vary
-from jaxattn.kernels import tile
-from jaxattn.kernels.forward import forward
-from jaxattn.kernels.sweep import sweep
-from jaxattn.kernels.tangent import tangent
-from jaxattn.kernels.walk import Walk
-from jaxattn.kernels.watch import Watch
+from jaxattn.backends.blockwise import tile
+from jaxattn.backends.blockwise.sweep import sweep
+from jaxattn.backends.blockwise.tangent import tangent
+from jaxattn.backends.blockwise.walk import Walk
+from jaxattn.backends.blockwise.watch import Watch
 
 
-class Walks(NamedTuple):
-    """One for each pass: a forward tile may hold all keys of its rows."""
+class Passes(NamedTuple):
+    """forward: any pass, as `derived` in backend.py takes it. tangent: the walk of the rule."""
 
-    forward: Walk
+    forward: Callable[..., Any]
     tangent: Walk
 
 
@@ -52,7 +52,7 @@ class Folded(NamedTuple):
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def fold(
-    walks: Walks,
+    passes: Passes,
     q: Float[Array, "b t h d"],
     k: Float[Array, "b s n d"],
     v: Float[Array, "b s n e"],
@@ -60,24 +60,13 @@ def fold(
     watched: Watch,
     hits: Hits,
 ) -> Folded:
-    """Attention, and the states of observations made on the way. No axis may be empty.
-
-    Where a row takes several tiles its lse is known only after them, and the observations take a
-    second sweep.
-    """
-    walk = walks.forward
-    if walk.plan.k_tiles == 1 or not watched:
-        return Folded(*forward(walk, q, k, v, rule, hits.forward, watched))
-    out, peak, log_total, _ = forward(walk, q, k, v, rule, hits.forward, ())
-    lse = tile.LogSumExp(peak, log_total)
-    return Folded(
-        out, peak, log_total, sweep(walks.tangent, q, k, rule, watched, hits.tangent, lse)
-    )
+    """Attention, and the states of observations made on the way. No axis may be empty."""
+    return passes.forward(q, k, v, rule, watched, hits)
 
 
 @partial(fold.defjvp, symbolic_zeros=True)
-def _fold_jvp(walks: Walks, primals: Any, tangents: Any) -> Any:
-    folded = _named(fold(walks, *primals))
+def _fold_jvp(passes: Passes, primals: Any, tangents: Any) -> Any:
+    folded = _named(fold(passes, *primals))
     q, k, v, rule, watched, hits = primals
     acc = folded.out.dtype
     # In the accumulator's dtype as a whole: what flows back is a sum over tiles.
@@ -87,14 +76,14 @@ def _fold_jvp(walks: Walks, primals: Any, tangents: Any) -> Any:
     )
     d = tile.Tangents(dq, dk, dv, dscale, _moving(rule.score, tangents[3].score))
     lse = tile.LogSumExp(folded.peak, folded.log_total)
-    mixed, dlse = tangent(walks.tangent, q, k, v, rule, hits.tangent, lse, d)
+    mixed, dlse = tangent(passes.tangent, q, k, v, rule, hits.tangent, lse, d)
     dout = mixed - dlse[..., None] * tile.finite(folded.out)
     dstates = ()
     if watched:
         # As the derivative of the second sweep, also where there was none.
         moving, moves = (q, k, rule, watched), (*tangents[:2], *tangents[3:5])
-        dstates = _sweep_jvp(walks.tangent, moving, moves, hits.tangent, lse, dlse)
-    still = vary(jnp.zeros_like(folded.peak), walks.tangent.sizes.varying)
+        dstates = _sweep_jvp(passes.tangent, moving, moves, hits.tangent, lse, dlse)
+    still = vary(jnp.zeros_like(folded.peak), passes.tangent.sizes.varying)
     return folded, Folded(dout, still, dlse, dstates)
 
 

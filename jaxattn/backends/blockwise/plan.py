@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import jax
 
+from jaxattn._axes import ceil_div
 from jaxattn._mask import Mask
 from jaxattn._value import Sizes, Span
 
@@ -69,10 +70,6 @@ class Plan:
         """`widths` where all keys of a row are read at once: few queries save little by less."""
         one_block_of_many = self.q_blocks == 1 and self.k_tiles > 1
         return (self.k_block,) if one_block_of_many else self.widths
-
-
-def ceil_div(a: int, b: int) -> int:
-    return -(-a // b)
 
 
 def even_block(length: int, most: int, multiple: int) -> int:

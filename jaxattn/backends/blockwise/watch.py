@@ -11,34 +11,22 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxattn._axes import Index, cut, put, put_axis
-from jaxattn._observation import KEY, QUERY, Observation, Seen
+from jaxattn._observation import KEY, QUERY, Observation, Seen, states_of_no_pairs
 from jaxattn._problem import Rule
-from jaxattn._value import Place, Sizes, Span
+from jaxattn._value import Place, Span
 from jaxattn._varying import vary, varying
-from jaxattn.kernels import tile
-from jaxattn.kernels.walk import Run, Walk, to_rows
+from jaxattn.backends.blockwise import tile
+from jaxattn.backends.blockwise.walk import Run, Walk, to_rows
 
 Watch: TypeAlias = tuple[Observation, ...]
 
 
 def start(walk: Walk, watch: Watch, dtype: Any) -> tuple[Any, ...]:
     """The states of no pairs."""
-    states = unseen(walk.sizes, watch, dtype)
+    states = states_of_no_pairs(walk.sizes, watch, dtype)
     lead = len(walk.sizes.batch)
     flat = jax.tree.map(lambda x: x.reshape(walk.batches, *x.shape[lead:]), states)
     return vary(flat, walk.sizes.varying)
-
-
-def unseen(sizes: Sizes, watch: Watch, dtype: Any) -> tuple[Any, ...]:
-    """`start` with the batch axes apart."""
-    lead = {QUERY: (sizes.t, sizes.h), KEY: (sizes.s, sizes.h)}
-
-    def one(observation: Observation) -> Any:
-        shape = *sizes.batch, *lead.get(observation.per, (sizes.h,))
-        grow = lambda x: jnp.broadcast_to(x, (*shape, *jnp.shape(x)))
-        return jax.tree.map(grow, observation.start(sizes, dtype))
-
-    return tuple(map(one, watch))
 
 
 def nothing(walk: Walk, watch: Watch, run: Run, rows: int, keys: int, dtype: Any) -> Any:

@@ -10,15 +10,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxattn._axes import Index, accumulator, dot, put
+from jaxattn._axes import Index, accumulator, ceil_div, dot, put
 from jaxattn._problem import Rule
 from jaxattn._value import Place
 from jaxattn._varying import vary
-from jaxattn.kernels import stairs, tile, watch
-from jaxattn.kernels.loops import after, by_width, loop, repeat
-from jaxattn.kernels.plan import ceil_div
-from jaxattn.kernels.walk import Keys, Walk, read_keys, read_rows, to_rows
-from jaxattn.kernels.watch import Watch
+from jaxattn.backends.blockwise import stairs, tile, watch
+from jaxattn.backends.blockwise.loops import after, by_width, loop, repeat
+from jaxattn.backends.blockwise.walk import Keys, Walk, read_keys, read_rows, to_rows
+from jaxattn.backends.blockwise.watch import Watch
 
 HELD = 2**21  # scores that may be held while observing
 FEW = 4  # observations, which leave room for two blocks

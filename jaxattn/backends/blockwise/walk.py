@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Shaped
 
-from jaxattn._axes import Index, count_to, cut, cut_axis, larger, smaller
+from jaxattn._axes import Index, ceil_div, count_to, cut, cut_axis, larger, smaller
 from jaxattn._mask import Mask
 from jaxattn._value import Block, Place, Sizes, Span, Value, unflatten_index
 from jaxattn._varying import vary
-from jaxattn.kernels import tile
-from jaxattn.kernels.plan import Plan, ceil_div
+from jaxattn.backends.blockwise import tile
+from jaxattn.backends.blockwise.plan import Plan
 
 
 class Run(NamedTuple):

@@ -22,9 +22,9 @@ from jaxattn._axes import Index
 from jaxattn._problem import Rule
 from jaxattn._value import Span
 from jaxattn._varying import vary
-from jaxattn.kernels import tile
-from jaxattn.kernels.loops import NOTHING, by_width, stack, sum_over
-from jaxattn.kernels.walk import Walk, read_keys, read_rows
+from jaxattn.backends.blockwise import tile
+from jaxattn.backends.blockwise.loops import NOTHING, by_width, stack, sum_over
+from jaxattn.backends.blockwise.walk import Walk, read_keys, read_rows
 
 
 def tangent(

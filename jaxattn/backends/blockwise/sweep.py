@@ -12,10 +12,10 @@ from jaxtyping import Array
 
 from jaxattn._axes import Index, count_to, cut_axis, dot
 from jaxattn._problem import Rule
-from jaxattn.kernels import tile, watch
-from jaxattn.kernels.loops import NOTHING, by_width
-from jaxattn.kernels.walk import Walk, read_keys, read_rows
-from jaxattn.kernels.watch import Watch
+from jaxattn.backends.blockwise import tile, watch
+from jaxattn.backends.blockwise.loops import NOTHING, by_width
+from jaxattn.backends.blockwise.walk import Walk, read_keys, read_rows
+from jaxattn.backends.blockwise.watch import Watch
 
 
 def sweep(

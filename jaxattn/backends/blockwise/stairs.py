@@ -17,9 +17,9 @@ from jaxattn._mask import Mask
 from jaxattn._observation import KEY, QUERY
 from jaxattn._problem import Rule
 from jaxattn._value import Place, Sizes, Span
-from jaxattn.kernels import tile, watch
-from jaxattn.kernels.walk import Walk
-from jaxattn.kernels.watch import Watch
+from jaxattn.backends.blockwise import tile, watch
+from jaxattn.backends.blockwise.walk import Walk
+from jaxattn.backends.blockwise.watch import Watch
 
 STRIPS, AT_CORNER = 2, 4  # where rows have keys in common, and where they have none
 LEAST = 96  # rows of a strip; with fewer, what is saved is spent on starting small products
