@@ -87,7 +87,7 @@ def check(case, backend):
     assert_close(jitted(mask), out, naive, what="result where the mask is traced")
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(12)
 @for_backends
 @for_dtypes
 @pytest.mark.parametrize("name", OF_DTYPE)
@@ -153,6 +153,7 @@ def test_lengths_mapped(x64):
     assert_close(got, out, naive)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("count", [None, np.uint8(4), 4, np.int64(4)])
 @pytest.mark.parametrize("window", [None, 6])
 @pytest.mark.parametrize("batch", [(), (1,)])

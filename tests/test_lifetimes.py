@@ -121,10 +121,7 @@ def test_also_elsewhere(option, use):
     assert_gone(make, lambda function: OTHERS[use](**option_of(function)))
 
 
-@pytest.mark.sampled(1)
-@pytest.mark.parametrize(
-    "backend", [TILED, *(pytest.param(b, marks=pytest.mark.long) for b in BACKENDS[1:])], ids=repr
-)
+@pytest.mark.parametrize("backend", BACKENDS, ids=repr)
 @pytest.mark.parametrize(
     "options",
     [

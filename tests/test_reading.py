@@ -123,6 +123,7 @@ def test_alike():
 # Training and the checkpoint
 
 
+@pytest.mark.long
 def test_training_lowers_the_loss_and_is_the_same_bit_for_bit(tmp_path):
     for name in ("one", "two"):
         reading.save(reading.train(12, seed=3), tmp_path / f"{name}.npz")

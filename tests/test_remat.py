@@ -35,7 +35,7 @@ def test_names_keep_the_forward_pass(backend):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("backend", [ja.AUTO, TILED, ja.Reference()], ids=repr)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("mask", [ja.EVERYTHING, ja.Causal()], ids=repr)

@@ -21,7 +21,7 @@ from small import BACKENDS, for_backends
 import jaxattn as ja
 from jaxattn.scores import relative_buckets
 
-pytestmark = pytest.mark.sampled(3)
+pytestmark = pytest.mark.sampled(5)
 
 TILED = ja.Blockwise(q_block=4, k_block=3)
 RANK_2 = SMALL._replace(batch=(2, 3))

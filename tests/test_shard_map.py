@@ -13,7 +13,7 @@ FLAGS = {
 }
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("name", shard_map_cases.NAMES)
 def test_inside_shard_map(name):
     code = f"import shard_map_cases; shard_map_cases.run({name!r})"
