@@ -91,7 +91,17 @@ def modules_of(layer):
 
 
 LAYERS = (
-    *("_jaxpr", "_varying", "_serial", "_axes", "_value", "_function", "_batched", "_offset"),
+    *(
+        "_jaxpr",
+        "_varying",
+        "_serial",
+        "_axes",
+        "_value",
+        "_function",
+        "_batched",
+        "_offset",
+        "_finite",
+    ),
     *("_rope_angles", "_rope_scaling", "_rope_config", "rope", "steps"),
     *("_trace", "_mask", "masks", "_score", "scores", "dropout", "_observation", "_problem"),
     *("_linear", "_mesh", "merge"),

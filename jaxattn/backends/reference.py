@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from jaxattn import steps
 from jaxattn._axes import accumulator, count_to
+from jaxattn._finite import finite, hide, rows_not_finite
 from jaxattn._mask import Mask
 from jaxattn._observation import HEAD, Observation, Seen
 from jaxattn._problem import Problem, Rule
@@ -73,22 +74,20 @@ def one_head(
     block = Block(sizes, flat, 1, head, (1, 1), place.rows, place.keys)
     part = lambda value: jax.tree.map(lambda x: x.reshape(x.shape[3:]), value.read(block))
 
-    scaled = steps.scores(_finite(q), _finite(k), rule.scale).scaled
+    scaled = steps.scores(finite(q), finite(k), rule.scale).scaled
     allowed = part(rule.mask).allows(place)
     allowed = None if allowed is None else jnp.broadcast_to(allowed, scaled.shape)
-    # What a hidden pair holds may overflow, and 0 times the derivative of that is NaN.
-    hide = lambda x: x if allowed is None else jnp.where(allowed, x, 0)
-    logits = hide(scaled)
+    logits = hide(scaled, allowed)
     for item in rule.score:
         logits = part(item).apply(logits, place)
     logits = steps.mask(logits, allowed)
-    whole = weights = hide(steps.weights(logits))
+    whole = weights = hide(steps.weights(logits), allowed)
     if rule.dropout is not None:
         weights = part(rule.dropout).apply(weights, place)
     seen = jnp.ones(logits.shape, bool) if allowed is None else allowed
-    bad_logits = (seen & (_bad(q)[:, None] | _bad(k)[None, :])).any(axis=1)
+    bad_logits = (seen & (rows_not_finite(q)[:, None] | rows_not_finite(k)[None, :])).any(axis=1)
     bad_values = steps.mix(seen.astype(v.dtype), (~jnp.isfinite(v)).astype(v.dtype)) > 0
-    out = jnp.where(bad_logits[:, None] | bad_values, jnp.nan, steps.mix(weights, _finite(v)))
+    out = jnp.where(bad_logits[:, None] | bad_values, jnp.nan, steps.mix(weights, finite(v)))
     peak = steps.row_peak(logits)
     log_total = steps.log_sum_exp(logits - peak[:, None])
     blind = log_total == -jnp.inf
@@ -100,12 +99,3 @@ def one_head(
     tops, lse = logits.max(axis=1), peak + joined
     seen = Seen(whole, share, logits, scaled, seen, queries, tops, lse, ~blind, place)
     return out, peak, log_total, tuple(part(each).absorb(seen) for each in watched)
-
-
-def _finite(x: Array) -> Array:
-    return jnp.where(jnp.isfinite(x), x, 0)
-
-
-def _bad(x: Array) -> Array:
-    """Whether there is a NaN or Inf in each row."""
-    return ~jnp.isfinite(x).all(axis=1)

@@ -56,11 +56,13 @@ class Blockwise(Backend):
 
     def forward(self, problem: Problem) -> Walk:
         """How the score matrices of a problem are gone through forward."""
-        walk = self.tangent(problem)
+        return self._forward(problem, self.tangent(problem))
+
+    def _forward(self, problem: Problem, tangent: Walk) -> Walk:
         if self.q_block is not None or self.k_block is not None:
-            return walk
+            return tangent
         args = problem.rule.mask, problem.sizes, problem.kv_heads, jax.default_backend()
-        return walk._replace(plan=whole_rows(walk.plan, *args))
+        return tangent._replace(plan=whole_rows(tangent.plan, *args))
 
     def tangent(self, problem: Problem) -> Walk:
         """As `forward`, in the tangent rule and where observations are made from lse."""
@@ -69,7 +71,8 @@ class Blockwise(Backend):
         return Walk(plan, sizes, n)
 
     def run(self, problem: Problem, watched: tuple[Observation, ...]) -> Folded:
-        walk, tangent = self.forward(problem), self.tangent(problem)
+        tangent = self.tangent(problem)
+        walk = self._forward(problem, tangent)
         hits = walk.find_hits(problem.rule.mask)
         return derived(Forward(walk, tangent), problem, watched, tangent, hits)
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxattn._axes import Index, accumulator, ceil_div, dot, put
+from jaxattn._finite import nan_unless_finite
 from jaxattn._problem import Rule
 from jaxattn._value import Place
 from jaxattn._varying import vary
@@ -127,7 +128,7 @@ def _block(
     plan, features = walk.plan, keys.v.shape[-1]
     run, rows = walk.run(run_index), walk.rows(i)
     reach = walk.reach(rule.mask, hits, run_index, i)
-    q_rows = tile.nan_unless_finite(read_rows(q, run, rows).astype(keys.dtype))
+    q_rows = nan_unless_finite(read_rows(q, run, rows).astype(keys.dtype))
     q_rows = after(q_rows, ready) if ready else q_rows
     held = walk.keys(reach.begin(0), plan.k_block)
     unseen = watch.nothing(walk, watched, run, rows.size, held.size, keys.dtype)

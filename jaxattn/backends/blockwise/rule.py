@@ -13,6 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float
 
+from jaxattn._finite import finite
 from jaxattn._problem import Rule
 from jaxattn._value import Zero
 from jaxattn._varying import vary
@@ -77,7 +78,7 @@ def _fold_jvp(passes: Passes, primals: Any, tangents: Any) -> Any:
     d = tile.Tangents(dq, dk, dv, dscale, _moving(rule.score, tangents[3].score))
     lse = tile.LogSumExp(folded.peak, folded.log_total)
     mixed, dlse = tangent(passes.tangent, q, k, v, rule, hits.tangent, lse, d)
-    dout = mixed - dlse[..., None] * tile.finite(folded.out)
+    dout = mixed - dlse[..., None] * finite(folded.out)
     dstates = ()
     if watched:
         # As the derivative of the second sweep, also where there was none.

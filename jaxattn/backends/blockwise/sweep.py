@@ -11,6 +11,7 @@ import jax
 from jaxtyping import Array
 
 from jaxattn._axes import Index, count_to, cut_axis, dot
+from jaxattn._finite import finite
 from jaxattn._problem import Rule
 from jaxattn.backends.blockwise import tile, watch
 from jaxattn.backends.blockwise.loops import NOTHING, by_width
@@ -60,8 +61,8 @@ def _block(
     run, rows = walk.run(run_index), walk.rows(i)
     reach = walk.reach(rule.mask, hits, run_index, i, held=True)
     held = walk.keys(reach.base, min(plan.k_tiles * plan.k_block, walk.sizes.s))
-    q_rows = tile.finite(read_rows(q, run, rows).astype(acc))
-    k_held = tile.finite(read_keys(k, run, held).astype(acc))
+    q_rows = finite(read_rows(q, run, rows).astype(acc))
+    k_held = finite(read_keys(k, run, held).astype(acc))
     lse_rows = jax.tree.map(lambda x: read_rows(x, run, rows), lse)
     unseen = watch.nothing(walk, watched, run, rows.size, held.size, acc)
 

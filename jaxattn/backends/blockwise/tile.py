@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxattn._axes import dot
+from jaxattn._finite import finite, hide
 from jaxattn._problem import Rule
 from jaxattn._score import Score
 from jaxattn._value import Place, Zero
@@ -57,16 +58,6 @@ class LogSumExp(NamedTuple):
     log_total: Float[Array, " r"]
 
 
-def nan_unless_finite(x: Array) -> Array:
-    """x with NaN in place of Inf, so that one rule holds for both."""
-    return jnp.where(jnp.isfinite(x), x, jnp.nan)
-
-
-def finite(x: Array) -> Array:
-    """x with 0 in place of NaN and Inf."""
-    return jnp.where(jnp.isfinite(x), x, 0)
-
-
 def nothing_seen(rows: int, features: int, dtype: jnp.dtype) -> State:
     return State(
         jnp.full(rows, -jnp.inf, dtype), jnp.zeros(rows, dtype), jnp.zeros((rows, features), dtype)
@@ -91,11 +82,6 @@ def logits(
     for item in rule.score:
         changed = item.apply(changed, place)
     return changed if allowed is None else jnp.where(allowed, changed, -jnp.inf)
-
-
-def hide(x: Float[Array, "a b"], allowed: Bool[Array, "#a #b"] | None) -> Float[Array, "a b"]:
-    """0 for a hidden pair, whose logit may have overflowed: 0 times its derivative is NaN."""
-    return x if allowed is None else jnp.where(allowed, x, 0)
 
 
 def absorb(

@@ -16,10 +16,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Shaped
 
 from jaxattn._axes import Index, ceil_div, count_to, cut, cut_axis, larger, smaller
+from jaxattn._finite import finite, nan_unless_finite
 from jaxattn._mask import Mask
 from jaxattn._value import Block, Place, Sizes, Span, Value, unflatten_index
 from jaxattn._varying import vary
-from jaxattn.backends.blockwise import tile
 from jaxattn.backends.blockwise.plan import Plan
 
 
@@ -298,7 +298,7 @@ class Keys(NamedTuple):
             part = lambda x: cut_axis(x, span.start, span.size, axis=2)
             return part(self.k), part(self.v)
         k, v = (read_keys(x, self.run, span).astype(self.dtype) for x in (self.k, self.v))
-        return tile.nan_unless_finite(k), v if self.trusting else tile.finite(v)
+        return nan_unless_finite(k), v if self.trusting else finite(v)
 
 
 def read_rows(x: Any, run: Run, rows: Span) -> Float[Array, "batches kv group r *d"]:
