@@ -64,7 +64,7 @@ def test_all_observations_fit(mask):
 @pytest.mark.parametrize("name", NAMES)
 def test_each_observation_fits_and_is_linear(name, mask):
     small, large = (temporary((name,), t, MASKS[mask]) for t in (4096, 8192))
-    assert temporary((name,), 2048, MASKS[mask]) <= 16 * MIB
+    assert temporary((name,), 2048, MASKS[mask]) <= 13 * MIB
     assert large <= 2.3 * small
 
 

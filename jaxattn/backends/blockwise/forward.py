@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from jaxattn._axes import Index, accumulator, ceil_div, dot, put
 from jaxattn._finite import nan_unless_finite
+from jaxattn._mask import Mask
 from jaxattn._problem import Rule
 from jaxattn._value import Place
 from jaxattn._varying import vary
@@ -20,8 +21,9 @@ from jaxattn.backends.blockwise.loops import after, by_width, loop, repeat
 from jaxattn.backends.blockwise.walk import Keys, Walk, read_keys, read_rows, to_rows
 from jaxattn.backends.blockwise.watch import Watch
 
-HELD = 2**21  # scores that may be held while observing
-FEW = 4  # observations, which leave room for two blocks
+SMALL = 2**21  # scores of all blocks together, of which all may be held
+AT_A_TIME = 5 * 2**18  # scores of blocks that are observed together where there are more
+MANY = 8  # observations, which hold much of a block: then one block at a time
 
 
 def forward(
@@ -43,6 +45,12 @@ def forward(
     once = lambda carry: (repair(carry[0]), carry[1] & False)
     out, _ = jax.lax.while_loop(lambda carry: carry[1], once, (out, wrong))
     return out, peak, log_total, states
+
+
+def _scores(walk: Walk, mask: Mask, i: Index) -> int:
+    """How many scores the i-th block of an unrolled walk holds, of a run of heads."""
+    first, stop = mask.limits(walk.rows(i), walk.sizes.s)
+    return walk.plan.batch * walk.plan.heads * walk.plan.q_block * (stop - first)
 
 
 def _is_few(walk: Walk) -> bool:
@@ -75,19 +83,22 @@ def _pass(
         keys = Keys.of(k, v, run, acc, trusting, keep=plan.q_blocks > 1)
 
         # Else XLA makes the tiles of all blocks first, and holds what observations need of them.
-        tiles = plan.batch * plan.heads * walk.sizes.t * plan.k_block
-        in_order = watched and plan.unrolled and tiles > HELD
-        at_a_time = 2 if len(watched) <= FEW else 1
-        before: list[Any] = []
+        small = plan.batch * plan.heads * walk.sizes.t * plan.k_block <= SMALL
+        in_order = watched and plan.unrolled and not small
+        most = AT_A_TIME if len(watched) < MANY else 0
+        before: list[tuple[int, Any]] = []
 
         def each_block(i: Index, carry: tuple[Any, ...]) -> tuple[Any, ...]:
             *wholes, states = carry
-            ready = before.pop(0) if len(before) == at_a_time else ()
+            scores = _scores(walk, rule.mask, i) if in_order else 0
+            ready = []
+            while before and scores + sum(size for size, _ in before) > most:
+                ready.append(before.pop(0)[1])
             *parts, added, first_key = _block(
                 walk, index, i, q, keys, rule, hits, watched, ready, widths
             )
             if in_order:
-                before.append((parts, added))
+                before.append((scores, (parts, added)))
             rows = walk.rows(i)
 
             def written(whole: Array, part: Array) -> Array:
