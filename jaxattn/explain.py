@@ -18,33 +18,17 @@ from jaxattn.dropout import Dropout
 from jaxattn.masks import EVERYTHING
 
 
-@dataclass(frozen=True)
-class Explanation:
-    """What a call of `attend` would do.
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Explanation(Cost):
+    """What a call of `attend` would do, and its `Cost`.
 
     backend: the one that would run. turned_down: why each of the others would not.
-    heads, batch: query heads and batch elements taken at a time.
-    q_block, k_block: the sides of a tile, in positions.
-    visited, tiles: tiles that the mask needs, of all tiles of all heads. visited is None where it
-      depends on arrays that are being traced.
-    flops: of the products q kᵀ and p v in what is computed of the visited tiles, a multiply and an
-      add counted as two; None as for visited.
-    second_sweep: whether observations, if any were asked for, are made from lse after the forward
-      fold, and not on the way. No field but this one and the next depends on them.
-    temporary_bytes: memory beside arguments and results, as the compiler plans it for the forward
-      pass alone; None where it does not say.
+    temporary_bytes: memory beside arguments and results, with the observations, as the compiler
+      plans it for the forward pass alone; None where it does not say.
     """
 
     backend: Backend
-    turned_down: dict[Backend, str]
-    heads: int
-    batch: int
-    q_block: int
-    k_block: int
-    visited: int | None
-    tiles: int
-    flops: int | None
-    second_sweep: bool
+    turned_down: Mapping[Backend, str]
     temporary_bytes: int | None
 
     def __repr__(self) -> str:
@@ -94,12 +78,15 @@ def explain(
     watched = tuple(check_observations(observe, problem.sizes, problem.q.dtype).values())
     call = Call(problem, watched, from_lse=False, platform=jax.default_backend())
     chosen = check_backend(backend).choose(call)
-    others = dict(turned_down(backend, chosen, call))
     memory: Any = (
         run.of(problem, watched).lower(chosen, problem, watched).compile().memory_analysis()
     )
-    temporary = None if memory is None else int(memory.temp_size_in_bytes)
-    cost = Cost(0, 0, 0, 0, 0, 0, 0, False)
+    cost = Cost()
     if not problem.is_empty:
         cost = chosen.cost(problem, check_mask(mask).resolve(problem.sizes), watched)
-    return Explanation(chosen, others, *cost, temporary)
+    return Explanation(
+        **vars(cost),
+        backend=chosen,
+        turned_down=turned_down(backend, chosen, call),
+        temporary_bytes=None if memory is None else int(memory.temp_size_in_bytes),
+    )

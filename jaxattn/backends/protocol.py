@@ -1,5 +1,6 @@
 """What a backend answers. Each is a frozen value, and belongs to the compiled program."""
 
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 from jaxtyping import Array
@@ -26,17 +27,28 @@ class Call(NamedTuple):
     platform: str
 
 
-class Cost(NamedTuple):
-    """What a call costs; see `Explanation` for the fields."""
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a call costs. Nothing, if there is no query or no key.
 
-    heads: int
-    batch: int
-    q_block: int
-    k_block: int
-    visited: int | None
-    tiles: int
-    flops: int | None
-    second_sweep: bool
+    heads, batch: query heads and batch elements taken at a time.
+    q_block, k_block: the sides of a tile, in positions.
+    visited, tiles: tiles that the mask needs, of all tiles of all heads. visited is None where it
+      depends on arrays that are being traced.
+    flops: of the products q kᵀ and p v in what is computed of the visited tiles, a multiply and an
+      add counted as two; None as for visited.
+    second_sweep: whether observations, if any were asked for, are made from lse after the forward
+      fold, and not on the way. No other field depends on them.
+    """
+
+    heads: int = 0
+    batch: int = 0
+    q_block: int = 0
+    k_block: int = 0
+    visited: int | None = 0
+    tiles: int = 0
+    flops: int | None = 0
+    second_sweep: bool = False
 
 
 class Backend:

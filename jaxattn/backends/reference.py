@@ -31,8 +31,15 @@ class Reference(Backend):
         sizes = problem.sizes
         count = math.prod(sizes.batch) * sizes.h
         features = problem.q.shape[-1] + problem.v.shape[-1]
-        whole = (sizes.h, count // sizes.h, sizes.t, sizes.s)
-        return Cost(*whole, count, count, 2 * count * sizes.t * sizes.s * features, False)
+        return Cost(
+            heads=sizes.h,
+            batch=count // sizes.h,
+            q_block=sizes.t,
+            k_block=sizes.s,
+            visited=count,
+            tiles=count,
+            flops=2 * count * sizes.t * sizes.s * features,
+        )
 
     def run(self, problem: Problem, watched: tuple[Observation, ...]) -> tuple[Any, ...]:
         q, k, v, rule = problem

@@ -86,7 +86,7 @@ class MultiHeadAttention(nnx.MultiHeadAttention):
             rngs=rngs,
             **flax,
         )
-        vars(self).pop("decode")  # Flax's flag; here a method
+        del self.decode  # Flax's flag; here a method
         self.rope = rope
         at_zero = nnx.Param(jnp.zeros(num_heads, self.param_dtype)) if sinks else None
         self.sinks = nnx.data(at_zero)

@@ -96,9 +96,16 @@ class Blockwise(Backend):
             visited, pairs = visited_pairs(walk, mask)
             flops = 2 * pairs * (problem.q.shape[-1] + problem.v.shape[-1])
         per_head = plan.q_blocks * ceil_div(problem.sizes.s, plan.k_block)
-        total = per_head * walk.batches * problem.sizes.h
-        shape = (plan.heads, plan.batch, plan.q_block, plan.k_block)
-        return Cost(*shape, visited, total, flops, bool(watched) and plan.k_tiles > 1)
+        return Cost(
+            heads=plan.heads,
+            batch=plan.batch,
+            q_block=plan.q_block,
+            k_block=plan.k_block,
+            visited=visited,
+            tiles=per_head * walk.batches * problem.sizes.h,
+            flops=flops,
+            second_sweep=bool(watched) and plan.k_tiles > 1,
+        )
 
 
 @dataclass(frozen=True)
