@@ -2,14 +2,15 @@
 
 CHECKOUT is a folder with the other version, such as one made by `git worktree add`. Both are loaded
 into this process, checked against float64, and timed in the same rounds; a ratio below 1 says that
-this version is faster.
+this version is faster. What seems to be more than 5 % slower is timed twice again, and the median of
+the three counts: most of it is noise.
 """
 
 import argparse
 import importlib.util
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import geometric_mean, median
@@ -26,8 +27,10 @@ from benchmarks.contenders import JaxContender
 from benchmarks.results import FOLDER, paired_ratio, save_report
 from benchmarks.sets import SETS
 from benchmarks.timing import Budget, measure
+from benchmarks.workloads import Workload
 
 BEFORE, AFTER = "before", "after"
+SLOWER, RUNS = 1.05, 3
 Row = dict[str, Any]
 
 
@@ -78,14 +81,18 @@ def rows_of_set(name: str, other: Mapping[str, ModuleType], seconds: float, say:
     )
     found = []
     for work in tqdm(SETS[name], desc=name, unit="workload"):
-        record = run.measure_workload(work, pair, run.budget(seconds), say)["contenders"]
-        wrong = {who: its for who, its in record.items() if its["status"] != "timed"}
-        if wrong:
-            raise AssertionError(f"{work.name}: {wrong}")
-        samples = {who: its["samples_s"] for who, its in record.items()}
-        compiles = {who: its["compile_s"] for who, its in record.items()}
-        memory = {who: its["temp_bytes"] for who, its in record.items()}
-        found.append(_row(name, work.name, samples, compiles, memory))
+
+        def once(work: Workload = work) -> Row:
+            record = run.measure_workload(work, pair, run.budget(seconds), say)["contenders"]
+            wrong = {who: its for who, its in record.items() if its["status"] != "timed"}
+            if wrong:
+                raise AssertionError(f"{work.name}: {wrong}")
+            samples = {who: its["samples_s"] for who, its in record.items()}
+            compiles = {who: its["compile_s"] for who, its in record.items()}
+            memory = {who: its["temp_bytes"] for who, its in record.items()}
+            return _row(name, work.name, samples, compiles, memory)
+
+        found.append(_settled(once))
     return found
 
 
@@ -108,14 +115,26 @@ def rows_of_observing(
                 off = observing.errors(got, want, head)
                 if not all(value <= observing.LIMITS[key] for key, value in off.items()):
                     raise AssertionError(f"{who}, {what} at {t} tokens: off by {off}")
-            samples = {
-                who: list(its.seconds) for who, its in measure(built, Budget(seconds)).items()
-            }
-            compiles = {who: its.compile_seconds for who, its in built.items()}
-            memory = {who: its.temp_bytes() for who, its in built.items()}
             name = f"{what}, {t} tokens, {'causal' if causal else 'full'}"
-            found.append(_row("observing", name, samples, compiles, memory))
+
+            def once(name: str = name, built: dict[str, Built] = built) -> Row:
+                times = measure(built, Budget(seconds))
+                samples = {who: list(its.seconds) for who, its in times.items()}
+                compiles = {who: its.compile_seconds for who, its in built.items()}
+                memory = {who: its.temp_bytes() for who, its in built.items()}
+                return _row("observing", name, samples, compiles, memory)
+
+            found.append(_settled(once))
     return found
+
+
+def _settled(once: Callable[[], Row]) -> Row:
+    """A row; the one in the middle of several where the first seems slower."""
+    first = once()
+    if first["ratio"] <= SLOWER:
+        return first | {"ratios": [first["ratio"]]}
+    rows = sorted((first, *(once() for _ in range(RUNS - 1))), key=lambda row: row["ratio"])
+    return rows[RUNS // 2] | {"ratios": [row["ratio"] for row in rows]}
 
 
 def _row(where: str, name: str, samples: Any, compiles: Any, memory: Any) -> Row:
@@ -132,7 +151,11 @@ def _row(where: str, name: str, samples: Any, compiles: Any, memory: Any) -> Row
 def markdown(data: Mapping[str, Any]) -> str:
     """Every workload, and the geometric mean of each set."""
     lines = ["# This version against the one before", "", header.of_times(data), ""]
-    lines += [f"- Before: {data['before']}. A ratio below 1: this version is faster.", ""]
+    lines += [
+        f"- Before: {data['before']}. A ratio below 1: this version is faster. Of a ratio above "
+        f"{SLOWER} the median of {RUNS} runs, which are all there.",
+        "",
+    ]
     for name in dict.fromkeys(row["set"] for row in data["rows"]):
         rows = [row for row in data["rows"] if row["set"] == name]
         mean = geometric_mean(row["ratio"] for row in rows)
@@ -154,8 +177,9 @@ def _line(row: Row) -> str:
     before, after = (1e3 * median(row["seconds"][who]) for who in (BEFORE, AFTER))
     memory = [(row["temp_bytes"][who] or math.nan) / 2**20 for who in (BEFORE, AFTER)]
     compiling = [row["compile_seconds"][who] for who in (BEFORE, AFTER)]
+    runs = f" ({', '.join(f'{x:.3f}' for x in row['ratios'])})" if len(row["ratios"]) > 1 else ""
     return (
-        f"| {row['name']} | {before:.2f} | {after:.2f} | {row['ratio']:.3f} | "
+        f"| {row['name']} | {before:.2f} | {after:.2f} | {row['ratio']:.3f}{runs} | "
         f"{memory[0]:.1f} → {memory[1]:.1f} | {compiling[0]:.2f} → {compiling[1]:.2f} |"
     )
 
