@@ -46,7 +46,9 @@ class Case:
 
     def attend(self, x: Any, rest: Arrays, backend: Any) -> Any:
         q, k, v, learnt = x
-        options = self.options({**learnt, **rest})
+        options: dict[str, Any] = {"positions": ja.Positions(0, 0)} | self.options(
+            {**learnt, **rest}
+        )
         if self.merged:
             parts = [ja.attend(q, k[cut], v[cut], backend=backend) for cut in CUTS]
             got = ja.merge(*parts)
@@ -85,6 +87,14 @@ def _mask(
     return Case(name, lambda a: {"mask": mask(a)}, lambda a: {"allowed": of(a)}, rest=rest)
 
 
+def _places(
+    name: str, positions: Callable[[Arrays], Any], allowed: Options | Any, **rest: Any
+) -> Case:
+    of = allowed if callable(allowed) else lambda a: allowed
+    options = lambda a: {"mask": ja.Causal() & ja.Window(4), "positions": positions(a)}
+    return Case(name, options, lambda a: {"allowed": of(a)}, rest=rest)
+
+
 def _score(name: str, score: Options | Any, written: Any, **learnt: Any) -> Case:
     return Case(
         name,
@@ -109,7 +119,8 @@ _PLACES = NUMBERS.permutation(S)
 _SEEN = NUMBERS.random((H, T, S)) < 0.5
 _SEEN[..., 0] = True
 _CAUSAL, _WINDOW = J <= I + 2, (I <= J) & (J <= I + 2)
-_AWAY, _BUCKETS = np.abs(I + 2 - J), RelativeBias(8, 4)
+_AWAY, _BUCKETS = np.abs(I - J), RelativeBias(8, 4)
+_NEAR = (J <= I + 2) & (I + 2 - J <= 4)
 
 
 def _cap(a: Arrays, x: Any) -> Any:
@@ -122,9 +133,9 @@ def _alibi(a: Arrays, x: Any) -> Any:
 
 CASES = (
     _mask("`EVERYTHING`", lambda a: ja.EVERYTHING, True),
-    _mask("`Causal`", lambda a: ja.Causal(ja.END), _CAUSAL),
-    _mask("`Window`", lambda a: ja.Window(2, 0, ja.END), _WINDOW),
-    _mask("`PrefixLM`", lambda a: ja.PrefixLM(3, 0), (J < 3) | (J <= I)),
+    _mask("`Causal`", lambda a: ja.Causal(2), _CAUSAL),
+    _mask("`Window`", lambda a: ja.Window(2, 0, 2), _WINDOW),
+    _mask("`PrefixLM`", lambda a: ja.PrefixLM(3), (J < 3) | (J <= I)),
     _mask("`Lengths`", lambda a: ja.Lengths(k=5), J < 5),
     _mask(
         "`Segments`",
@@ -133,24 +144,32 @@ CASES = (
         q=_Q_IDS,
         k=_K_IDS,
     ),
-    _mask(
-        "`Positions`",
-        lambda a: ja.Positions(a["q"] + 2, a["k"], left=4),
-        (_PLACES <= I + 2) & (I + 2 - _PLACES <= 4),
-        q=np.arange(T),
-        k=_PLACES,
-    ),
     _mask("`Dense`", lambda a: ja.Dense(a["seen"]), _SEEN, seen=_SEEN),
     _mask("`Where`", lambda a: ja.Where(lambda at: (at.q + at.k) % 2 == 0), (I + J) % 2 == 0),
     _mask("`a & b`", lambda a: ja.Causal(2) & ja.Lengths(k=5), _CAUSAL & (J < 5)),
     _mask("`a \\| b`", lambda a: ja.Window(2, 0, 2) | ja.Lengths(k=2), _WINDOW | (J < 2)),
-    _mask("`~a`", lambda a: ~ja.Window(1, 0, 0), ~((I - 1 <= J) & (J <= I))),
+    _mask("`~a`", lambda a: ~ja.Window(1), ~((I - 1 <= J) & (J <= I))),
     _mask(
         "traced numbers in masks",
-        lambda a: ja.Causal(a["offset"]) & ja.Lengths(k=a["k"]),
-        lambda a: (I + a["offset"] >= J) & (a["k"] > J),
-        offset=np.array(1),
+        lambda a: ja.PrefixLM(a["prefix"]) & ja.Lengths(k=a["k"]),
+        lambda a: ((J <= I) | (a["prefix"] > J)) & (a["k"] > J),
+        prefix=np.array(3),
         k=np.array(4),
+    ),
+    _places("`positions=END`", lambda a: ja.END, _NEAR),
+    _places(
+        "`Positions` of starts, traced",
+        lambda a: ja.Positions(a["q"], a["k"]),
+        lambda a: (I + a["q"] >= J + a["k"]) & (I + a["q"] - J - a["k"] <= 4),
+        q=np.array(3),
+        k=np.array(1),
+    ),
+    _places(
+        "`Positions` of every token",
+        lambda a: ja.Positions(a["q"] + 2, a["k"]),
+        (_PLACES <= I + 2) & (I + 2 - _PLACES <= 4),
+        q=np.arange(T),
+        k=_PLACES,
     ),
     _score(
         "`Bias`",
@@ -158,12 +177,10 @@ CASES = (
         lambda a, x: x + a["bias"],
         bias=NUMBERS.standard_normal((H, T, S)),
     ),
-    _score(
-        "`ALiBi`", lambda a: ja.ALiBi(a["slopes"], 2), _alibi, slopes=NUMBERS.standard_normal(H)
-    ),
+    _score("`ALiBi`", lambda a: ja.ALiBi(a["slopes"]), _alibi, slopes=NUMBERS.standard_normal(H)),
     _score(
         "`RelativeBias`",
-        lambda a: ja.RelativeBias(a["table"], max_distance=4, offset=0),
+        lambda a: ja.RelativeBias(a["table"], max_distance=4),
         lambda a, x: x + jnp.moveaxis(a["table"][_BUCKETS.bucket(J - I)], -1, 0),
         table=NUMBERS.standard_normal((8, H)),
     ),
@@ -176,7 +193,7 @@ CASES = (
     ),
     _score(
         "`score=(a, b)`",
-        lambda a: (ja.ALiBi(a["slopes"], 2), ja.SoftCap(a["cap"])),
+        lambda a: (ja.ALiBi(a["slopes"]), ja.SoftCap(a["cap"])),
         lambda a, x: _cap(a, _alibi(a, x)),
         slopes=NUMBERS.standard_normal(H),
         cap=np.array(0.7),

@@ -11,19 +11,18 @@ from jaxattn.backends.select import AUTO, Auto
 from jaxattn.dropout import Dropout
 from jaxattn.explain import Explanation, explain
 from jaxattn.masks import (
-    END,
     EVERYTHING,
     Causal,
     Dense,
     Lengths,
     Mask,
-    Positions,
     PrefixLM,
     Segments,
     Where,
     Window,
 )
 from jaxattn.merge import merge
+from jaxattn.positions import END, Positions
 from jaxattn.scores import ALiBi, Bias, RelativeBias, Score, SoftCap, alibi_slopes
 
 __all__ = [

@@ -26,14 +26,14 @@ def check_numbers(
     if isinstance(value, int | np.integer) and not isinstance(value, bool):
         value = int(value) if low is None else max(int(value), low)
         return value if high is None else min(value, high)
-    array = _integers(value, name)
+    array = integers(value, name)
     low, high = LEAST if low is None else low, MOST if high is None else high
     return fit(as_indices(array, low, high), name, sizes, "")
 
 
 def check_each(value: Any, name: str, sizes: Sizes, axis: str) -> Any:
     """Integers [*b axis] of any dtype, for axis "t" or "s"; the batch axes broadcast."""
-    array, size = _integers(value, name), getattr(sizes, axis)
+    array, size = integers(value, name), getattr(sizes, axis)
     if array.shape[-1:] != (size,):
         raise ValueError(
             f"{name} must have one number for each position, {size} of them, on its last axis, "
@@ -49,7 +49,11 @@ def uncut(value: Any, name: str) -> Any:
     return value if isinstance(value, np.ndarray) else as_array(value, name)
 
 
-def _integers(value: Any, name: str) -> Any:
+def integers(value: Any, name: str) -> Any:
+    """
+    Raises:
+      TypeError: they are none.
+    """
     array = uncut(value, name)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"{name} holds integers, got {array.dtype} {array.shape}; cast it first")
@@ -99,10 +103,15 @@ def fit(array: AnyArray, name: str, sizes: Sizes, axes: str) -> Any:
     own = dict(zip(reversed(axes), reversed(array.shape), strict=False))
     core = (own["."] if axis == "." else getattr(sizes, axis) for axis in axes)
     full = (*sizes.batch, *core)
-    extra = len(full) - array.ndim
-    if extra < 0 or any(a not in (1, b) for a, b in zip(array.shape, full[extra:], strict=True)):
+    if not broadcasts(array.shape, full):
         raise ValueError(
             f"{name} must broadcast to [{' '.join(('*b', *axes))}] = {list(full)}, got shape "
             f"{array.shape}; give each axis its full size or 1"
         )
-    return array.reshape((1,) * extra + array.shape)
+    return array.reshape((1,) * (len(full) - array.ndim) + array.shape)
+
+
+def broadcasts(shape: tuple[int, ...], full: tuple[int, ...]) -> bool:
+    """Whether an array of `shape` broadcasts to `full`: each of its last axes is full or 1."""
+    extra = len(full) - len(shape)
+    return extra >= 0 and all(a in (1, b) for a, b in zip(shape, full[extra:], strict=True))

@@ -24,11 +24,9 @@ class Source:
 
     Functions are told apart by identity, bound methods by their object's. Only a callable that has
     an equality of its own, and a hash, such as a frozen dataclass, is kept: it is what it equals.
-    A function may have an attribute `moves`: the function in whose name it stands.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        function = getattr(function, "moves", function)
         bound = isinstance(function, MethodType)
         parts = (function.__func__, function.__self__) if bound else (function,)
         self.kept = function if _is_content(function) else None

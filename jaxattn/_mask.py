@@ -1,13 +1,16 @@
 """The mask algebra: what a mask has to answer, and how masks combine."""
 
+import functools
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from jaxattn._axes import INDEX, Index, larger, smaller
-from jaxattn._value import Place, Sizes, Span, Value, show
+from jaxattn._axes import INDEX, Index, count_to, cut_axis, larger, smaller
+from jaxattn._batched import add_clipped
+from jaxattn._value import Place, Span, Value, show
+from jaxattn.positions import FARTHEST, Frame, Spots
 
 
 class Mask(Value):
@@ -28,9 +31,9 @@ class Mask(Value):
             f"in `and`, `or`, `not` or `if`; write a & b, a | b or ~a, or `mask is None`"
         )
 
-    def resolve(self, sizes: Sizes) -> "Mask":
-        """This mask with every default made explicit, checked against the sizes it has to fit."""
-        del sizes
+    def resolve(self, frame: Frame) -> "Mask":
+        """This mask with every default made explicit, checked against the axes it has to fit."""
+        del frame
         return self
 
     def allows(self, place: Place) -> Bool[Array, "#a #b"] | None:
@@ -85,17 +88,12 @@ class And(Mask):
             f"({mask!r})" if isinstance(mask, Or) else repr(mask) for mask in self.masks
         )
 
-    def resolve(self, sizes: Sizes) -> Mask:
+    def resolve(self, frame: Frame) -> Mask:
         """Flat, with all its bands as one."""
-        resolved = [part for mask in self.masks for part in _parts(And, mask.resolve(sizes))]
-        band, rest = None, []
-        for mask in resolved:
-            if not isinstance(mask, Band):
-                rest.append(mask)
-            else:
-                band = mask if band is None else band.meet(mask)
-        masks = [mask for mask in rest if not isinstance(mask, Everything)]
-        masks = masks if band is None else [band, *masks]
+        resolved = [part for mask in self.masks for part in _parts(And, mask.resolve(frame))]
+        bands = [mask for mask in resolved if isinstance(mask, Band | Near)]
+        masks = [*functools.reduce(_met, bands, ())]
+        masks += [mask for mask in resolved if not isinstance(mask, Band | Near | Everything)]
         return And(tuple(masks)) if len(masks) > 1 else masks[0] if masks else EVERYTHING
 
     def allows(self, place: Place) -> Bool[Array, "#a #b"] | None:
@@ -138,8 +136,8 @@ class Or(Mask):
     def __repr__(self) -> str:
         return " | ".join(map(repr, self.masks))
 
-    def resolve(self, sizes: Sizes) -> Mask:
-        masks = [part for mask in self.masks for part in _parts(Or, mask.resolve(sizes))]
+    def resolve(self, frame: Frame) -> Mask:
+        masks = [part for mask in self.masks for part in _parts(Or, mask.resolve(frame))]
         return EVERYTHING if any(isinstance(m, Everything) for m in masks) else Or(tuple(masks))
 
     def allows(self, place: Place) -> Bool[Array, "#a #b"] | None:
@@ -182,8 +180,8 @@ class Not(Mask):
     def __repr__(self) -> str:
         return f"~({self.mask!r})" if isinstance(self.mask, And | Or) else f"~{self.mask!r}"
 
-    def resolve(self, sizes: Sizes) -> Mask:
-        mask = self.mask.resolve(sizes)
+    def resolve(self, frame: Frame) -> Mask:
+        mask = self.mask.resolve(frame)
         return mask.mask if isinstance(mask, Not) else Not(mask)
 
     def allows(self, place: Place) -> Bool[Array, "#a #b"]:
@@ -218,19 +216,13 @@ EVERYTHING = Everything()
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Band(Mask):
-    """Query i sees keys i + low to i + high, both inclusive; None for no bound on that side.
-
-    What `Causal` and `Window` resolve to.
-    """
+    """The i-th query sees the keys i + low to i + high, both inclusive; None for no bound on that
+    side. What `Causal` and `Window` are where positions count up."""
 
     AXES: ClassVar = {"low": "", "high": ""}
 
     low: Any
     high: Any
-
-    def meet(self, other: "Band") -> "Band":
-        both = lambda choose, a, b: b if a is None else a if b is None else choose(a, b)
-        return Band(both(larger, self.low, other.low), both(smaller, self.high, other.high))
 
     def allows(self, place: Place) -> Bool[Array, "#a #b"] | None:
         ahead = place.k - place.q
@@ -265,6 +257,71 @@ class Band(Mask):
     @property
     def exact(self) -> bool:
         return True
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Near(Mask):
+    """A query at position p sees the keys at p + low to p + high, both inclusive; None for no bound
+    on that side. A `Band` where every token has a position of its own."""
+
+    AXES: ClassVar = {"q": "t", "k": "s"}
+
+    q: Int[Array, "*#b #t"]
+    k: Int[Array, "*#b s"]
+    low: int | None
+    high: int | None
+
+    def allows(self, place: Place) -> Bool[Array, "#a #b"] | None:
+        ahead = place.each_k(self.k) - place.each_q(self.q)
+        high = None if self.high is None else ahead <= self.high
+        low = None if self.low is None else self.low <= ahead
+        return low if high is None else high if low is None else low & high
+
+    def needs(self, rows: Span, s: int) -> tuple[Index, Index]:
+        """From the first to the last key that is near enough to any of the rows."""
+        q = self.q if self.q.shape[-1] == 1 else cut_axis(self.q, rows.start, rows.size)
+        near = jnp.ones(s, bool)
+        if self.high is not None:
+            near &= self.k - jnp.max(q) <= self.high
+        if self.low is not None:
+            near &= self.k - jnp.min(q) >= self.low
+        return ends(near, s)
+
+
+def band(spots: Spots, low: int | None, high: int | None, frame: Frame) -> Mask:
+    """Which keys are from `low` to `high` positions after their query."""
+    if spots.q_each is None or spots.k_each is None:
+        bound = lambda n: None if n is None else add_clipped(spots.ahead, n, -frame.t, frame.s)
+        return Band(bound(low), bound(high))
+    most = 2 * FARTHEST  # beyond are no pairs
+    bound = lambda n: None if n is None else min(max(n, -most), most)
+    return Near(spots.q_each, spots.k_each, bound(low), bound(high))
+
+
+def _met(bands: tuple[Mask, ...], band: Mask) -> tuple[Mask, ...]:
+    """`bands`, and `band` as a part of the last of them if both count from the same positions."""
+    if not bands:
+        return (band,)
+    *rest, last = bands
+    if isinstance(last, Band) and isinstance(band, Band):
+        return (*rest, Band(*_meet(last, band)))
+    if isinstance(last, Near) and isinstance(band, Near) and last.q is band.q:
+        low, high = _meet(last, band)
+        return (*rest, Near(band.q, band.k, low, high))
+    return (*bands, band)
+
+
+def _meet(a: Any, b: Any) -> tuple[Any, Any]:
+    """The bounds (low, high) of what is between those of both."""
+    both = lambda choose, x, y: y if x is None else x if y is None else choose(x, y)
+    return both(larger, a.low, b.low), both(smaller, a.high, b.high)
+
+
+def ends(near_s: Bool[Array, " s"], s: int) -> tuple[Index, Index]:
+    """The range from the first to the last True."""
+    first = jnp.min(count_to(s), where=near_s, initial=s)
+    stop = jnp.max(count_to(s), where=near_s, initial=-1) + 1
+    return jnp.minimum(first, stop), stop
 
 
 def clip(value: Any, s: int) -> Index:

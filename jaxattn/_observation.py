@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxattn._axes import Index
 from jaxattn._value import Place, Sizes, Value
+from jaxattn.positions import Frame, Spots, Unplaced
 
 
 class Per(Enum):
@@ -41,6 +42,7 @@ class Seen(NamedTuple):
     live: which rows see any key, here or in another tile.
     place: where the tile is.
     scored: whether scores came between `scaled` and `logits`.
+    spots: where its queries and keys are, for an observation that goes by it.
     """
 
     p: Float[Array, "t s"]
@@ -54,6 +56,7 @@ class Seen(NamedTuple):
     live: Bool[Array, " t"]
     place: Place
     scored: bool = True
+    spots: Spots | Unplaced = Spots()
 
     @property
     def weights(self) -> Float[Array, "t s"]:
@@ -62,12 +65,18 @@ class Seen(NamedTuple):
     @property
     def q(self) -> Int[Array, " t"]:
         """The positions of the queries."""
-        return self.place.rows.positions()
+        return self._at.q(self.place)
 
     @property
     def k(self) -> Int[Array, " s"]:
         """The positions of the keys."""
-        return self.place.keys.positions()
+        return self._at.k(self.place)
+
+    @property
+    def _at(self) -> Spots:
+        if isinstance(self.spots, Unplaced):
+            raise self.spots.refuse("an observation that reads `q` or `k`")
+        return self.spots
 
     @property
     def batch(self) -> tuple[Index, ...]:
@@ -93,9 +102,9 @@ class Observation(Value):
     def per(self) -> Per:
         return self.PER
 
-    def resolve(self, sizes: Sizes, dtype: Any) -> "Observation":
+    def resolve(self, frame: Frame, dtype: Any) -> "Observation":
         """This observation with every default made explicit, for weights of `dtype`."""
-        del sizes, dtype
+        del frame, dtype
         return self
 
     def start(self, sizes: Sizes, dtype: Any) -> Any:
@@ -145,16 +154,16 @@ class Shares(NamedTuple):
         return functools.reduce(jnp.add, terms)
 
 
-def known_lengths(observation: object, sizes: Sizes) -> None:
+def known_lengths(observation: object, frame: Frame) -> None:
     """For an observation whose shape follows from the lengths.
 
     Raises:
       ValueError: they are open, in a function that is exported.
     """
-    if not (isinstance(sizes.t, int) and isinstance(sizes.s, int)):
+    if not (isinstance(frame.t, int) and isinstance(frame.s, int)):
         raise ValueError(
             f"what {observation!r} shows is laid out by the lengths, which must be known, got "
-            f"t={sizes.t} and s={sizes.s}; export one function for each length, or leave it out"
+            f"t={frame.t} and s={frame.s}; export one function for each length, or leave it out"
         )
 
 
@@ -189,13 +198,13 @@ class Largest(Observation):
         return jax.tree.map(jnp.maximum, a, b)
 
 
-def check_observations(observe: Any, sizes: Sizes, dtype: Any) -> dict[str, Observation]:
+def check_observations(observe: Any, frame: Frame, dtype: Any) -> dict[str, Observation]:
     """The observations of a call, resolved.
 
     Raises:
       TypeError: not a dict of observations.
     """
-    return {name: each.resolve(sizes, dtype) for name, each in by_name(observe).items()}
+    return {name: each.resolve(frame, dtype) for name, each in by_name(observe).items()}
 
 
 def by_name(observe: Any) -> Mapping[str, Observation]:

@@ -14,6 +14,7 @@ from jaxattn._score import Score, check_scores
 from jaxattn._value import Sizes, Value, as_array, is_real, show
 from jaxattn._varying import vary, varying
 from jaxattn.dropout import Drop, Dropout
+from jaxattn.positions import Frame, place
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -78,16 +79,18 @@ def check(
     scale: Any,
     sinks: Any,
     dropout: Any,
+    positions: Any,
     one_dtype: bool = True,
-) -> Problem:
-    """The problem that these arrays pose. one_dtype: whether q, k and v have to share it.
+) -> tuple[Problem, Frame]:
+    """The problem that these arrays pose, and its frame. one_dtype: whether q, k and v have to
+    share it.
 
     Raises:
       TypeError: not floating point arrays of one dtype; not a mask, a score or a dropout.
       ValueError: axes that disagree; a mask, score or sinks that do not fit or are ambiguous.
     """
     q, k, v = _arrays(q, k, v, one_dtype=one_dtype)
-    q, k, v = vary((q, k, v), varying(q, k, v, mask, score, scale, sinks, dropout))
+    q, k, v = vary((q, k, v), varying(q, k, v, mask, score, scale, sinks, dropout, positions))
     shapes = f"q {q.shape}, k {k.shape}, v {v.shape}"
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.ndim < 3:
@@ -106,14 +109,15 @@ def check(
             f"n={n} from k {k.shape}; repeat k and v, or change h"
         )
     sizes = _sizes(q, k)
+    frame = place(positions, sizes)
     rule = Rule(
         _scale(scale, q),
-        check_scores(score, sizes, q.dtype),
-        check_mask(mask).resolve(sizes),
+        check_scores(score, frame, q.dtype),
+        check_mask(mask).resolve(frame),
         _sinks(sinks, sizes, q.dtype),
-        _dropout(dropout, sizes),
+        _dropout(dropout, frame),
     )
-    return Problem(q, k, v, rule)
+    return Problem(q, k, v, rule), frame
 
 
 def _sizes(q: Any, k: Any) -> Sizes:
@@ -178,7 +182,7 @@ def _sinks(sinks: Any, sizes: Sizes, dtype: Any) -> Sinks | None:
     return Sinks(fit(sinks.astype(accumulator(dtype)), "sinks", sizes, "h"))
 
 
-def _dropout(dropout: Any, sizes: Sizes) -> Drop | None:
+def _dropout(dropout: Any, frame: Frame) -> Drop | None:
     if dropout is None:
         return None
     if not isinstance(dropout, Dropout):
@@ -186,4 +190,4 @@ def _dropout(dropout: Any, sizes: Sizes) -> Drop | None:
             f"dropout is a value, Dropout(rate, key), got {show(dropout)}; pass "
             f"Dropout(0.1, jax.random.key(0)), or None for no dropout"
         )
-    return dropout.resolve(sizes)
+    return dropout.resolve(frame)

@@ -9,14 +9,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxattn._axes import accumulator
-from jaxattn._trace import trace
-from jaxattn._value import Place, Sizes, Value, show
+from jaxattn._trace import Traced, trace
+from jaxattn._value import Place, Value, show
+from jaxattn.positions import Frame, Spots
 
 
 class Score(Value):
     """A change of the scaled scores, before the mask."""
 
-    def resolve(self, sizes: Sizes, dtype: Any) -> "Score":
+    def resolve(self, frame: Frame, dtype: Any) -> "Score":
         """This score with every default made explicit, for logits of `dtype`."""
         raise NotImplementedError(f"{type(self).__name__}.resolve")
 
@@ -30,31 +31,41 @@ class Function(Score):
     """A user's function of one logit and its place."""
 
     function: Any
-    captured: tuple[Array, ...] = ()
 
-    def resolve(self, sizes: Sizes, dtype: Any) -> "Function":
+    def resolve(self, frame: Frame, dtype: Any) -> "BoundFunction":
         function: Callable[..., Any] = self.function
         logit = jax.ShapeDtypeStruct((), dtype)
         what = "a score function (logit, at) -> logit"
-        traced, captured, result = trace(function, sizes, logit, what=what)
+        traced, captured, result = trace(function, frame.sizes, logit, what=what)
         if not jnp.issubdtype(result.dtype, jnp.floating):
             raise TypeError(
                 f"a score function returns a logit, a real floating point number, got "
                 f"{result.dtype} from {function!r}; to hide pairs use a mask: Where(function)"
             )
-        return Function(traced, captured)
+        spots = frame.where(what) if traced.reads_positions else None
+        return BoundFunction(traced, captured, spots)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class BoundFunction(Score):
+    """A user's function that is traced. spots: None where it reads no positions."""
+
+    function: Traced
+    captured: tuple[Array, ...]
+    spots: Spots | None
 
     def apply(self, logits: Float[Array, "a b"], place: Place) -> Float[Array, "a b"]:
-        return self.function.over(place, self.captured, logits).astype(logits.dtype)
+        changed = self.function.over(place, self.spots, self.captured, logits)
+        return changed.astype(logits.dtype)
 
 
-def check_scores(score: Any, sizes: Sizes, dtype: Any) -> tuple[Score, ...]:
+def check_scores(score: Any, frame: Frame, dtype: Any) -> tuple[Score, ...]:
     """The items of `score` in order, resolved.
 
     Raises:
       TypeError: something that is neither a score nor a function.
     """
-    return tuple(check_item(item).resolve(sizes, accumulator(dtype)) for item in items_of(score))
+    return tuple(check_item(item).resolve(frame, accumulator(dtype)) for item in items_of(score))
 
 
 def items_of(score: Any) -> tuple[Any, ...]:

@@ -19,6 +19,7 @@ from jaxattn._function import Source
 from jaxattn._jaxpr import bind, run
 from jaxattn._value import Fixed, Place, Sizes
 from jaxattn._varying import Axes, evaluate, hoist, vary
+from jaxattn.positions import Spots
 
 JIT = "jit", "pjit"  # as newer and older versions of JAX name it
 POSITION: Any = jax.ShapeDtypeStruct((), INDEX)
@@ -48,7 +49,8 @@ REMEDIES: dict[type[Exception], str] = {
 class At(NamedTuple):
     """A pair of a query and a key, as a user's function sees it: integers.
 
-    batch: an index for each batch axis. head: of the queries. q, k: positions in the arrays.
+    batch: an index for each batch axis. head: of the queries. q, k: their positions, which are
+    those in the arrays, from 0 on, if the call does not say otherwise.
     """
 
     batch: tuple[Int[Array, ""], ...]
@@ -82,11 +84,21 @@ class Traced(Fixed):
     @property
     def reads_head(self) -> bool:
         """Whether the result may depend on the head."""
-        head = self.jaxpr.invars[-3]
-        return any(head is x for eqn in self.jaxpr.eqns for x in eqn.invars)
+        return self._reads(self.jaxpr.invars[-3])
 
-    def over(self, place: Place, captured: Any, *tiles: Array) -> Array:
-        """The function of every pair of a tile, with one number of each of `tiles`."""
+    @property
+    def reads_positions(self) -> bool:
+        """Whether the result may depend on the positions of the query and the key."""
+        return any(map(self._reads, self.jaxpr.invars[-2:]))
+
+    def _reads(self, var: Any) -> bool:
+        return any(var is x for eqn in self.jaxpr.eqns for x in eqn.invars)
+
+    def over(self, place: Place, spots: Spots | None, captured: Any, *tiles: Array) -> Array:
+        """The function of every pair of a tile, with one number of each of `tiles`.
+
+        spots: None where the function reads no positions.
+        """
         consts = [x.astype(dtype) for x, dtype in zip(captured, self.dtypes, strict=True)]
         whole: Callable[..., Any] = jaxpr_as_fun(ClosedJaxpr(self.jaxpr, consts))
         if self.axes:
@@ -97,7 +109,8 @@ class Traced(Fixed):
         def one(q: Array, k: Array, *scalars: Array) -> Array:
             return whole(*scalars, *batch, head, q, k)[0]
 
-        q, k = as_position(place.rows.positions()), as_position(place.keys.positions())
+        at = Spots() if spots is None else spots
+        q, k = as_position(at.q(place)), as_position(at.k(place))
         axes = [(None, 0), (0, None)]  # the inner axis, then the outer
         inner, outer = reversed(axes) if place.keys_first else axes
         every = (0,) * len(tiles)

@@ -27,6 +27,7 @@ from jaxattn.backends.protocol import Backend, Call
 from jaxattn.backends.select import AUTO, check_backend
 from jaxattn.dropout import Dropout
 from jaxattn.masks import EVERYTHING, Mask
+from jaxattn.positions import Frame, Given
 
 Pairwise: TypeAlias = Callable[[Array, At], ArrayLike]
 """A function (logit, at) -> logit of one pair."""
@@ -44,6 +45,7 @@ def attention(
     score: Scoring | None = None,
     scale: Real[AnyNumber, ""] | None = None,
     sinks: Float[AnyArray, " h"] | None = None,
+    positions: Given = None,
     dropout: Dropout | None = None,
     backend: Backend = AUTO,
 ) -> Float[Array, "*b t h e"]:
@@ -61,12 +63,16 @@ def attention(
         in it, also those that a function closes over, has a gradient.
       scale: of the products q kᵀ; 1/√d where none is given. May be traced, and has a gradient.
       sinks: a logit for each query head that joins the denominator of the softmax, and lse, only.
+      positions: where the queries and keys are, for all that goes by order or distance:
+        `Positions(q=..., k=...)`, each a start or a position for every token; or `END`, where the
+        queries are the last of the keys. May be left out if t == s; both then start at 0.
       dropout: of the weights, after the softmax.
       backend: how to compute it.
     Returns:
       The mixed values, in q's dtype. A query that may see no key gets 0, and gives no gradient.
     Raises:
-      ValueError: the axes disagree; a mask, score or sinks do not fit, or are ambiguous for t != s.
+      ValueError: the axes disagree; a mask, score, sinks or positions do not fit; something goes by
+        positions, which are not told, and t != s.
       TypeError: integer or mixed dtypes; something that is not a mask, a score or a backend.
     Source: Vaswani et al. 2017, eq. 1; grouped heads, Ainslie et al. 2023.
     """
@@ -78,6 +84,7 @@ def attention(
         score=score,
         scale=scale,
         sinks=sinks,
+        positions=positions,
         dropout=dropout,
         backend=backend,
     ).out
@@ -92,6 +99,7 @@ def attend(
     score: Scoring | None = None,
     scale: Real[AnyNumber, ""] | None = None,
     sinks: Float[AnyArray, " h"] | None = None,
+    positions: Given = None,
     dropout: Dropout | None = None,
     observe: Mapping[str, Observation] | None = None,
     backend: Backend = AUTO,
@@ -115,14 +123,15 @@ def attend(
     Raises:
       TypeError: also, something in `observe` that is not an observation.
     """
-    return solve(check(q, k, v, mask, score, scale, sinks, dropout), observe, backend)
+    checked = check(q, k, v, mask, score, scale, sinks, dropout, positions)
+    return solve(*checked, observe, backend)
 
 
 def solve(
-    problem: Problem, observe: Mapping[str, Observation] | None, backend: Backend
+    problem: Problem, frame: Frame, observe: Mapping[str, Observation] | None, backend: Backend
 ) -> Attended:
     """`attend` of a problem that is checked."""
-    observations = check_observations(observe, problem.sizes, problem.q.dtype)
+    observations = check_observations(observe, frame, problem.q.dtype)
     watched = tuple(observations.values())
     problem, watched = vary((problem, watched), varying(problem, watched))
     call = Call(problem, watched, from_lse=False, platform=jax.default_backend())

@@ -10,28 +10,27 @@ is updated in place.
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial, wraps
-from typing import Any, cast
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Integer, Real
 
-from jaxattn._axes import AnyArray, AnyInteger, AnyNumber, Attended, accumulator, count_to
+from jaxattn._axes import AnyArray, AnyInteger, AnyNumber, Attended, count_to
 from jaxattn._batched import as_indices, uncut
 from jaxattn._mask import EVERYTHING, Mask
 from jaxattn._observation import Observation
-from jaxattn._offset import fill_offsets
 from jaxattn._problem import check
-from jaxattn._score import Score
-from jaxattn._value import Block, Place, Sizes, Span, as_array, as_int, is_whole, show
+from jaxattn._value import as_array, as_int, is_whole, show
 from jaxattn.attend import Scoring, solve
 from jaxattn.backends.protocol import Backend
 from jaxattn.backends.select import AUTO
-from jaxattn.masks import Causal, Lengths, Positions, Where, Window
+from jaxattn.masks import Causal, Lengths, Window
+from jaxattn.positions import FARTHEST, Spots
 
 
 def _rebuilt(window: Any, arrays: Any) -> Any:
@@ -194,17 +193,15 @@ def attend(
     Args:
       q, k, v: of the new tokens, at positions `cache.positions(t)`.
       count: as in `append`; the queries of padding see nothing and give 0.
-      mask: what is hidden besides. It, `score` and `observe` see the slots of the cache as keys,
-        which are positions unless it is a ring. An offset that is left out, or END, is that of the
-        new tokens, and `at.q` and `at.k` of a function are positions: `Causal()`, `ALiBi()` and
-        functions mean what they do without a cache, also in a ring. Arrays, offsets that are given
-        and observations other than `Distance` count the new tokens from 0, and keys by their slots.
+      mask: what is hidden besides. What goes by positions, in it, in `score` and in `observe`,
+        means what it does without a cache, also in a ring: `Window(9)`, `ALiBi()`, `Distance()`,
+        `at.q` and `at.k` of a function. Arrays count the new tokens from 0, and keys by slots.
       score, scale, sinks, observe, backend: as in `jaxattn.attend`.
     Returns:
       What `jaxattn.attend` returns, and the cache with the tokens. Beyond the capacity of a cache
       without a window out and lse are NaN.
     Raises:
-      ValueError, TypeError: as `append` and `jaxattn.attend`; `Distance` in a ring.
+      ValueError, TypeError: as `append` and `jaxattn.attend`.
     """
     q, k, v = (as_array(x, name) for x, name in ((q, "q"), (k, "k"), (v, "v")))
     _check(cache, k, v, count)
@@ -218,81 +215,24 @@ def attend(
         )
     after = append(cache, k, v, count)
     ragged = EVERYTHING if count is None else Lengths(q=count)
-    if cache.window is None:
-        seen, fill = Causal(before), lambda open_: replace(open_, offset=before)
-        keys, values, slots = after.k, after.v, None
-    else:
-        at, left = cache.positions(t), cache.window - 1
-        if cache.fits(t):
-            keys, values, slots = after.k, after.v, after.slots()
-        else:  # the first queries need keys that the last tokens take the place of
+    keys, values, spots = after.k, after.v, Spots(before, 0)
+    if cache.window is not None:
+        at, slots = cache.positions(t), after.slots()
+        if not cache.fits(t):  # the first queries need keys that the last tokens take the place of
             join = lambda x, y: jnp.concatenate([x, y.astype(x.dtype)], axis=-3)
             keys, values = join(cache.k, k), join(cache.v, v)
             slots = jnp.concatenate([cache.slots(), at], axis=-1)
-        sizes = Sizes(q.shape[:-3], q.shape[-2], t, keys.shape[-3])
-        seen = Positions(at, slots, left=left)
-        fill = partial(
-            _in_ring, before=before, slots=slots, sizes=sizes, dtype=accumulator(q.dtype)
-        )
-    move = partial(_moved, by=before, slots=slots)
-    mask, score = fill_offsets(mask, fill, move), fill_offsets(score, fill, move)
-    observe = fill_offsets(observe, fill)
+        spots = Spots(0, 0, at, jnp.where(slots < 0, FARTHEST, slots))  # no query is as far
+    seen = Causal() if cache.window is None else Window(cache.window - 1)
     # Tiles are read in the dtype of the logits, so a cache of another dtype is not converted whole.
-    rule = seen & ragged & mask, score, scale, sinks
-    got = solve(check(q, keys, values, *rule, dropout=None, one_dtype=False), observe, backend)
+    rule = seen & ragged & mask, score, scale, sinks, None, spots
+    got = solve(*check(q, keys, values, *rule, one_dtype=False), observe, backend)
     if cache.window is None:
         taken = (after.length - before)[..., None]
         lost = ((cache.positions(t) >= cache.capacity) & (count_to(t) < taken))[..., None]
         out = jnp.where(lost[..., None], jnp.nan, got.out)
         got = got._replace(out=out, lse=jnp.where(lost, jnp.nan, got.lse))
     return got, after
-
-
-def _moved(
-    function: Callable[..., Any], by: Int[Array, "*b"], slots: Int[Array, "*b s"] | None
-) -> Callable[..., Any]:
-    """A function of a pair that is given positions: queries begin at `by`, keys are in `slots`."""
-
-    @wraps(function)
-    def moved(*args: Any) -> Any:
-        *scalars, at = args
-        k = at.k if slots is None else slots[(*at.batch, at.k)]
-        return function(*scalars, at._replace(q=at.q + jnp.asarray(by)[at.batch], k=k))
-
-    moved.moves = function  # pyright: ignore[reportAttributeAccessIssue] - as Source reads it
-    return moved
-
-
-def _in_ring(
-    value: Any, before: Int[Array, "*b"], slots: Int[Array, "*b s"], sizes: Sizes, dtype: Any
-) -> Any:
-    """What a mask or score that leaves its offset out means where keys are the slots of a ring."""
-    if isinstance(value, Causal | Window):
-        sides = (None, 0) if isinstance(value, Causal) else (value.left, value.right)
-        return Positions(before[..., None] + jnp.arange(sizes.t), slots, *sides)
-    if not isinstance(value, Mask | Score):
-        raise ValueError(
-            f"keys of a ring are slots, not positions, so that {value!r} cannot tell distances in "
-            f"it; use a cache without a window, and the window as a mask"
-        )
-    aligned: Any = replace(cast(Any, value), offset=0)
-    whole = aligned.resolve(sizes) if isinstance(value, Mask) else aligned.resolve(sizes, dtype)
-
-    def of_pair(*args: Any) -> Array:
-        """The value of a tile of one pair, at its positions."""
-        *scalars, pair = args
-        rows, keys = Span(pair.q, 1), Span(pair.k, 1)
-        flat = jnp.ravel_multi_index(pair.batch, sizes.batch, mode="clip") if sizes.batch else 0
-        block = Block(sizes, flat, 1, pair.head, (1, 1), rows, keys)
-        part = jax.tree.map(lambda x: x.reshape(x.shape[3:]), whole.read(block))
-        place = Place(pair.batch, pair.head, rows, keys)
-        if isinstance(part, Mask):
-            allowed = part.allows(place)
-            return jnp.asarray(True) if allowed is None else jnp.broadcast_to(allowed, (1, 1))[0, 0]
-        return part.apply(jnp.reshape(scalars[0], (1, 1)), place)[0, 0]
-
-    moved = _moved(of_pair, before, slots)
-    return Where(moved) if isinstance(value, Mask) else moved
 
 
 def _check(cache: Cache, k: Any, v: Any, count: Any) -> Array:

@@ -14,7 +14,10 @@ from jaxattn._mask import Mask
 from jaxattn._value import as_array, as_int, is_whole
 from jaxattn.attend import attend
 from jaxattn.masks import EVERYTHING, Causal, Dense, Lengths, Window
+from jaxattn.positions import Positions
 from jaxattn.scores import Bias
+
+FROM_0 = Positions(0, 0)
 
 
 def dot_product_attention(
@@ -77,7 +80,7 @@ def dot_product_attention(
     shape = q.shape[:-1]
     if q.ndim == 3:
         q, k, v = q[None], k[None], v[None]
-    masks: list[Mask] = [Causal(0)] if is_causal else []
+    masks: list[Mask] = [Causal()] if is_causal else []
     if local_window_size is not None:
         sides: Any = as_int(local_window_size)
         two = isinstance(local_window_size, Sequence) and len(local_window_size) == 2
@@ -87,7 +90,7 @@ def dot_product_attention(
                 f"a side without a bound use jaxattn.Window(left, right)"
             )
         left, right = (sides, sides) if is_whole(sides) else sides
-        masks.append(Window(left, right, 0))
+        masks.append(Window(left, right))
     if query_seq_lengths is not None or key_value_seq_lengths is not None:
         lengths: Any = query_seq_lengths, key_value_seq_lengths
         masks.append(Lengths(*lengths))
@@ -97,7 +100,7 @@ def dot_product_attention(
     for one in masks:
         every = every & one
     score = None if bias is None else Bias(as_array(bias, "bias"))
-    attended: Attended = attend(q, k, v, mask=every, score=score, scale=scale)
+    attended: Attended = attend(q, k, v, mask=every, score=score, scale=scale, positions=FROM_0)
     out = attended.out.reshape(*shape, v.shape[-1])
     return (out, attended.lse.astype(k.dtype).reshape(shape)) if return_residual else out
 

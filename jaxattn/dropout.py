@@ -7,17 +7,17 @@ or the direction of differentiation. It is computed in the tile; no array of ran
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Key, Real, UInt32
+from jaxtyping import Array, Bool, Float, Int, Key, Real, UInt32
 
-from jaxattn._axes import AnyArray, AnyNumber
+from jaxattn._axes import AnyArray, AnyNumber, count_to
 from jaxattn._batched import fit
-from jaxattn._value import Place, Sizes, Value, as_array, is_array, is_plain, is_real, show
+from jaxattn._value import Place, Value, as_array, is_array, is_plain, is_real, show
+from jaxattn.positions import Frame, Spots, Unplaced
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -46,8 +46,12 @@ class Dropout(Value):
                 f"Dropout(rate, key, shared)"
             )
 
-    def resolve(self, sizes: Sizes) -> "Drop | None":
-        """What tiles need of it; None for a rate that is known to be 0."""
+    def resolve(self, frame: Frame) -> "Drop | None":
+        """What tiles need of it; None for a rate that is known to be 0.
+
+        Where the call does not tell positions, those in the arrays do: which pairs are dropped is
+        a matter of chance either way.
+        """
         if is_no_rate(self.rate):
             return None
         rate = jnp.clip(jnp.asarray(self.rate, jnp.result_type(float)), 0, 1)
@@ -57,11 +61,12 @@ class Dropout(Value):
                 f"Dropout takes one key, got {key.shape} keys; it gives every batch element and "
                 f"head bits of its own"
             )
-        words = lambda stream, n: _words(jax.random.fold_in(key, stream), n)
-        lead = (1,) if self.shared else (*sizes.batch, sizes.h)
-        heads = words(0, math.prod(lead)).reshape(*lead, 2)
-        queries, keys = words(1, sizes.t), words(2, sizes.s)
-        word = lambda x, i, axes: fit(x[..., i], "Dropout", sizes, axes)
+        words = lambda stream, at: _words(jax.random.fold_in(key, stream), at)
+        lead = (1,) if self.shared else (*frame.batch, frame.h)
+        heads = words(0, count_to(math.prod(lead))).reshape(*lead, 2)
+        spots = Spots() if isinstance(frame.spots, Unplaced) else frame.spots
+        queries, keys = words(1, spots.every_q(frame.t)), words(2, spots.every_k(frame.s))
+        word = lambda x, i, axes: fit(x[..., i], "Dropout", frame.sizes, axes)
         return Drop(
             jax.lax.stop_gradient(rate),
             head=word(heads, 0, "h"),
@@ -137,11 +142,11 @@ def _as_key(key: Any) -> Array:
     raise TypeError(f"Dropout takes a key of jax.random, got {show(key)}; try jax.random.key(0)")
 
 
-@partial(jax.jit, static_argnums=1)
-def _words(key: Array, n: int) -> UInt32[Array, "n 2"]:
-    """Two random words for each of n positions; those of the first positions whatever n is."""
-    each = jax.vmap(lambda i: jax.random.bits(jax.random.fold_in(key, i), (2,), jnp.uint32))
-    return each(jnp.arange(n, dtype=jnp.uint32))
+@jax.jit
+def _words(key: Array, at: Int[Array, "*a"]) -> UInt32[Array, "*a 2"]:
+    """Two random words for each position."""
+    one = lambda i: jax.random.bits(jax.random.fold_in(key, i), (2,), jnp.uint32)
+    return jax.vmap(one)(at.reshape(-1).astype(jnp.uint32)).reshape(*at.shape, 2)
 
 
 def _mix(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:

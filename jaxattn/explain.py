@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -16,6 +15,7 @@ from jaxattn.backends.protocol import Backend, Call, Cost
 from jaxattn.backends.select import AUTO, check_backend, turned_down
 from jaxattn.dropout import Dropout
 from jaxattn.masks import EVERYTHING
+from jaxattn.positions import Given, place
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -61,6 +61,7 @@ def explain(
     score: Scoring | None = None,
     scale: Any = None,
     sinks: Any = None,
+    positions: Given = None,
     dropout: Dropout | None = None,
     observe: Mapping[str, Observation] | None = None,
     backend: Backend = AUTO,
@@ -69,13 +70,14 @@ def explain(
 
     q, k and v may be given as `jax.ShapeDtypeStruct`. Takes and raises what `attend` does.
     """
-    build = partial(check, mask=mask, score=score, scale=scale, sinks=sinks, dropout=dropout)
+    rule = mask, score, scale, sinks, dropout, positions
     arrays = (
         x if isinstance(x, jax.ShapeDtypeStruct) else as_array(x, name)
         for name, x in (("q", q), ("k", k), ("v", v))
     )
-    problem = jax.eval_shape(build, *arrays)
-    watched = tuple(check_observations(observe, problem.sizes, problem.q.dtype).values())
+    problem = jax.eval_shape(lambda q, k, v: check(q, k, v, *rule)[0], *arrays)
+    frame = place(positions, problem.sizes)
+    watched = tuple(check_observations(observe, frame, problem.q.dtype).values())
     call = Call(problem, watched, from_lse=False, platform=jax.default_backend())
     chosen = check_backend(backend).choose(call)
     memory: Any = (
@@ -83,7 +85,7 @@ def explain(
     )
     cost = Cost()
     if not problem.is_empty:
-        cost = chosen.cost(problem, check_mask(mask).resolve(problem.sizes), watched)
+        cost = chosen.cost(problem, check_mask(mask).resolve(frame), watched)
     return Explanation(
         **vars(cost),
         backend=chosen,

@@ -13,11 +13,10 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Integer
+from jaxtyping import Array, ArrayLike, Bool, Int, Integer
 
-from jaxattn._axes import INDEX, AnyArray, AnyInteger, Index, count_to, cut_axis, larger
+from jaxattn._axes import INDEX, AnyArray, AnyInteger, Index, cut_axis, larger
 from jaxattn._batched import (
-    MOST,
     add_clipped,
     are_indices,
     as_indices,
@@ -28,19 +27,20 @@ from jaxattn._batched import (
 from jaxattn._mask import (
     EVERYTHING,
     And,
-    Band,
     Everything,
     Mask,
+    Near,
     Not,
     Or,
+    band,
     clip,
+    ends,
 )
-from jaxattn._offset import END, Offset, resolve_offset
 from jaxattn._trace import At, Traced, trace
-from jaxattn._value import Place, Sizes, Span, Value, as_array, is_whole
+from jaxattn._value import Place, Span, as_array, is_whole, show
+from jaxattn.positions import FARTHEST, Frame, Spots
 
 __all__ = [
-    "END",
     "EVERYTHING",
     "And",
     "Causal",
@@ -50,7 +50,6 @@ __all__ = [
     "Mask",
     "Not",
     "Or",
-    "Positions",
     "PrefixLM",
     "Segments",
     "Where",
@@ -60,38 +59,38 @@ __all__ = [
 
 @dataclass(frozen=True, repr=False)
 class Causal(Mask):
-    """Query i sees key j when j <= i + offset.
+    """A query sees the keys at its own position and before; with `offset`, up to so many after.
 
-    offset: 0 aligns the first query with the first key; `END` aligns the last with the last, which
-      is s - t; integers of the batch's shape give each sequence its own, such as how many tokens of
-      it are in a cache. May be left out if t == s.
+    offset: a whole number of positions. For queries that begin further on, give the call
+      `positions`.
     """
 
-    WHOLE: ClassVar = ("offset",)
+    offset: int | np.integer = 0
 
-    offset: Offset = None
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_shift("Causal", self.offset)
 
-    def resolve(self, sizes: Sizes) -> Mask:
-        offset = resolve_offset("Causal", self.offset, sizes)
-        return Band(None, add_clipped(offset, 0, -sizes.t, sizes.s))
+    def resolve(self, frame: Frame) -> Mask:
+        return band(frame.where("Causal"), None, int(self.offset), frame)
 
 
 @dataclass(frozen=True, repr=False)
 class Window(Mask):
-    """Query i sees keys i + offset - left to i + offset + right, both inclusive.
+    """A query at position p sees the keys at p + offset - left to p + offset + right, both
+    inclusive.
 
     left, right: in positions, at least 0; None for no bound on that side.
     offset: as in `Causal`.
     """
 
-    WHOLE: ClassVar = ("offset",)
-
     left: int | None
     right: int | None = 0
-    offset: Offset = None
+    offset: int | np.integer = 0
 
     def __post_init__(self) -> None:
-        Value.__post_init__(self)
+        super().__post_init__()
+        _check_shift("Window", self.offset)
         for name, bound in (("left", self.left), ("right", self.right)):
             if bound is not None and (not is_whole(bound) or bound < 0):
                 raise ValueError(
@@ -99,45 +98,65 @@ class Window(Mask):
                     f"bound, got {name}={bound!r}; to shift the window use offset"
                 )
 
-    def resolve(self, sizes: Sizes) -> Mask:
-        offset = resolve_offset("Window", self.offset, sizes)
-        bound = lambda shift: add_clipped(offset, shift, -sizes.t, sizes.s)
-        low = None if self.left is None else bound(-self.left)
-        return Band(low, None if self.right is None else bound(self.right))
+    def resolve(self, frame: Frame) -> Mask:
+        offset = int(self.offset)
+        low = None if self.left is None else offset - self.left
+        high = None if self.right is None else offset + self.right
+        return band(frame.where("Window"), low, high, frame)
+
+
+def _check_shift(name: str, offset: Any) -> None:
+    if not is_whole(offset):
+        raise TypeError(
+            f"{name}.offset is a whole number, got {show(offset)}; where the queries of each "
+            f"sequence are, and END, go into attend(..., positions=Positions(q=..., k=...))"
+        )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PrefixLM(Mask):
-    """Query i sees the first `length` keys, and every key j <= i + offset.
+    """A query sees the keys at positions below `length`, and those at its own and before.
 
-    length: how many keys all queries see, a number or integers that broadcast to the batch.
-    offset: as in `Causal`.
+    length: a number, or integers that broadcast to the batch.
     Source: Raffel et al. 2020, section 3.2.1.
     """
 
-    AXES: ClassVar = {"length": "", "offset": ""}
-    WHOLE: ClassVar = ("length", "offset")
+    AXES: ClassVar = {"length": ""}
+    WHOLE: ClassVar = ("length",)
 
     length: Integer[AnyInteger, "..."]
-    offset: Offset = None
 
-    def resolve(self, sizes: Sizes) -> Mask:
+    def resolve(self, frame: Frame) -> Mask:
         if self.length is None:
             raise TypeError("PrefixLM.length is a number of keys, got None; pass 0 for no prefix")
-        length = check_numbers(self.length, "PrefixLM.length", sizes, 0, sizes.s)
-        offset = resolve_offset("PrefixLM", self.offset, sizes)
-        return PrefixLM(length, add_clipped(offset, 0, -sizes.t, sizes.s))
+        spots, most = frame.where("PrefixLM"), FARTHEST
+        length = check_numbers(self.length, "PrefixLM.length", frame.sizes, -most, most)
+        if spots.k_each is not None:
+            below = fit(jnp.asarray(length, INDEX)[..., None], "length", frame.sizes, "t")
+            return Near(below, spots.k_each, None, -1) | band(spots, None, 0, frame)
+        keys = add_clipped(length - spots.k_start, 0, 0, frame.s)
+        return Prefix(keys, add_clipped(spots.ahead, 0, -frame.t, frame.s))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Prefix(Mask):
+    """The i-th query sees the first `keys` keys, and those up to i + high: a `PrefixLM` where
+    positions count up."""
+
+    AXES: ClassVar = {"keys": "", "high": ""}
+
+    keys: int | Int[Array, "*#b"]
+    high: int | Int[Array, "*#b"]
 
     def allows(self, place: Place) -> Bool[Array, "#a #b"]:
-        return (place.k < self.length) | (place.k <= place.q + self.offset)
+        return (place.k < self.keys) | (place.k <= place.q + self.high)
 
     def limits(self, rows: Span, s: int) -> Any:
-        known = isinstance(self.length, int) and isinstance(self.offset, int)
+        known = isinstance(self.keys, int) and isinstance(self.high, int)
         return self.needs(rows, s) if known else (0, s)
 
     def needs(self, rows: Span, s: int) -> tuple[Index, Index]:
-        length: Any = self.length
-        return 0, clip(larger(length, rows.start + rows.size + self.offset), s)
+        return 0, clip(larger(self.keys, rows.start + rows.size + self.high), s)
 
     @property
     def exact(self) -> bool:
@@ -157,9 +176,9 @@ class Lengths(Mask):
     q: Integer[AnyInteger, "..."] | None = None
     k: Integer[AnyInteger, "..."] | None = None
 
-    def resolve(self, sizes: Sizes) -> "Lengths":
-        q = check_numbers(self.q, "Lengths.q", sizes, 0, sizes.t)
-        return Lengths(q, check_numbers(self.k, "Lengths.k", sizes, 0, sizes.s))
+    def resolve(self, frame: Frame) -> "Lengths":
+        q = check_numbers(self.q, "Lengths.q", frame.sizes, 0, frame.t)
+        return Lengths(q, check_numbers(self.k, "Lengths.k", frame.sizes, 0, frame.s))
 
     def allows(self, place: Place) -> Bool[Array, "#a #b"] | None:
         q = None if self.q is None else place.q < self.q
@@ -202,15 +221,15 @@ class Segments(Mask):
     q_ids: Integer[AnyArray, "*#b t"]
     k_ids: Integer[AnyArray, "*#b s"] | None = None
 
-    def resolve(self, sizes: Sizes) -> "Segments":
-        if self.k_ids is None and sizes.t != sizes.s:
+    def resolve(self, frame: Frame) -> "Segments":
+        if self.k_ids is None and frame.t != frame.s:
             raise ValueError(
-                f"Segments needs ids for the keys when t != s, got t={sizes.t}, s={sizes.s} and "
+                f"Segments needs ids for the keys when t != s, got t={frame.t}, s={frame.s} and "
                 f"q_ids only; pass Segments(q_ids, k_ids)"
             )
-        q_ids = check_each(self.q_ids, "Segments.q_ids", sizes, "t")
+        q_ids = check_each(self.q_ids, "Segments.q_ids", frame.sizes, "t")
         k_ids = self.q_ids if self.k_ids is None else self.k_ids
-        return Segments(*_as_ids(q_ids, check_each(k_ids, "Segments.k_ids", sizes, "s")))
+        return Segments(*_as_ids(q_ids, check_each(k_ids, "Segments.k_ids", frame.sizes, "s")))
 
     def allows(self, place: Place) -> Bool[Array, "#a #b"]:
         q, k = place.each_q(self.q_ids), place.each_k(self.k_ids)
@@ -222,59 +241,7 @@ class Segments(Mask):
         ids = cut_axis(jnp.asarray(self.q_ids), rows.start, rows.size)
         least = jnp.min(ids, where=live(ids), initial=jnp.iinfo(ids.dtype).max)
         k_ids = jnp.asarray(self.k_ids)
-        return _ends(live(k_ids) & (least <= k_ids) & (k_ids <= jnp.max(ids)), s)
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Positions(Mask):
-    """A query at position p sees the keys at positions p - left to p + right, both inclusive.
-
-    `Causal` and `Window` for tokens that are not stored in order, or not from the start on, such as
-    in a ring buffer.
-
-    q, k: the positions of queries and keys. A negative one marks an empty place, which sees nothing
-      and is seen by nothing.
-    left, right: in positions, at least 0; None for no bound on that side. The defaults are causal.
-    """
-
-    AXES: ClassVar = {"q": "t", "k": "s"}
-
-    q: Integer[AnyArray, "*#b t"]
-    k: Integer[AnyArray, "*#b s"]
-    left: int | None = None
-    right: int | None = 0
-
-    __post_init__ = Window.__post_init__
-
-    def resolve(self, sizes: Sizes) -> "Positions":
-        q = check_each(self.q, "Positions.q", sizes, "t")
-        k = check_each(self.k, "Positions.k", sizes, "s")
-        for name, array in (("q", q), ("k", k)):
-            if isinstance(array, np.ndarray) and not are_indices(array):
-                raise ValueError(
-                    f"positions are below 2**31, got Positions.{name} from {array.min()} to "
-                    f"{array.max()}; subtract what q and k have in common"
-                )
-        bound = lambda n: None if n is None else min(n, MOST)
-        return Positions(as_indices(q), as_indices(k), bound(self.left), bound(self.right))
-
-    def allows(self, place: Place) -> Bool[Array, "#a #b"]:
-        q, k = place.each_q(self.q), place.each_k(self.k)
-        seen = (q >= 0) & (k >= 0)
-        if self.right is not None:
-            seen &= k - q <= self.right
-        return seen if self.left is None else seen & (q - k <= self.left)
-
-    def needs(self, rows: Span, s: int) -> tuple[Index, Index]:
-        """From the first to the last key that is near enough to any of the rows."""
-        q = cut_axis(jnp.asarray(self.q), rows.start, rows.size)
-        near = (self.k >= 0) & (q >= 0).any()
-        if self.right is not None:
-            near &= self.k - jnp.max(q) <= self.right
-        if self.left is not None:
-            first = jnp.min(q, where=q >= 0, initial=jnp.iinfo(q.dtype).max)
-            near &= first - self.k <= self.left
-        return _ends(near, s)
+        return ends(live(k_ids) & (least <= k_ids) & (k_ids <= jnp.max(ids)), s)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -288,14 +255,14 @@ class Dense(Mask):
 
     array: Bool[AnyArray, "..."]
 
-    def resolve(self, sizes: Sizes) -> "Dense":
+    def resolve(self, frame: Frame) -> "Dense":
         array = as_array(self.array, "Dense.array")
         if array.dtype != bool:
             raise TypeError(
                 f"a Dense mask holds booleans, True where a query may see a key, got "
                 f"{array.dtype} {array.shape}; compare first (array != 0)"
             )
-        return Dense(fit(array, "Dense", sizes, "hts"))
+        return Dense(fit(array, "Dense", frame.sizes, "hts"))
 
     def allows(self, place: Place) -> Bool[Array, "#a #b"]:
         return place.pairs(self.array)
@@ -315,31 +282,39 @@ class Where(Mask):
       compiles anew.
     """
 
-    seen: Callable[[At], ArrayLike] | Traced
-    captured: tuple[Array, ...] = ()
+    seen: Callable[[At], ArrayLike]
 
-    def resolve(self, sizes: Sizes) -> "Where":
+    def resolve(self, frame: Frame) -> "BoundWhere":
         seen: Any = self.seen
         if not callable(seen):
             raise TypeError(
                 f"Where takes a function of one pair, got {seen!r}; wrap arrays in Dense(array)"
             )
-        traced, captured, result = trace(seen, sizes, what="the function of a Where")
+        what = "the function of a Where"
+        traced, captured, result = trace(seen, frame.sizes, what=what)
         if result.dtype != bool:
             raise TypeError(
                 f"the function of a Where returns a boolean, True where the query may see the key, "
                 f"got {result.dtype}; compare first (x != 0)"
             )
-        return Where(traced, captured)
+        spots = frame.where(what) if traced.reads_positions else None
+        return BoundWhere(traced, captured, spots)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class BoundWhere(Mask):
+    """A `Where` that is traced. spots: None where it reads no positions."""
+
+    seen: Traced
+    captured: tuple[Array, ...]
+    spots: Spots | None
 
     def allows(self, place: Place) -> Bool[Array, "#a #b"]:
-        seen: Any = self.seen
-        return seen.over(place, self.captured)
+        return self.seen.over(place, self.spots, self.captured)
 
     @property
     def by_head(self) -> bool:
-        seen: Any = self.seen
-        return seen.reads_head
+        return self.seen.reads_head
 
 
 def _as_ids(q_ids: Any, k_ids: Any) -> tuple[Array, Array]:
@@ -354,10 +329,3 @@ def _as_ids(q_ids: Any, k_ids: Any) -> tuple[Array, Array]:
     ranks = (xp.searchsorted(in_order, x).astype(INDEX) for x in at_least_0)
     q_ids, k_ids = (jnp.asarray(xp.where(x < 0, -1, n)) for x, n in zip(ids, ranks, strict=True))
     return q_ids, k_ids
-
-
-def _ends(near_s: AnyArray, s: int) -> tuple[Index, Index]:
-    """The range from the first to the last True."""
-    first = jnp.min(count_to(s), where=near_s, initial=s)
-    stop = jnp.max(count_to(s), where=near_s, initial=-1) + 1
-    return jnp.minimum(first, stop), stop

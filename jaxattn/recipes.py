@@ -1,7 +1,8 @@
 """What people look for in attention weights: a few lines of observations each, in linear memory.
 
-All take q [*b t h d] and k [*b s n d], and as `options` what `jaxattn.attend` takes; the mask is
-causal if none is given. They are differentiable where the mathematics is, and run inside `jax.jit`.
+All take q [*b t h d] and k [*b s n d], and as `options` what `jaxattn.attend` takes. If these do
+not say otherwise the mask is causal, and the queries are the last of the keys. All are
+differentiable where the mathematics is, and run inside `jax.jit`.
 """
 
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxattn._axes import AnyArray
 from jaxattn.attend import attend
-from jaxattn.masks import END, Causal
+from jaxattn.masks import Causal
 from jaxattn.observe import (
     Diagonal,
     Distance,
@@ -23,6 +24,7 @@ from jaxattn.observe import (
     Received,
     TopKeys,
 )
+from jaxattn.positions import END
 
 __all__ = [
     "HeadScores",
@@ -86,11 +88,9 @@ def snapkv_scores(
 ) -> Float[Array, "*b s h"]:
     """The weight that the last `window` queries give to each key, the largest of `pool` neighbours.
 
-    The queries are the last of the keys. The keys with the largest scores are kept, and the window
-    beside them.
+    The keys with the largest scores are kept, and the window beside them.
     Source: SnapKV, Li et al. 2024, section 4.
     """
-    options = {"mask": Causal(END)} | options
     votes = _see(q[..., -window:, :, :], k, Received(), options).mass
     sides = (*(1,) * (votes.ndim - 2), pool, 1)
     return jax.lax.reduce_window(votes, 0.0, jax.lax.max, sides, (1,) * votes.ndim, "SAME")
@@ -152,5 +152,5 @@ def _see(q: Any, k: Any, observation: Observation, options: dict[str, Any]) -> A
 
 def _see_all(q: Any, k: Any, observe: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     """What is observed of the weights. The values are not needed: one feature stands for them."""
-    options = {"mask": Causal()} | options
+    options = {"mask": Causal(), "positions": END} | options
     return attend(q, k, k[..., :1], observe=observe, **options).observed

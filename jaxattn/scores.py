@@ -14,12 +14,10 @@ import numpy as np
 from jaxtyping import Array, Float, Real
 
 from jaxattn._axes import AnyArray, AnyNumber, accumulator, count_to, cut
-from jaxattn._batched import add_clipped, fit
-from jaxattn._offset import Offset, resolve_distance, resolve_offset
+from jaxattn._batched import fit
 from jaxattn._score import Score
 from jaxattn._value import (
     Place,
-    Sizes,
     as_array,
     as_int,
     change_fields,
@@ -28,6 +26,7 @@ from jaxattn._value import (
     is_whole,
     show,
 )
+from jaxattn.positions import Frame, Spots
 
 __all__ = ["ALiBi", "Bias", "RelativeBias", "Score", "SoftCap", "alibi_slopes"]
 
@@ -45,9 +44,9 @@ class Bias(Score):
 
     array: Real[AnyArray, "..."]
 
-    def resolve(self, sizes: Sizes, dtype: Any) -> "Bias":
-        array = fit(_real(self.array, "Bias"), "Bias", sizes, "hts")
-        whole = array.shape == (*sizes.batch, sizes.h, sizes.t, sizes.s)
+    def resolve(self, frame: Frame, dtype: Any) -> "Bias":
+        array = fit(_real(self.array, "Bias"), "Bias", frame.sizes, "hts")
+        whole = array.shape == (*frame.batch, frame.h, frame.t, frame.s)
         # The gradient of a broadcast array is a sum over tiles, to be taken in the wider dtype.
         return Bias(array if whole else array.astype(accumulator(dtype)))
 
@@ -57,34 +56,38 @@ class Bias(Score):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ALiBi(Score):
-    """Subtracts slope · |i + offset - j| from the logit of query i and key j.
+    """Subtracts slope · |p - r| from the logit of a query at position p and a key at r.
 
     slopes: one for each query head; `alibi_slopes(h)` if none are given.
-    offset: where the queries are among the keys, as in `Causal`.
     Source: Press et al. 2022, section 3.
     """
 
-    AXES: ClassVar = {"slopes": "h", "offset": ""}
-    WHOLE: ClassVar = ("offset",)
+    slopes: Real[AnyArray, " h"] | None = None
 
-    slopes: Real[AnyArray, "*#b h"] | None = None
-    offset: Offset = None
-
-    def resolve(self, sizes: Sizes, dtype: Any) -> "ALiBi":
+    def resolve(self, frame: Frame, dtype: Any) -> "BoundALiBi":
         slopes = _real(
-            alibi_slopes(sizes.h) if self.slopes is None else self.slopes, "ALiBi.slopes"
+            alibi_slopes(frame.h) if self.slopes is None else self.slopes, "ALiBi.slopes"
         )
-        if slopes.shape != (sizes.h,):
+        if slopes.shape != (frame.h,):
             raise ValueError(
-                f"ALiBi takes one slope for each query head, {sizes.h} of them, got shape "
+                f"ALiBi takes one slope for each query head, {frame.h} of them, got shape "
                 f"{slopes.shape}; pass [h], or None for the standard ones"
             )
-        slopes = fit(slopes.astype(dtype), "ALiBi.slopes", sizes, "h")
-        return ALiBi(slopes, resolve_distance("ALiBi", self.offset, sizes))
+        slopes = fit(slopes.astype(dtype), "ALiBi.slopes", frame.sizes, "h")
+        return BoundALiBi(slopes, frame.where("ALiBi"))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class BoundALiBi(Score):
+    """An `ALiBi` with its slopes and positions."""
+
+    AXES: ClassVar = {"slopes": "h"}
+
+    slopes: Float[Array, "*#b h"]
+    spots: Spots
 
     def apply(self, logits: Float[Array, "a b"], place: Place) -> Float[Array, "a b"]:
-        away = jnp.abs(place.q + self.offset - place.k).astype(logits.dtype)
-        return logits - jnp.asarray(self.slopes) * away
+        return logits - self.slopes * jnp.abs(self.spots.gap(place)).astype(logits.dtype)
 
 
 def alibi_slopes(h: int) -> np.ndarray:
@@ -106,7 +109,8 @@ def alibi_slopes(h: int) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RelativeBias(Score):
-    """Adds table[bucket(j - i - offset), head] to the logit of query i and key j: T5's bias.
+    """Adds table[bucket(r - p), head] to the logit of a query at position p and a key at r: T5's
+    bias.
 
     Half of the buckets hold one distance each, the rest grow with the logarithm of the distance up
     to `max_distance`; the last one holds all beyond.
@@ -115,46 +119,53 @@ class RelativeBias(Score):
     bidirectional: keys before and after the query have half of the buckets each; if not, all
       buckets are for keys before it, and those after share bucket 0.
     max_distance: in positions.
-    offset: where the queries are among the keys, as in `Causal`.
     Source: Raffel et al. 2020, section 2.1, and the code published with it.
     """
 
-    AXES: ClassVar = {"table": "h.", "offset": ""}
-    WHOLE: ClassVar = ("max_distance", "offset")
+    WHOLE: ClassVar = ("max_distance",)
 
-    table: Real[AnyArray, "..."]
+    table: Real[AnyArray, "buckets h"]
     bidirectional: bool = True
     max_distance: int = 128
-    offset: Offset = None
 
-    def resolve(self, sizes: Sizes, dtype: Any) -> "RelativeBias":
+    def resolve(self, frame: Frame, dtype: Any) -> "BoundRelativeBias":
         table = _real(self.table, "RelativeBias.table")
-        if table.ndim != 2 or table.shape[1] != sizes.h or table.shape[0] < 2:
+        if table.ndim != 2 or table.shape[1] != frame.h or table.shape[0] < 2:
             raise ValueError(
                 f"RelativeBias takes a table [buckets h], at least 2 buckets for each of "
-                f"{sizes.h} query heads, got shape {table.shape}; transpose or widen it"
+                f"{frame.h} query heads, got shape {table.shape}; transpose or widen it"
             )
         relative_buckets(table.shape[0], self.bidirectional, self.max_distance)  # or an error
-        offset = resolve_offset("RelativeBias", self.offset, sizes)
-        far = sizes.t + sizes.s + self.max_distance  # beyond, all pairs are in the last bucket
-        offset = add_clipped(offset, 0, -far, far)
-        by_head = fit(table.astype(dtype).T, "RelativeBias.table", sizes, "h.")
-        return RelativeBias(by_head, self.bidirectional, self.max_distance, offset)
+        by_head = fit(table.astype(dtype).T, "RelativeBias.table", frame.sizes, "h.")
+        spots = frame.where("RelativeBias")
+        return BoundRelativeBias(by_head, spots, self.bidirectional, self.max_distance)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class BoundRelativeBias(Score):
+    """A `RelativeBias` with its table by heads, and positions."""
+
+    AXES: ClassVar = {"table": "h."}
+
+    table: Float[Array, "*#b h buckets"]
+    spots: Spots
+    bidirectional: bool
+    max_distance: int
 
     def apply(self, logits: Float[Array, "a b"], place: Place) -> Float[Array, "a b"]:
-        """Every line is the one before, moved by one: the tile is made of slices of one vector."""
+        """Where positions count up, every line of a tile is the one before, moved by one: the tile
+        is made of slices of one vector."""
         lines, length = logits.shape
-        if not (isinstance(lines, int) and isinstance(length, int)):  # open in an exported function
-            buckets = relative_buckets(self.table.shape[0], self.bidirectional, self.max_distance)
-            away = place.k - place.q - self.offset
-            away = jnp.clip(away, -self.max_distance, self.max_distance) + self.max_distance
-            return logits + self.table[jnp.asarray(buckets)[away]]
+        most = self.max_distance
+        buckets = relative_buckets(self.table.shape[-1], self.bidirectional, most)
+        look_up = lambda away: self.table[jnp.asarray(buckets)[jnp.clip(away, -most, most) + most]]
+        # Lengths may be open in an exported function.
+        if not (self.spots.in_order and isinstance(lines, int) and isinstance(length, int)):
+            return logits + look_up(-self.spots.gap(place))
         lines += -lines % LINES
-        most, ahead = self.max_distance, count_to(lines + length - 1) - (lines - 1)
-        away = place.keys.start - place.rows.start - self.offset
-        away = away - ahead if place.keys_first else away + ahead
-        buckets = relative_buckets(self.table.shape[0], self.bidirectional, most)
-        bias = self.table[jnp.asarray(buckets)[jnp.clip(away, -most, most) + most]]
+        along = count_to(lines + length - 1) - (lines - 1)
+        away = place.keys.start - place.rows.start - self.spots.ahead
+        bias = look_up(away - along if place.keys_first else away + along)
         return logits + _moving_lines(bias, lines, length)[: logits.shape[0]]
 
 
@@ -220,7 +231,7 @@ class SoftCap(Score):
                 f"a soft cap is above 0, got {self.cap!r}; leave SoftCap out for no cap"
             )
 
-    def resolve(self, sizes: Sizes, dtype: Any) -> "SoftCap":
+    def resolve(self, frame: Frame, dtype: Any) -> "SoftCap":
         cap = _real(self.cap, "SoftCap")
         if cap.ndim:
             raise ValueError(
@@ -228,7 +239,7 @@ class SoftCap(Score):
                 f"head write a function: lambda logit, at: cap[at.head] * ..."
             )
         cap = jnp.minimum(cap.astype(dtype), NO_CAP)
-        return change_fields(self, lambda _: fit(cap, "SoftCap", sizes, ""))
+        return change_fields(self, lambda _: fit(cap, "SoftCap", frame.sizes, ""))
 
     def apply(self, logits: Float[Array, "a b"], place: Place) -> Float[Array, "a b"]:
         cap = jnp.asarray(self.cap)

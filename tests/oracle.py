@@ -209,20 +209,28 @@ def shares_of(lses, wide):
     return grown / np.where(total == 0, 1, total), lse
 
 
+def count(start: Any, n: int):
+    """[*start n]: the positions of n tokens that count up from each start."""
+    return np.asarray(start)[..., None] + np.arange(n)
+
+
+def near(q: Any, k: Any, low: int | None = None, high: int | None = None):
+    """[*b 1 t s]: a query at p sees keys from p + low to p + high. q [*b t], k [*b s]."""
+    ahead = np.asarray(k)[..., None, None, :] - np.asarray(q)[..., None, :, None]
+    seen = np.ones(ahead.shape, bool)
+    seen = seen if low is None else seen & (ahead >= low)
+    return seen if high is None else seen & (ahead <= high)
+
+
 def causal(t, s, offset: Any = 0):
     """[*offset 1 t s]: query i sees key j when j <= i + offset."""
-    return each(offset, lambda o: [[j <= i + o for j in range(s)] for i in range(t)], t, s)
+    return near(count(offset, t), np.arange(s), None, 0)
 
 
 def window(t, s, left: Any, right: Any = 0, offset: Any = 0):
     """[*offset 1 t s]: at most `left` keys behind and `right` keys ahead of position i + offset."""
-
-    def one(o):
-        low = -(t + s + abs(o)) if left is None else left * -1
-        high = t + s + abs(o) if right is None else right
-        return [[low <= j - (i + o) <= high for j in range(s)] for i in range(t)]
-
-    return each(offset, one, t, s)
+    low = None if left is None else left * -1
+    return near(count(offset, t), np.arange(s), low, right)
 
 
 def lengths(t, s, q: Any = None, k: Any = None):
@@ -249,25 +257,7 @@ def segments(q_ids: Any, k_ids: Any = None):
     return seen
 
 
-def each(values, build, t, s):
-    """One [1 t s] mask for each of `values`, on leading axes of its own; none for a scalar."""
-    values = np.asarray(values)
-    seen = np.zeros((*values.shape, 1, t, s), bool)
-    for b in np.ndindex(values.shape):
-        seen[b][0] = np.asarray(build(int(values[b])), bool).reshape(t, s)
-    return seen
-
-
-def prefix(t, s, length: Any, offset: Any = 0):
-    """[*b 1 t s]: the first `length` keys, and those at i + offset and before."""
-    first = np.arange(s) < np.asarray(length)[..., None, None, None]
-    return np.logical_or(np.broadcast_to(first, (*np.shape(length), 1, t, s)), causal(t, s, offset))
-
-
-def positions(q: Any, k: Any, left: Any = None, right: Any = 0):
-    """[*b 1 t s]: keys at p - left to p + right for a query at p; negative positions are empty."""
-    q, k = np.asarray(q)[..., None, :, None], np.asarray(k)[..., None, None, :]
-    seen = (q >= 0) & (k >= 0)
-    for bound, ahead in ((right, k - q), (left, q - k)):
-        seen = seen if bound is None else seen & (ahead <= bound)
-    return seen
+def prefix(q: Any, k: Any, length: Any):
+    """[*b 1 t s]: keys at positions below `length`, and those at the query's own and before."""
+    below = np.asarray(k)[..., None, None, :] < np.asarray(length)[..., None, None, None]
+    return np.logical_or(below, near(q, k, None, 0))

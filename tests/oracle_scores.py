@@ -104,19 +104,21 @@ class Gate:
         return [(x, np.abs(x), to_index(np.shape(self.array), self.index))]
 
 
-def alibi(slopes, t, s, offset: Any = 0) -> Lookup:
-    """-slope · |i + offset - j|, with offset a number or of the batch's shape."""
+def alibi(slopes, q: Any, k: Any) -> Lookup:
+    """-slope · |p - r| for queries at positions q [*b t] and keys at k [*b s]."""
     heads = np.arange(np.size(slopes))[:, None, None]
-    away = np.abs(np.arange(t)[:, None] + np.asarray(offset)[..., None, None, None] - np.arange(s))
-    return Lookup(slopes, (heads,), -away.astype(np.float64))
+    return Lookup(slopes, (heads,), -np.abs(ahead(q, k)).astype(np.float64))
 
 
-def relative(table, t, s, bucket: Callable[[int], int], offset: Any = 0) -> Lookup:
-    """table[bucket(j - i - offset), head]."""
-    offset = np.asarray(offset)[..., None, None, None]
-    away = np.arange(s) - np.arange(t)[:, None] - offset
-    buckets = np.vectorize(bucket, otypes=[int])(away)
+def relative(table, q: Any, k: Any, bucket: Callable[[int], int]) -> Lookup:
+    """table[bucket(r - p), head]."""
+    buckets = np.vectorize(bucket, otypes=[int])(ahead(q, k))
     return Lookup(table, (buckets, np.arange(np.shape(table)[1])[:, None, None]))
+
+
+def ahead(q: Any, k: Any):
+    """[*b 1 t s]: how far each key is ahead of each query."""
+    return np.asarray(k)[..., None, None, :] - np.asarray(q)[..., None, :, None]
 
 
 def to_shape(shape) -> Callable[[ndarray], ndarray]:

@@ -54,6 +54,7 @@ class Asked:
         def attend(q, k, v, scale, arrays, sinks):
             score = make(arrays)
             given = {"mask": mask, "score": score, "scale": scale, "sinks": sinks}
+            given["positions"] = self.shape.positions
             return ja.attend(q, k, v, **given, dropout=dropout, backend=backend)
 
         inputs = jax.tree.map(jnp.asarray, (q, k, v, scale, arrays, sinks))
@@ -107,5 +108,6 @@ def kept(shape: Shape, dropout, backend):
     """[*b h t s]: the pairs that dropout keeps, read off with unit vectors as values."""
     value = np.broadcast_to(np.eye(shape.s, dtype=np.float32)[:, None, :], (*shape.k[:-1], shape.s))
     q, k = np.zeros((*shape.q[:-1], 1), np.float32), np.zeros((*shape.k[:-1], 1), np.float32)
-    out = ja.attention(q, k, jnp.asarray(value), dropout=dropout, backend=backend)
+    given = {"dropout": dropout, "positions": shape.positions, "backend": backend}
+    out = ja.attention(q, k, jnp.asarray(value), **given)
     return np.asarray(out).swapaxes(-2, -3) > 0

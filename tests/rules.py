@@ -14,7 +14,10 @@ import jaxattn as ja
 
 
 class Shape(NamedTuple):
-    """See the axis key: batch, query and key positions, query and key/value heads, features."""
+    """See the axis key: batch, query and key positions, query and key/value heads, features.
+
+    positions: what the package is given.
+    """
 
     batch: tuple[int, ...]
     t: int
@@ -23,6 +26,30 @@ class Shape(NamedTuple):
     n: int
     d: int
     e: int
+    positions: Any = None
+
+    def at(self, q: Any, k: Any = 0) -> "Shape":
+        """The same with positions: starts, or a position for every token; q may be END."""
+        return self._replace(positions=ja.Positions(q, k))
+
+    @property
+    def at_k(self):
+        """[*b s], or [s]."""
+        return self._each(0 if self.positions is None else self.positions.k, self.s)
+
+    @property
+    def at_q(self):
+        """[*b t], or [t]."""
+        q, k = (0, 0) if self.positions is None else (self.positions.q, self.positions.k)
+        if q is ja.END and np.ndim(k):
+            return self.at_k[..., self.s - self.t :]
+        return self._each(k + self.s - self.t if q is ja.END else q, self.t)
+
+    def _each(self, given, size):
+        shape = np.shape(given)
+        if len(shape) > len(self.batch) and shape[-1] == 1:
+            return oracle.count(np.asarray(given)[..., 0], size)
+        return np.asarray(given) if shape[-1:] == (size,) else oracle.count(given, size)
 
     @property
     def q(self):
@@ -68,19 +95,19 @@ def everything(shape, rng):
     return Masks(ja.EVERYTHING, np.ones((1, 1, 1), bool))
 
 
-def causal(offset: Any = None) -> Build:
+def causal(offset: int = 0) -> Build:
     def build(shape, rng):
-        given = resolved(offset, shape)
-        return Masks(ja.Causal(offset), oracle.causal(shape.t, shape.s, given))
+        return Masks(ja.Causal(offset), oracle.near(shape.at_q, shape.at_k, None, offset))
 
     return build
 
 
-def window(left, right=0, offset: Any = None) -> Build:
+def window(left, right=0, offset: int = 0) -> Build:
     def build(shape, rng):
-        given = resolved(offset, shape)
+        low = None if left is None else offset - left
+        high = None if right is None else offset + right
         mask = ja.Window(left, right, offset)
-        return Masks(mask, oracle.window(shape.t, shape.s, left, right, given))
+        return Masks(mask, oracle.near(shape.at_q, shape.at_k, low, high))
 
     return build
 
@@ -125,25 +152,25 @@ def dense(axes: str, share=0.6) -> Build:
     return build
 
 
-def prefix(length, offset: Any = 0) -> Build:
+def prefix(length) -> Build:
     def build(shape, rng):
-        given = resolved(offset, shape)
-        return Masks(ja.PrefixLM(length, offset), oracle.prefix(shape.t, shape.s, length, given))
+        return Masks(ja.PrefixLM(length), oracle.prefix(shape.at_q, shape.at_k, length))
 
     return build
 
 
-def positions(left=None, right: Any = 0, roll=5) -> Build:
-    """A ring buffer in each row of the batch: keys in rolled order, the last few places empty."""
+def ring(shape: Shape, roll=5) -> Shape:
+    """The keys are slots of a ring buffer: in rolled order, some empty, which is far away."""
+    k = np.arange(shape.s)
+    k = np.roll(np.where(k < shape.s - 3, k, 2**29), roll)
+    return shape.at(np.arange(shape.t) + shape.s - shape.t - 3, k)
 
-    def build(shape, rng):
-        q = np.broadcast_to(np.arange(shape.t) + shape.s - shape.t - 3, (*shape.batch, shape.t))
-        k = np.arange(shape.s)
-        k = np.roll(np.where(k < shape.s - 3, k, -1), roll)
-        q, k = q.astype(np.int32), k.astype(np.int32)
-        return Masks(ja.Positions(q, k, left, right), oracle.positions(q, k, left, right))
 
-    return build
+def shuffled(shape: Shape) -> Shape:
+    """In no order, another one in each element of the batch; some positions twice."""
+    rng = np.random.default_rng(5)
+    order = lambda n: rng.integers(-9, max(shape.t, shape.s), (*shape.batch, n)).astype(np.int32)
+    return shape.at(order(shape.t), order(shape.s))
 
 
 def strided(step=3) -> Build:
@@ -154,18 +181,20 @@ def strided(step=3) -> Build:
             return (at.q + at.head + sum(at.batch)) % step == at.k % step
 
         b = sum(np.indices(shape.batch), np.zeros(shape.batch, int))[..., None, None, None]
-        head, t = np.arange(shape.h)[:, None, None], np.arange(shape.t)[:, None]
-        return Masks(ja.Where(seen), (t + head + b) % step == np.arange(shape.s) % step)
+        head, t = np.arange(shape.h)[:, None, None], shape.at_q[..., None, :, None]
+        return Masks(ja.Where(seen), (t + head + b) % step == shape.at_k[..., None, None, :] % step)
 
     return build
 
 
 def looked_up(shape, rng):
     """A function that closes over an array for the queries and one for each head's keys."""
-    of_q, of_k = rng.integers(0, 3, shape.t), rng.integers(0, 3, (shape.h, shape.s))
+    of_q, of_k = rng.integers(0, 3, 999), rng.integers(0, 3, (shape.h, 999))
     table_q, table_k = jnp.asarray(of_q), jnp.asarray(of_k)
-    mask = ja.Where(lambda at: table_q[at.q] <= table_k[at.head, at.k])
-    return Masks(mask, of_q[:, None] <= of_k[:, None, :])
+    mask = ja.Where(lambda at: table_q[at.q % 999] <= table_k[at.head, at.k % 999])
+    heads = np.arange(shape.h)[:, None, None]
+    q, k = (x % 999 for x in (shape.at_q[..., None, :, None], shape.at_k[..., None, None, :]))
+    return Masks(mask, of_q[q] <= of_k[heads, k])
 
 
 def inverse(build: Build) -> Build:
@@ -190,7 +219,3 @@ def both(*builds: Build) -> Build:
         return first
 
     return build
-
-
-def resolved(offset, shape):
-    return shape.s - shape.t if offset is ja.END else 0 if offset is None else offset

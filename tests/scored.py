@@ -62,28 +62,26 @@ def bias(axes: str, hidden=0.0) -> Build:
     return build
 
 
-def alibi(offset: Any = 0, learnt=True) -> Build:
+def alibi(learnt=True) -> Build:
     def build(shape, rng, dtype):
-        given = shape.s - shape.t if offset is ja.END else offset
+        at = shape.at_q, shape.at_k
         slopes = 2.0 ** -np.arange(1, shape.h + 1)
         if learnt:
             arrays = (slopes.astype(oracle.accumulator(dtype)),)
-            make = lambda x: [ja.ALiBi(x[0], offset)]
-            return Scored(arrays, make, lambda x: [theirs.alibi(x[0], shape.t, shape.s, given)])
-        standard = theirs.alibi(ja.alibi_slopes(shape.h), shape.t, shape.s, given)
+            return Scored(arrays, lambda x: [ja.ALiBi(x[0])], lambda x: [theirs.alibi(x[0], *at)])
+        standard = theirs.alibi(ja.alibi_slopes(shape.h), *at)
         added = standard.apply(np.zeros(shape.scores))
-        return Scored((), lambda x: [ja.ALiBi(offset=offset)], lambda x: [theirs.Fixed(added)])
+        return Scored((), lambda x: [ja.ALiBi()], lambda x: [theirs.Fixed(added)])
 
     return build
 
 
-def relative(bidirectional=True, buckets=8, max_distance=11, offset: Any = 0) -> Build:
+def relative(bidirectional=True, buckets=8, max_distance=11) -> Build:
     def build(shape, rng, dtype):
-        given = shape.s - shape.t if offset is ja.END else offset
         table = rng.standard_normal((buckets, shape.h)).astype(oracle.accumulator(dtype))
-        make = lambda x: [ja.RelativeBias(x[0], bidirectional, max_distance, offset)]
+        make = lambda x: [ja.RelativeBias(x[0], bidirectional, max_distance)]
         bucket = lambda away: bucket_of(away, bidirectional, buckets, max_distance)
-        items = lambda x: [theirs.relative(x[0], shape.t, shape.s, bucket, given)]
+        items = lambda x: [theirs.relative(x[0], shape.at_q, shape.at_k, bucket)]
         return Scored((table,), make, items)
 
     return build
@@ -122,24 +120,26 @@ def function(what: str) -> Build:
     """A user's function that closes over an array, and indexes it with what it is told."""
 
     def build(shape, rng, dtype):
-        axis = {n: np.arange(getattr(shape, n)).reshape(-1, *[1] * i) for i, n in enumerate("sth")}
+        q, k = shape.at_q[..., None, :, None], shape.at_k[..., None, None, :]
+        least, room = q.min() - k.max(), np.ptp(q) + np.ptp(k) + 1
+        heads = np.arange(shape.h).reshape(-1, 1, 1)
         first = np.arange((shape.batch or (1,))[0])[(..., *[None] * (len(shape.batch) + 2))]
         sizes, index, score, item = {
             "add-by-head-and-key": (
                 (shape.h, shape.s),
-                (axis["h"], axis["s"]),
+                (heads, k),
                 lambda x: lambda logit, at: logit + x[0][at.head, at.k],
                 theirs.Lookup,
             ),
             "add-by-distance": (
-                (shape.t + shape.s,),
-                (axis["s"] - axis["t"] + shape.t,),
-                lambda x: lambda logit, at: logit + x[0][at.k - at.q + shape.t],
+                (room,),
+                (q - k - least,),
+                lambda x: lambda logit, at: logit + x[0][at.q - at.k - least],
                 theirs.Lookup,
             ),
             "times-by-batch-and-query": (
-                ((shape.batch or (1,))[0], shape.t),
-                (first, axis["t"]),
+                ((shape.batch or (1,))[0], q.max() + 1),
+                (first, q),
                 lambda x: lambda logit, at: logit * x[0][at.batch[0] if at.batch else 0, at.q],
                 theirs.Gate,
             ),

@@ -124,10 +124,13 @@ def by_batch(rule, backend, observe):
 def by_query(backend):
     """Queries sharded along the sequence, keys whole, by every observation of one query."""
     of_query = {name: EVERY[name] for name in ("entropy", "top", "columns")}
+    of_query["distance"] = see.Distance()
+    near = lambda logit, at: logit + jnp.cos(1.0 * at.q - at.k)
 
     def attended(q, k, v, first):
-        mask, score = ja.Causal(first), ja.ALiBi(offset=first)
-        return ja.attend(q, k, v, mask=mask, score=score, observe=of_query, backend=backend)
+        rule = {"mask": ja.Causal(), "score": (ja.ALiBi(), near), "positions": ja.Positions(first)}
+        rule["dropout"] = ja.Dropout(0.3, jax.random.key(1))
+        return ja.attend(q, k, v, **rule, observe=of_query, backend=backend)
 
     def local(q, k, v):
         return attended(q, k, v, jax.lax.axis_index("x") * q.shape[1])
@@ -147,16 +150,18 @@ def ring(backend):
 
     def local(q, k, v):
         me, size = jax.lax.axis_index("x"), q.shape[1]
-        parts = []
+        parts, score = [], (ja.ALiBi(), lambda logit, at: logit + jnp.sin(1.0 * at.q - at.k))
         for step in range(n):
-            offset = (me - (me - step) % n) * size
-            parts.append(ja.attend(q, k, v, mask=ja.Causal(offset), backend=backend))
+            positions = ja.Positions(me * size, (me - step) % n * size)
+            rule = {"mask": ja.Causal(), "score": score, "positions": positions}
+            parts.append(ja.attend(q, k, v, **rule, backend=backend))
             k, v = (jax.lax.ppermute(a, "x", [(i, (i + 1) % n) for i in range(n)]) for a in (k, v))
         return ja.merge(*parts)
 
     spec = P(None, "x")
     run = jax.shard_map(local, mesh=mesh(n), in_specs=(spec,) * 3, out_specs=spec)
-    plain = lambda q, k, v: ja.attend(q, k, v, mask=ja.Causal())
+    score = (ja.ALiBi(), lambda logit, at: logit + jnp.sin(1.0 * at.q - at.k))
+    plain = lambda q, k, v: ja.attend(q, k, v, mask=ja.Causal(), score=score)
     close(jax.jit(run)(Q, K, V), plain(Q, K, V))
     loss = lambda f: lambda *x: jnp.sin(f(*x).out).sum() + jnp.cos(f(*x).lse).sum()
     close(

@@ -15,6 +15,7 @@ import jaxattn as ja
 
 B, T, S, H, N, D, E = 2, 11, 13, 6, 3, 5, 7
 SMALL = ja.Blockwise(q_block=4, k_block=3)
+FROM_0 = ja.Positions(0, 0)
 BACKENDS = (ja.Reference(), ja.Blockwise(), SMALL)
 RNG = np.random.default_rng(0)
 SHAPES = ((B, T, H, D), (B, S, N, D), (B, S, N, E))
@@ -26,20 +27,24 @@ for_backends = pytest.mark.parametrize("backend", BACKENDS, ids=repr)
 
 
 @partial(jit, static_argnums=0)
-def result_and_gradients(backend, mask, q, k, v, cotangents):
+def result_and_gradients(backend, mask, q, k, v, cotangents, positions=FROM_0):
     """(out, lse) and (dq, dk, dv)."""
-    result, pull = jax.vjp(partial(ja.attend, mask=mask, backend=backend), q, k, v)
+    attend = partial(ja.attend, mask=mask, positions=positions, backend=backend)
+    result, pull = jax.vjp(attend, q, k, v)
     return result, pull(ja.Attended(*cotangents))
 
 
 @partial(jit, static_argnums=0)
 def tangents(backend, mask, q, k, v):
     """How out and lse move when q moves by q, k by k and v by v."""
-    return jax.jvp(partial(ja.attend, mask=mask, backend=backend), (q, k, v), (q, k, v))[1]
+    attend = partial(ja.attend, mask=mask, positions=FROM_0, backend=backend)
+    return jax.jvp(attend, (q, k, v), (q, k, v))[1]
 
 
-def check_against_oracle(backend, mask, allowed, q=Q, k=K, v=V, cotangents=(COT_OUT, COT_LSE)):
-    result, pulled = result_and_gradients(backend, mask, q, k, v, cotangents)
+def check_against_oracle(
+    backend, mask, allowed, q=Q, k=K, v=V, cotangents=(COT_OUT, COT_LSE), positions=FROM_0
+):
+    result, pulled = result_and_gradients(backend, mask, q, k, v, cotangents, positions)
     (out, lse), (low_out, low_lse) = (
         oracle.attention(q, k, v, allowed, dtype=dtype) for dtype in (np.float64, np.float32)
     )

@@ -60,7 +60,7 @@ def test_it_answers_with_every_derivative_though_it_has_none():
 
 
 CANNOT = {
-    "mask": ({"mask": ja.Causal(0)}, "it knows no mask"),
+    "mask": ({"mask": ja.Causal(), "positions": ja.END}, "it knows no mask"),
     "score": ({"score": ja.SoftCap(3.0)}, "it knows no mask"),
     "observe": ({"observe": {"it": ja.observe.Entropy()}}, "it observes nothing"),
 }

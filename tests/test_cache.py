@@ -149,27 +149,27 @@ def test_options_and_observations_go_through():
     got, _ = kv.attend(
         *(x[:, 20:] for x in (Q, K, V)),
         cache,
-        score=ja.ALiBi(slopes, offset=cache.length),
+        score=ja.ALiBi(slopes),
         sinks=sinks,
         observe={"top": see.TopKeys(3)},
     )
-    mask, score = ja.Causal(20), ja.ALiBi(slopes, offset=20)
+    given = {"mask": ja.Causal(), "score": ja.ALiBi(slopes), "positions": ja.END}
     wanted = {"top": see.TopKeys(3)}
-    want = ja.attend(Q[:, 20:], K, V, mask=mask, score=score, sinks=sinks, observe=wanted)
+    want = ja.attend(Q[:, 20:], K, V, **given, sinks=sinks, observe=wanted)
     np.testing.assert_allclose(got.out, want.out, atol=1e-5)
     np.testing.assert_array_equal(got.observed["top"].keys, want.observed["top"].keys)
 
 
 OPEN = {
     "causal": {"mask": ja.Causal()},
-    "end": {"mask": ja.Causal(ja.END), "score": ja.ALiBi(offset=ja.END)},
+    "alibi": {"mask": ja.Causal(), "score": ja.ALiBi()},
     "window": {"mask": ja.Window(4, 2)},
     "inside": {"mask": ja.Window(2) | ~ja.Window(6) & ja.PrefixLM(3), "score": [ja.ALiBi()]},
 }
 
 
 @pytest.mark.parametrize("options", OPEN.values(), ids=OPEN)
-def test_offsets_left_out_are_those_of_the_new_tokens(options):
+def test_options_go_by_the_positions_of_the_new_tokens(options):
     """Of sequences with different lengths, each its own."""
     cache = kv.empty((B,), 32, N, D, E)
     held = np.array([9, 4])
@@ -194,7 +194,7 @@ RINGED = {
     "prefix": {"mask": ja.PrefixLM(np.array([11, 3])) & ~ja.Window(0)},
     "where": {"mask": ja.Where(lambda at: (at.k % 3 != at.batch[0]) | (at.q - at.k == at.head))},
     "alibi": {"score": ja.ALiBi()},
-    "learnt alibi": {"score": [ja.ALiBi(TABLE[0], ja.END), ja.SoftCap(2.0)]},
+    "learnt alibi": {"score": [ja.ALiBi(TABLE[0]), ja.SoftCap(2.0)]},
     "relative": {"score": ja.RelativeBias(TABLE, max_distance=4)},
     "function": {"score": lambda x, at: x * jnp.asarray(TABLE)[at.k % 6, at.head] - at.q % 2},
 }
@@ -263,6 +263,3 @@ def test_errors():
         kv.attend(Q[:, :3], K[:, :4], V[:, :4], cache)
     with pytest.raises(ValueError, match="integers"):
         kv.append(cache, K, V, count=np.ones(B))
-    ring = kv.empty((B,), 32, N, D, E, window=5)
-    with pytest.raises(ValueError, match=r"slots, not positions.*Distance.*without a window"):
-        kv.attend(Q, K, V, ring, observe={"far": see.Distance()})

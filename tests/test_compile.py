@@ -58,18 +58,29 @@ SAME = {
     "the same function": lambda seed: {"score": twice_the_head},
     "other biases": lambda seed: {"score": ja.Bias(jnp.full(S, 1.0 + seed))},
     "other caps and slopes": lambda seed: {
-        "score": (ja.ALiBi(jnp.arange(4.0) + seed, 0), ja.SoftCap(2.0 + seed))
+        "score": (ja.ALiBi(jnp.arange(4.0) + seed), ja.SoftCap(2.0 + seed)),
+        "positions": ja.END,
     },
     "other sinks": lambda seed: {"sinks": jnp.arange(4.0) + seed},
     "other rates and keys": lambda seed: {
         "dropout": ja.Dropout(0.1 + seed / 2, jax.random.key(seed))
     },
     "no mask": lambda seed: {},
-    "equal masks": lambda seed: {"mask": ja.Causal(ja.END) & ja.Window(3, 1, offset=2)},
+    "equal masks": lambda seed: {
+        "mask": ja.Causal() & ja.Window(3, 1, offset=2),
+        "positions": ja.END,
+    },
     "other scales": lambda seed: {"scale": 0.5 + seed},
     "other segments": lambda seed: {"mask": ja.Segments(*ids(seed))},
     "other lengths": lambda seed: {"mask": ja.Lengths(numbers(seed), numbers(seed + 1))},
-    "other offsets": lambda seed: {"mask": ja.Causal(numbers(seed))},
+    "other starts": lambda seed: {
+        "mask": ja.Causal(),
+        "positions": ja.Positions(numbers(seed)),
+    },
+    "other tokens": lambda seed: {
+        "mask": ja.Causal(),
+        "positions": ja.Positions(*ids(seed)),
+    },
     "other booleans": lambda seed: {"mask": ja.Dense(jnp.eye(T, S, seed) > 0)},
 }
 
@@ -91,9 +102,9 @@ def test_the_same_program_serves(name, backend):
 
 def test_a_new_number_in_a_mask_is_a_new_program():
     x = draw(0)
-    ja.attend(*x, mask=ja.Causal(2))
+    ja.attend(*x, mask=ja.Causal(2), positions=ja.END)
     with compilations() as again:
-        ja.attend(*x, mask=ja.Causal(3))
+        ja.attend(*x, mask=ja.Causal(3), positions=ja.END)
     assert len(again) == 1
 
 
@@ -104,22 +115,23 @@ def test_one_function_that_closes_over_other_arrays_is_the_same_program():
     def score(logit, at):
         return logit * box[1] + box[0][at.k]
 
-    ja.attention(*x, score=score)
+    ja.attention(*x, score=score, positions=ja.END)
     box[0] = jnp.cos(box[0])
     with compilations() as again:
-        second = ja.attention(*x, score=score)
+        second = ja.attention(*x, score=score, positions=ja.END)
     assert again == []
-    fresh = ja.attention(*x, score=lambda logit, at: logit * 2.0 + box[0][at.k])
+    again = lambda logit, at: logit * 2.0 + box[0][at.k]
+    fresh = ja.attention(*x, score=again, positions=ja.END)
     np.testing.assert_array_equal(second, fresh)
     box[1] = 2.0 + 1e-4
     with compilations() as again:
-        third = ja.attention(*x, score=score)
+        third = ja.attention(*x, score=score, positions=ja.END)
     assert len(again) == 1
     assert not np.array_equal(third, second)
 
 
 def test_a_mask_and_a_scale_are_arguments_of_jit():
-    f = jax.jit(lambda x, mask, scale: ja.attend(*x, mask=mask, scale=scale))
+    f = jax.jit(lambda x, mask, scale: ja.attend(*x, mask=mask, scale=scale, positions=ja.END))
     traced = []
 
     @jax.jit

@@ -46,6 +46,20 @@ def test_same_pairs_in_a_longer_sequence():
     np.testing.assert_array_equal(longer[..., : LARGE.t, : LARGE.s], dropped())
 
 
+@pytest.mark.parametrize("backend", [ja.Reference(), ja.Blockwise(16, 16)], ids=repr)
+def test_a_shard_of_the_tokens_drops_the_same_pairs(backend):
+    """By starts, by starts of each sequence and by the position of every token, in any order."""
+    whole, (t, s) = dropped(), (20, 30)
+    shard = LARGE._replace(t=t, s=s, e=s)
+    rows, columns = slice(11, 11 + t), slice(7, 7 + s)
+    for q, k in ((11, 7), (np.full(3, 11), np.full((3, 1), 7)), (np.arange(11, 11 + t), 7)):
+        got = dropped(shard.at(q, k), backend=backend)
+        np.testing.assert_array_equal(got, whole[..., rows, columns])
+    order = np.random.default_rng(0).permutation(s) + 7
+    got = dropped(shard.at(11, order), backend=backend)
+    np.testing.assert_array_equal(got, whole[..., rows, :][..., order])
+
+
 def test_same_pairs_whatever_the_grouping():
     np.testing.assert_array_equal(dropped(LARGE._replace(n=4)), dropped(LARGE._replace(n=1)))
 
@@ -53,12 +67,12 @@ def test_same_pairs_whatever_the_grouping():
 @for_backends
 @pytest.mark.parametrize("rate", [0.1, 0.75])
 def test_gradients_drop_the_same_pairs(rate, backend):
-    Asked(SMALL, both(causal(ja.END), dense("hts", 0.8)), rate=rate).check(backend)
+    Asked(SMALL.at(ja.END), both(causal(), dense("hts", 0.8)), rate=rate).check(backend)
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=lambda dtype: dtype.__name__)
 def test_dropout_in_every_dtype(dtype):
-    Asked(SMALL, causal(ja.END), bias("h1s"), rate=0.4, dtype=dtype).check(ja.Blockwise(4, 3))
+    Asked(SMALL.at(ja.END), causal(), bias("h1s"), rate=0.4, dtype=dtype).check(ja.Blockwise(4, 3))
 
 
 @pytest.mark.long
@@ -73,9 +87,8 @@ def test_dropout_matrix(dtype, rate, backend):
 def result_and_gradients(dropout, backend):
     @jit
     def run(dropout, *inputs):
-        attend = lambda q, k, v: ja.attend(
-            q, k, v, mask=ja.Causal(0), dropout=dropout, backend=backend
-        )
+        given = {"mask": ja.Causal(), "positions": ja.Positions(0, 0), "backend": backend}
+        attend = lambda q, k, v: ja.attend(q, k, v, dropout=dropout, **given)
         result, pull = jax.vjp(attend, *inputs)
         return result, pull(jax.tree.map(jnp.ones_like, result))
 

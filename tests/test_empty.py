@@ -35,8 +35,9 @@ def test_empty_axes(sizes, backend):
     b, t, h, _ = q.shape
     s = k.shape[1]
     options = {
-        "mask": ja.Causal(0) & ja.Dense(np.ones((h, 1, s), bool)),
-        "score": [ja.ALiBi(offset=0), ja.Bias(np.zeros((h, t, 1)))],
+        "positions": ja.Positions(0, 0),
+        "mask": ja.Causal() & ja.Dense(np.ones((h, 1, s), bool)),
+        "score": [ja.ALiBi(), ja.Bias(np.zeros((h, t, 1)))],
         "sinks": np.zeros(h, np.float32),
         "dropout": ja.Dropout(0.5, jax.random.key(0)),
     }
@@ -57,7 +58,7 @@ def test_empty_axes(sizes, backend):
         np.testing.assert_array_equal(dx, np.zeros(x.shape))
     explained = ja.explain(q, k, v, **options, backend=backend)
     assert explained.tiles == 0
-    lse = see.observe(q, k, lse, wanted, mask=ja.Causal(0))["entropy"]
+    lse = see.observe(q, k, lse, wanted, mask=ja.Causal(), positions=ja.END)["entropy"]
     assert lse.shape == (b, t, h)
 
 

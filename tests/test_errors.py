@@ -21,6 +21,18 @@ def ask(q=(2, 5, 4, 3), k=(2, 7, 2, 3), v=(2, 7, 2, 6), dtypes=(jnp.float32,) * 
 SQUARE = {"k": (2, 5, 2, 3), "v": (2, 5, 2, 6)}
 F32, F16, I32 = jnp.float32, jnp.float16, jnp.int32
 
+ROW = np.arange(5)
+UNPLACED = [
+    "positions",
+    "t != s",
+    "t=5",
+    "s=7",
+    "Positions(0, 0)",
+    "END",
+    "first query",
+    "last query",
+]
+
 # name: what is done, the error, and what its message must hold: the rule, what came, the remedy.
 WRONG = {
     "rank of q": (
@@ -58,27 +70,58 @@ WRONG = {
     "causal": (
         lambda: ask(mask=ja.Causal()),
         ValueError,
-        ["t != s", "t=5", "s=7", "offset=0", "offset=END", "first query", "last query"],
+        ["Causal", *UNPLACED],
     ),
     "window": (
         lambda: ask(mask=ja.Window(3)),
         ValueError,
-        ["Window", "t != s", "t=5", "s=7", "offset=0", "offset=END"],
+        ["Window", *UNPLACED],
     ),
     "causal in a combination": (
         lambda: ask(mask=ja.Lengths(k=3) & ja.Causal()),
         ValueError,
-        ["Causal", "t=5", "s=7", "offset=0", "offset=END"],
+        ["Causal", *UNPLACED],
     ),
-    "causal offset shape": (
-        lambda: ask(mask=ja.Causal(np.zeros(3, int))),
-        ValueError,
-        ["Causal.offset", "broadcast", "[2]", "(3,)", "or 1"],
-    ),
-    "causal offset dtype": (
-        lambda: ask(mask=ja.Causal(np.zeros(2))),
+    "a word as an offset": (lambda: ja.Causal("END"), TypeError, ["Causal.offset", "'END'"]),
+    "END as an offset": (
+        lambda: ja.Causal(ja.END),
         TypeError,
-        ["Causal.offset", "integers", "float", "(2,)", "cast"],
+        ["Causal.offset", "whole", "END", "positions=Positions("],
+    ),
+    "an array as an offset": (
+        lambda: ja.Window(3, 0, np.zeros(3, int)),
+        TypeError,
+        ["Window.offset", "whole", "int64[3]", "positions=Positions("],
+    ),
+    "positions shape": (
+        lambda: ask(mask=ja.Causal(), positions=ja.Positions(np.zeros(3, int))),
+        ValueError,
+        ["positions q", "[*b] = [2]", "[2, 5]", "(3,)", "or 1"],
+    ),
+    "positions rank": (
+        lambda: ask(positions=ja.Positions(0, np.zeros((1, 2, 7), int))),
+        ValueError,
+        ["positions k", "[2, 7]", "(1, 2, 7)"],
+    ),
+    "positions dtype": (
+        lambda: ask(positions=ja.Positions(np.zeros(2))),
+        TypeError,
+        ["positions q", "integers", "float", "(2,)", "cast"],
+    ),
+    "positions that fit in two ways": (
+        lambda: ask(q=(5, 5, 4, 3), k=(5, 7, 2, 3), v=(5, 7, 2, 6), positions=ja.Positions(ROW)),
+        ValueError,
+        ["positions q", "(5,)", "both fit", "q[..., None] for starts", "q[None] for tokens"],
+    ),
+    "positions of fewer keys": (
+        lambda: ask(q=(2, 9, 4, 3), positions=ja.Positions(ja.END, np.arange(7))),
+        ValueError,
+        ["END", "t=9", "s=7", "queries' positions"],
+    ),
+    "positions of no kind": (
+        lambda: ask(positions=np.arange(5)),
+        TypeError,
+        ["Positions(q=..., k=...)", "END", "int64[5]"],
     ),
     "dense shape": (
         lambda: ask(mask=ja.Dense(np.ones((5, 6), bool))),
@@ -219,8 +262,10 @@ def test_errors_come_while_tracing():
         jax.eval_shape(ja.attention, *(jnp.zeros(x) for x in ((5, 3, 3), (7, 2, 3), (7, 2, 6))))
 
 
-@pytest.mark.parametrize("mask", [ja.Causal(), ja.Window(3), ja.Window(3, offset=None)], ids=repr)
-def test_alignment_may_be_left_out_for_equal_lengths(mask):
+@pytest.mark.parametrize(
+    "mask", [ja.Causal(), ja.Window(3), ja.Where(lambda at: at.k < at.q)], ids=["c", "w", "f"]
+)
+def test_positions_may_be_left_out_for_equal_lengths(mask):
     assert ask(mask=mask, **SQUARE).out.shape == (2, 5, 4, 6)
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_errors import ask, assert_says
+from test_errors import UNPLACED, ask, assert_says
 
 import jaxattn as ja
 
@@ -22,7 +22,7 @@ WRONG = {
     "a number as the score": (lambda: ask(score=3.0), TypeError, ["score", "Bias(array)", "3.0"]),
     "a class as the score": (lambda: ask(score=ja.ALiBi), TypeError, ["score", "ALiBi"]),
     "an array in a sequence of scores": (
-        lambda: ask(score=[ja.ALiBi(offset=0), np.zeros(7)]),
+        lambda: ask(score=[ja.ALiBi(), np.zeros(7)], positions=ja.END),
         TypeError,
         ["score", "[7]", "Bias(array)"],
     ),
@@ -39,25 +39,25 @@ WRONG = {
     "alibi alignment": (
         lambda: ask(score=ja.ALiBi()),
         ValueError,
-        ["ALiBi", "t=5", "s=7", "offset=0", "offset=END"],
+        ["ALiBi", *UNPLACED],
     ),
     "alibi slopes": (
-        lambda: ask(score=ja.ALiBi(np.ones(3), 0)),
+        lambda: ask(score=ja.ALiBi(np.ones(3))),
         ValueError,
         ["ALiBi", "each query head", "4", "(3,)", "None"],
     ),
     "relative table": (
-        lambda: ask(score=ja.RelativeBias(np.zeros((4, 8)), offset=0)),
+        lambda: ask(score=ja.RelativeBias(np.zeros((4, 8)))),
         ValueError,
         ["RelativeBias", "[buckets h]", "4", "(4, 8)", "transpose"],
     ),
     "relative table with few buckets": (
-        lambda: ask(score=ja.RelativeBias(np.zeros((3, 4)), offset=0)),
+        lambda: ask(score=ja.RelativeBias(np.zeros((3, 4)))),
         ValueError,
         ["RelativeBias", "at least 4 buckets", "3 buckets"],
     ),
     "relative max_distance": (
-        lambda: ask(score=ja.RelativeBias(np.zeros((32, 4)), max_distance=8, offset=0)),
+        lambda: ask(score=ja.RelativeBias(np.zeros((32, 4)), max_distance=8)),
         ValueError,
         ["RelativeBias", "max_distance", "above 8", "max_distance=8"],
     ),
@@ -109,24 +109,44 @@ WRONG = {
         ["mask", "function", "Where(function)"],
     ),
     "prefix length": (
-        lambda: ask(mask=ja.PrefixLM(np.zeros(3, int), 0)),
+        lambda: ask(mask=ja.PrefixLM(np.zeros(3, int)), positions=ja.END),
         ValueError,
         ["PrefixLM.length", "[2]", "(3,)"],
     ),
     "prefix alignment": (
         lambda: ask(mask=ja.PrefixLM(3)),
         ValueError,
-        ["PrefixLM", "t=5", "s=7", "offset=END"],
+        ["PrefixLM", *UNPLACED],
     ),
-    "positions of the keys": (
-        lambda: ask(mask=ja.Positions(np.zeros(5, int), np.zeros(6, int))),
+    "relative alignment": (
+        lambda: ask(score=ja.RelativeBias(np.zeros((4, 4)))),
         ValueError,
-        ["Positions.k", "7", "(6,)"],
+        ["RelativeBias", *UNPLACED],
     ),
-    "positions left": (
-        lambda: ja.Positions(np.zeros(5, int), np.zeros(7, int), left=-1),
+    "function alignment": (
+        lambda: ask(score=lambda logit, at: logit * at.k),
         ValueError,
-        ["at least 0", "left=-1"],
+        ["a score function", *UNPLACED],
+    ),
+    "where alignment": (
+        lambda: ask(mask=ja.Where(lambda at: at.k < at.q)),
+        ValueError,
+        ["a Where", *UNPLACED],
+    ),
+    "distance alignment": (
+        lambda: ask(observe={"it": ja.observe.Distance()}),
+        ValueError,
+        ["Distance", *UNPLACED],
+    ),
+    "diagonal alignment": (
+        lambda: ask(observe={"it": ja.observe.Diagonal()}),
+        ValueError,
+        ["Diagonal", *UNPLACED],
+    ),
+    "fold alignment": (
+        lambda: ask(observe={"it": ja.observe.Fold(lambda: 0, lambda seen: seen.q.sum())}),
+        ValueError,
+        ["an observation that reads `q` or `k`", *UNPLACED],
     ),
     "sinks of key heads": (
         lambda: ask(sinks=np.zeros(2, np.float32)),

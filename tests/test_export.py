@@ -33,7 +33,8 @@ def assert_same(got, want):
 IDS = jnp.array([[0, 0, 0, 1, 1, 1, 1], [0, 1, 1, 1, 2, 2, -1]])
 VALUES = {
     "masks": {
-        "mask": ja.Causal(ja.END) & ~ja.Window(2, None, 3) & (ja.Segments(IDS) | ja.Lengths(k=2))
+        "mask": ja.Causal() & ~ja.Window(2, None, 3) & (ja.Segments(IDS) | ja.Lengths(k=2)),
+        "positions": ja.Positions(ja.END, jnp.array([1, 2])),
     },
     "scores": {"score": (ja.ALiBi(), ja.SoftCap(3.0), ja.Bias(draw(7, 7)))},
     "observations": {

@@ -50,15 +50,16 @@ def whole(q, k, v):
 
 
 FUNCTIONS = {
-    "end": lambda *qkv: ja.attention(*qkv, mask=ja.Causal(END) & ja.Window(3, 0, END)),
+    "end": lambda *qkv: ja.attention(*qkv, mask=ja.Causal() & ja.Window(3), positions=END),
     "scores": lambda *qkv: ja.attend(
         *qkv,
         score=(
-            ja.ALiBi(offset=END),
-            ja.RelativeBias(jnp.cos(jnp.arange(128.0)).reshape(32, 4), offset=END),
+            ja.ALiBi(),
+            ja.RelativeBias(jnp.cos(jnp.arange(128.0)).reshape(32, 4)),
             ja.SoftCap(3.0),
             lambda logit, at: logit + at.head + at.batch[0],
         ),
+        positions=END,
         sinks=jnp.arange(4.0),
     ),
     "segments": lambda q, k, v: ja.attend(
@@ -69,11 +70,14 @@ FUNCTIONS = {
         observe={"entropy": ja.observe.Entropy(), "received": ja.observe.Received()},
     ),
     "dropout-and-function": lambda *qkv: ja.attend(
-        *qkv, mask=ja.Where(lambda at: at.k != at.q), dropout=ja.Dropout(0.3, jax.random.key(0))
+        *qkv,
+        mask=ja.Where(lambda at: at.k != at.q),
+        dropout=ja.Dropout(0.3, jax.random.key(0)),
+        positions=ja.Positions(2, 1),
     ),
     "compat": whole,
     "gradient": lambda *qkv: jax.grad(
-        lambda *x: (ja.attention(*x, mask=ja.Causal(END)) ** 2).sum(), (0, 1, 2)
+        lambda *x: (ja.attention(*x, mask=ja.Causal(), positions=END) ** 2).sum(), (0, 1, 2)
     )(*qkv),
 }
 
@@ -114,7 +118,7 @@ OBSERVE = {
 
 
 def test_observations_of_open_lengths():
-    f = lambda *qkv: ja.attend(*qkv, observe=OBSERVE).observed
+    f = lambda *qkv: ja.attend(*qkv, positions=END, observe=OBSERVE).observed
     exported = jax.export.export(jax.jit(f))(*open_shapes("all"))
     for b, t, s in ((2, 9, 11), (3, 5, 4)):
         qkv = draw("all", b, t, s)
@@ -123,7 +127,7 @@ def test_observations_of_open_lengths():
             np.testing.assert_allclose(got[name], want[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("observation", [see.Map(4), see.TopKeys(4), see.Distance(0)], ids=repr)
+@pytest.mark.parametrize("observation", [see.Map(4), see.TopKeys(4), see.Distance()], ids=repr)
 @pytest.mark.parametrize("which", ["all", "queries"])
 def test_what_is_laid_out_by_length_wants_known_lengths(observation, which):
     f = lambda *qkv: ja.attend(*qkv, observe={"seen": observation})

@@ -28,27 +28,30 @@ Q, K, V, COT_OUT = (
 )
 COT_LSE = RNG.standard_normal((B, T, H)).astype(np.float32)
 MASKS = {
-    "everything": (ja.EVERYTHING, None),
-    "causal": (ja.Causal(offset=ja.END), oracle.causal(T, S, S - T)),
-    "ragged": (ja.Lengths(k=HELD), oracle.lengths(T, S, k=HELD)),
+    "everything": (ja.EVERYTHING, None, None),
+    "causal": (ja.Causal(), ja.Positions(ja.END), oracle.causal(T, S, S - T)),
+    "ragged": (ja.Lengths(k=HELD), None, oracle.lengths(T, S, k=HELD)),
     "ragged-causal": (
-        ja.Lengths(k=HELD) & ja.Causal(offset=HELD - T),
+        ja.Lengths(k=HELD) & ja.Causal(),
+        ja.Positions(HELD - T),
         oracle.lengths(T, S, k=HELD) & oracle.causal(T, S, HELD - T),
     ),
 }
 
 
-def attend(q, k, v, mask, **options):
-    return jax.jit(lambda q, k, v, mask: ja.attend(q, k, v, mask=mask, **options))(q, k, v, mask)
+def attend(q, k, v, mask, positions, **options):
+    run = lambda q, k, v, mask, at: ja.attend(q, k, v, mask=mask, positions=at, **options)
+    return jax.jit(run)(q, k, v, mask, positions)
 
 
 @pytest.mark.parametrize("name", MASKS)
 def test_results_and_gradients_of_several_tiles(name):
-    mask, allowed = MASKS[name]
-    walk = ja.Blockwise().forward(check(Q, K, V, mask, None, None, None, None))
+    *rule, allowed = MASKS[name]
+    problem, _ = check(Q, K, V, rule[0], None, None, None, None, rule[1])
+    walk = ja.Blockwise().forward(problem)
     assert walk.plan.q_blocks == 1
     assert walk.plan.k_tiles > 1
-    got, pull = jax.vjp(lambda *x: attend(*x, mask)[:2], Q, K, V)
+    got, pull = jax.vjp(lambda *x: attend(*x, *rule)[:2], Q, K, V)
     want, low = (oracle.attention(Q, K, V, allowed, dtype=d) for d in (np.float64, np.float32))
     for field, *leaves in zip(("out", "lse"), got, want, low, strict=True):
         assert_close(*leaves, what=field)
@@ -61,21 +64,21 @@ def test_results_and_gradients_of_several_tiles(name):
 
 @pytest.mark.parametrize("name", ["everything", "ragged"])
 def test_bfloat16_is_read_as_it_is(name):
-    mask, allowed = MASKS[name]
+    *rule, allowed = MASKS[name]
     q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in (Q, K, V))
     exact = [np.asarray(x, np.float32) for x in (q, k, v)]
     want, low = (oracle.attention(*exact, allowed, dtype=d) for d in (np.float64, np.float32))
-    out, lse, _ = attend(q, k, v, mask)
+    out, lse, _ = attend(q, k, v, *rule)
     assert_close(out, want[0], low[0].astype(out.dtype), what="out")
     assert_close(lse, want[1], low[1], what="lse")
 
 
 @pytest.mark.parametrize("name", ["everything", "ragged"])
 def test_observations(name):
-    mask, allowed = MASKS[name]
+    *rule, allowed = MASKS[name]
     allowed = np.broadcast_to(True if allowed is None else allowed, (B, H, T, S))
     watched = {"map": see.Map(8), "received": see.Received()}
-    got = attend(Q, K, V, mask, observe=watched).observed
+    got = attend(Q, K, V, *rule, observe=watched).observed
     weights = oracle_observe.weights(Q, K, allowed)
     truths = {"map": oracle_observe.cells(weights, 8), "received": oracle_observe.received(weights)}
     for key, wants in truths.items():
@@ -90,12 +93,12 @@ def test_observations(name):
 def test_non_finite_value_shows_to_those_who_see_it(at, bad):
     v = V.copy()
     v[:, at, 1, 2] = bad
-    for mask, allowed in (MASKS["everything"], MASKS["ragged-causal"]):
-        want = np.array(attend(Q, K, V, mask).out)
+    for *rule, allowed in (MASKS["everything"], MASKS["ragged-causal"]):
+        want = np.array(attend(Q, K, V, *rule).out)
         sees = np.broadcast_to(True if allowed is None else allowed, (B, H, T, S))[:, 2:, :, at]
         assert sees.any()
         np.moveaxis(want[:, :, 2:, 2], 2, 1)[sees] = np.nan
-        np.testing.assert_allclose(attend(Q, K, v, mask).out, want, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(attend(Q, K, v, *rule).out, want, rtol=1e-5, atol=1e-6)
 
 
 WIDTH = 64

@@ -12,11 +12,16 @@ from tolerance import assert_close
 import jaxattn as ja
 
 
+def asked(case, backend):
+    mask, positions = case.asked
+    return {"mask": mask, "positions": positions, "backend": backend}
+
+
 def check(case, backend):
     q, k, v = case.inputs()
-    mask, allowed = case.masks()
+    allowed, options = case.masks().allowed, asked(case, backend)
     with case.precision():
-        got = ja.attend(*map(jnp.asarray, (q, k, v)), mask=mask, scale=case.scale, backend=backend)
+        got = ja.attend(*map(jnp.asarray, (q, k, v)), scale=case.scale, **options)
         got = ja.Attended(*map(np.asarray, got[:2]))
     want = oracle.attention(q, k, v, allowed, case.scale)
     low = np.float32 if case.dtype == np.float64 else case.dtype
@@ -80,9 +85,9 @@ def test_forward_matrix(case, dtype, backend):
 @pytest.mark.parametrize("case", TELLING, ids=str)
 def test_attention_is_the_out_of_attend(case):
     q, k, v = map(jnp.asarray, case.inputs())
-    mask = case.masks().mask
-    out = ja.attention(q, k, v, mask=mask, backend=TILED)
-    np.testing.assert_array_equal(out, ja.attend(q, k, v, mask=mask, backend=TILED).out)
+    options = asked(case, TILED)
+    out = ja.attention(q, k, v, **options)
+    np.testing.assert_array_equal(out, ja.attend(q, k, v, **options).out)
 
 
 def test_defaults_are_everything_and_the_root_of_the_width():

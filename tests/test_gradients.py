@@ -49,34 +49,35 @@ def arrays(case):
     return q, k, v, scale.astype(oracle.accumulator(case.dtype))
 
 
-def attend(mask, backend, q, k, v, scale):
-    return ja.attend(q, k, v, mask=mask, scale=scale, backend=backend)
+def attend(asked, backend, q, k, v, scale):
+    mask, positions = asked
+    return ja.attend(q, k, v, mask=mask, scale=scale, positions=positions, backend=backend)
 
 
 @partial(jit, static_argnums=1)
-def pull_back(mask, backend, inputs, cotangents):
-    return jax.vjp(partial(attend, mask, backend), *inputs)[1](ja.Attended(*cotangents))
+def pull_back(asked, backend, inputs, cotangents):
+    return jax.vjp(partial(attend, asked, backend), *inputs)[1](ja.Attended(*cotangents))
 
 
 @partial(jit, static_argnums=1)
-def pull_back_out(mask, backend, inputs, cot_out):
+def pull_back_out(asked, backend, inputs, cot_out):
     def out(*inputs):
-        return attend(mask, backend, *inputs).out
+        return attend(asked, backend, *inputs).out
 
     return jax.vjp(out, *inputs)[1](cot_out)
 
 
 @partial(jit, static_argnums=1)
-def pull_back_lse(mask, backend, inputs, cot_lse):
+def pull_back_lse(asked, backend, inputs, cot_lse):
     def lse(*inputs):
-        return attend(mask, backend, *inputs).lse
+        return attend(asked, backend, *inputs).lse
 
     return jax.vjp(lse, *inputs)[1](cot_lse)
 
 
 @partial(jit, static_argnums=1)
-def push_forward(mask, backend, inputs, tangents):
-    return jax.jvp(partial(attend, mask, backend), inputs, tangents)
+def push_forward(asked, backend, inputs, tangents):
+    return jax.jvp(partial(attend, asked, backend), inputs, tangents)
 
 
 def check_vjp(case, got, cot_out, cot_lse):
@@ -118,16 +119,16 @@ def terms_of_gradients(q, k, v, scale, allowed, _, cot_out, cot_lse):
     }
 
 
-def compiled(function, mask, backend):
+def compiled(function, asked, backend):
     """`function` of what is left; a mask that is a function cannot be an argument of `jax.jit`."""
-    if any(map(callable, jax.tree.leaves(mask))):
-        return jit(partial(function.__wrapped__, mask, backend))
-    return partial(function, mask, backend)
+    if any(map(callable, jax.tree.leaves(asked))):
+        return jit(partial(function.__wrapped__, asked, backend))
+    return partial(function, asked, backend)
 
 
 def check_gradients(case, backend):
     inputs, (cot_out, cot_lse) = arrays(case), case.cotangents()
-    pull = compiled(pull_back, case.masks().mask, backend)
+    pull = compiled(pull_back, case.asked, backend)
     with case.precision():
         for pair in (
             (cot_out, cot_lse),
@@ -141,7 +142,7 @@ def check_jvp(case, backend):
     inputs, allowed = arrays(case), case.masks().allowed
     tangents = (*case.tangents(), np.asarray(0.7, inputs[3].dtype))
     with case.precision():
-        push = compiled(push_forward, case.masks().mask, backend)
+        push = compiled(push_forward, case.asked, backend)
         primal, moved = push(inputs, tangents)
         primal, moved = (ja.Attended(*map(np.asarray, x[:2])) for x in (primal, moved))
     dtype, wide = case.dtype, oracle.accumulator(case.dtype)
@@ -190,7 +191,7 @@ def test_derivatives_in_every_dtype(dtype):
 def test_vjp_of_out_alone(case, backend):
     """The loss never touches lse, so JAX hands the rule no cotangent for it at all."""
     cot_out, cot_lse = case.cotangents()
-    got = pull_back_out(case.masks().mask, backend, arrays(case), cot_out)
+    got = pull_back_out(case.asked, backend, arrays(case), cot_out)
     check_vjp(case, got, cot_out, np.zeros_like(cot_lse))
 
 
@@ -198,7 +199,7 @@ def test_vjp_of_out_alone(case, backend):
 @pytest.mark.parametrize("case", APART, ids=str)
 def test_vjp_of_lse_alone(case, backend):
     cot_out, cot_lse = case.cotangents()
-    got = pull_back_lse(case.masks().mask, backend, arrays(case), cot_lse)
+    got = pull_back_lse(case.asked, backend, arrays(case), cot_lse)
     assert not np.asarray(got[2]).any()
     check_vjp(case, got, np.zeros_like(cot_out), cot_lse)
 
@@ -210,12 +211,12 @@ def test_jvp_along_one_input(name):
     inputs, allowed = arrays(case), case.masks().allowed
     which = ("q", "k", "v", "scale").index(name)
     along = (*case.tangents(), np.asarray(0.7, np.float32))[which]
-    mask = case.masks().mask
+    asked = case.asked
 
     @jax.jit
     def push(x, dx):
         def at(x):
-            return attend(mask, TILED, *inputs[:which], x, *inputs[which + 1 :])
+            return attend(asked, TILED, *inputs[:which], x, *inputs[which + 1 :])
 
         return jax.jvp(at, (x,), (dx,))[1]
 

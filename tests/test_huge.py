@@ -23,7 +23,7 @@ TABLE = RNG.standard_normal((H, S)).astype(np.float32)
 MASKS = {
     "lengths": ja.Lengths(k=HIDDEN),
     "lengths-each": ja.Lengths(k=np.array([HIDDEN, 5])),
-    "causal": ja.Causal(-(T - HIDDEN)) & ja.Lengths(q=HIDDEN),
+    "causal": ja.Causal(HIDDEN - T) & ja.Lengths(q=HIDDEN),
     "dense": ja.Dense(np.arange(S) < HIDDEN),
     "segments": ja.Segments(np.zeros(T, int), np.where(np.arange(S) < HIDDEN, 0, 1)),
 }
@@ -53,7 +53,8 @@ def spoil(where, huge):
 
 def attended(rule, mask, backend, *arrays):
     q, k, v, table = arrays
-    return ja.attend(q, k, v, mask=mask, backend=backend, **rules(table)[rule])[:2]
+    given = {"mask": mask, "positions": ja.Positions(0, 0), "backend": backend}
+    return ja.attend(q, k, v, **given, **rules(table)[rule])[:2]
 
 
 def loss(*args):
@@ -115,9 +116,8 @@ OBSERVED = {
 def test_observations(rule, backend):
     def seen(q, k, v, table):
         options = rules(table)[rule]
-        return ja.attend(
-            q, k, v, mask=MASKS["lengths"], observe=OBSERVED, backend=backend, **options
-        ).observed
+        given = {"mask": MASKS["lengths"], "positions": ja.Positions(0, 0), "backend": backend}
+        return ja.attend(q, k, v, observe=OBSERVED, **given, **options).observed
 
     @jit
     def both(k, v):

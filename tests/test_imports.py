@@ -99,7 +99,7 @@ LAYERS = (
         "_value",
         "_function",
         "_batched",
-        "_offset",
+        "positions",
         "_finite",
     ),
     *("_rope_angles", "_rope_scaling", "_rope_config", "rope", "steps"),

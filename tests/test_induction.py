@@ -116,8 +116,8 @@ def test_the_induction_score_is_the_diagonal_of_the_repeat_alone():
     q, k = (jax.random.normal(key, (T, H, D)) for key in jax.random.split(jax.random.key(0)))
     whole = {"score": induction.induction(P), "diagonal": Diagonal(1 - P)}
     seen = ja.attend(q, k, k, mask=ja.Causal(), observe=whole).observed
-    again = {"diagonal": Diagonal(1)}  # query i of the repeat is query P + i
-    half = ja.attend(q[P:], k, k, mask=ja.Causal(ja.END), observe=again).observed
+    again = {"diagonal": Diagonal(1 - P)}
+    half = ja.attend(q[P:], k, k, mask=ja.Causal(), positions=ja.END, observe=again).observed
     assert_near(np.asarray(seen["score"]), np.asarray(half["diagonal"]), terms=T)
     assert np.abs(seen["score"] - seen["diagonal"]).max() > 1e-3  # which has a query more
 

@@ -18,10 +18,14 @@ Q, K, V, CT = (
 )
 OPTIONS = {
     "plain": {},
-    "mask": {"mask": ja.Causal(ja.END) & ja.Lengths(k=jnp.array([7, 11]))},
+    "mask": {
+        "mask": ja.Causal() & ja.Lengths(k=jnp.array([7, 11])),
+        "positions": ja.END,
+    },
     "everything": {
         "mask": ja.Where(lambda at: at.k <= at.q + 2),
-        "score": (ja.ALiBi(offset=0), ja.SoftCap(5.0), lambda logit, at: logit + at.head),
+        "score": (ja.ALiBi(), ja.SoftCap(5.0), lambda logit, at: logit + at.head),
+        "positions": ja.Positions(np.array([0, 1])),
         "sinks": jnp.arange(4.0),
         "dropout": ja.Dropout(0.3, jax.random.key(0)),
     },

@@ -23,9 +23,10 @@ from rules import (
     lengths,
     looked_up,
     packed,
-    positions,
     prefix,
+    ring,
     scattered,
+    shuffled,
     strided,
     window,
 )
@@ -38,6 +39,7 @@ T, S = 13, 17
 WIDE = Shape((2,), T, S, 4, 2, 1, S)
 TALL = WIDE._replace(t=S, s=T, e=T)
 SQUARE = WIDE._replace(s=T, e=T)
+STARTS = WIDE.at(np.array([-3, 6]))
 BACKENDS = (ja.Reference(), ja.Blockwise(q_block=4, k_block=3))
 
 
@@ -45,7 +47,8 @@ def seen(shape, mask, backend):
     """[*b h t s]: the keys that got weight. The values are the unit vectors, so out shows it."""
     value = np.broadcast_to(np.eye(shape.s, dtype=np.float32)[:, None, :], shape.v)
     q, k = jnp.zeros(shape.q), jnp.zeros(shape.k)
-    out = ja.attention(q, k, jnp.asarray(value), mask=mask, backend=backend)
+    given = {"mask": mask, "positions": shape.positions, "backend": backend}
+    out = ja.attention(q, k, jnp.asarray(value), **given)
     return np.asarray(out).swapaxes(-2, -3) > 0
 
 
@@ -57,23 +60,29 @@ def assert_lets_through(allowed, mask, shape, backend):
 RULES = {
     "everything": (WIDE, everything),
     "causal": (SQUARE, causal()),
-    "causal-0": (WIDE, causal(0)),
-    "causal-end": (WIDE, causal(ja.END)),
-    "causal-0-tall": (TALL, causal(0)),
-    "causal-end-tall": (TALL, causal(ja.END)),
+    "causal-0": (WIDE.at(0), causal()),
+    "causal-end": (WIDE.at(ja.END), causal()),
+    "causal-0-tall": (TALL.at(0), causal()),
+    "causal-end-tall": (TALL.at(ja.END), causal()),
     "causal-far-behind": (SQUARE, causal(-100)),
     "causal-far-ahead": (SQUARE, causal(100)),
-    "causal-each": (WIDE, causal(np.array([-3, 6]))),
+    "causal-each": (STARTS, causal()),
+    "causal-each-shifted": (STARTS, causal(-2)),
+    "causal-of-every-token": (shuffled(WIDE), causal()),
+    "causal-of-every-token-of-one": (shuffled(WIDE._replace(batch=(1,))), causal(1)),
+    "causal-sorted": (WIDE.at(np.arange(T) // 2, np.arange(S) - 5), causal()),
+    "causal-last-of-tokens": (WIDE.at(ja.END, np.arange(S) * 3 % S), causal()),
     "window": (SQUARE, window(3)),
     "window-right": (SQUARE, window(0, 3)),
     "window-itself": (SQUARE, window(0, 0)),
-    "window-end": (WIDE, window(2, 1, ja.END)),
-    "window-end-tall": (TALL, window(2, 1, ja.END)),
+    "window-end": (WIDE.at(ja.END), window(2, 1)),
+    "window-end-tall": (TALL.at(ja.END), window(2, 1)),
     "window-away": (SQUARE, window(2, 1, 30)),
-    "window-no-left": (WIDE, window(None, 2, 0)),
-    "window-no-right": (WIDE, window(2, None, ja.END)),
-    "window-no-bounds": (WIDE, window(None, None, 0)),
-    "window-each": (WIDE, window(2, 1, np.array([-3, 6]))),
+    "window-no-left": (WIDE.at(0), window(None, 2)),
+    "window-no-right": (WIDE.at(ja.END), window(2, None)),
+    "window-no-bounds": (WIDE.at(0), window(None, None)),
+    "window-each": (STARTS, window(2, 1)),
+    "window-of-every-token": (shuffled(WIDE), window(2, 1, 1)),
     "lengths-keys": (WIDE, lengths(k=np.array([0, 9]))),
     "lengths-queries": (WIDE, lengths(q=np.array([13, 4]))),
     "lengths-both": (WIDE, lengths(np.array([2, 13]), np.array([17, 3]))),
@@ -89,34 +98,42 @@ RULES = {
     "dense-b11s": (WIDE, dense("b11s")),
     "dense-bht1": (WIDE, dense("bht1")),
     "dense-1": (WIDE, dense("1")),
-    "causal-window": (WIDE, both(causal(ja.END), window(3, 3, 2))),
+    "causal-window": (WIDE.at(ja.END), both(causal(), window(3, 3, -2))),
     "causal-segments": (SQUARE, both(causal(), packed)),
-    "window-dense-lengths": (WIDE, both(window(4, 4, 0), dense("h11", 0.5), lengths(k=11))),
+    "window-dense-lengths": (WIDE.at(0), both(window(4, 4), dense("h11", 0.5), lengths(k=11))),
     "all-at-once": (SQUARE, both(causal(2), window(6, 1), packed, lengths(9, 11), dense("ts"))),
     "disjoint": (SQUARE, both(causal(-3), window(2, 2))),
-    "prefix": (WIDE, prefix(5)),
-    "prefix-end": (WIDE, prefix(3, ja.END)),
-    "prefix-each": (WIDE, prefix(np.array([9, 0]), np.array([-3, 2]))),
+    "prefix": (WIDE.at(0), prefix(5)),
+    "prefix-end": (WIDE.at(ja.END), prefix(3)),
+    "prefix-each": (STARTS, prefix(np.array([9, 0]))),
+    "prefix-of-later-keys": (WIDE.at(np.array([4, 9]), np.array([3, -2])), prefix(5)),
+    "prefix-of-every-token": (shuffled(WIDE), prefix(np.array([9, 0]))),
     "prefix-of-all": (SQUARE, prefix(50)),
-    "ring-buffer": (WIDE, positions(4)),
-    "ring-buffer-both-sides": (WIDE, positions(2, 3, roll=-4)),
-    "ring-buffer-unbounded": (WIDE, positions(None, None)),
-    "strided": (WIDE, strided()),
-    "looked-up": (WIDE, looked_up),
+    "ring-buffer": (ring(WIDE), window(4)),
+    "ring-buffer-both-sides": (ring(WIDE, roll=-4), window(2, 3)),
+    "ring-buffer-unbounded": (ring(WIDE), window(None, None)),
+    "ring-buffer-both": (ring(WIDE), both(causal(), inverse(window(2)), window(9))),
+    "strided": (WIDE.at(0), strided()),
+    "strided-each": (STARTS, strided()),
+    "strided-of-every-token": (shuffled(WIDE), strided()),
+    "looked-up": (WIDE.at(0), looked_up),
     "not-everything": (WIDE, inverse(everything)),
-    "not-causal": (WIDE, inverse(causal(ja.END))),
+    "not-causal": (WIDE.at(ja.END), inverse(causal())),
     "not-window": (SQUARE, inverse(window(2, 1))),
     "not-not-window": (SQUARE, inverse(inverse(window(2, 1)))),
     "not-lengths": (WIDE, inverse(lengths(np.array([2, 13]), np.array([17, 3])))),
     "not-segments": (WIDE, inverse(scattered)),
-    "not-looked-up": (WIDE, inverse(looked_up)),
+    "not-looked-up": (WIDE.at(0), inverse(looked_up)),
     "window-or-first-keys": (SQUARE, either(window(2), lengths(k=2))),
     "two-windows": (SQUARE, either(window(1, 0, -5), window(0, 1, 5))),
     "everything-or": (WIDE, either(everything, scattered)),
     "nothing-or": (WIDE, either(inverse(everything), scattered)),
     "segments-or-strided": (SQUARE, either(packed, strided(4), dense("hts", 0.1))),
     "causal-and-either": (SQUARE, both(causal(), either(packed, lengths(k=2)))),
-    "either-and-either": (WIDE, both(either(scattered, strided()), either(prefix(2), looked_up))),
+    "either-and-either": (
+        WIDE.at(0),
+        both(either(scattered, strided()), either(prefix(2), looked_up)),
+    ),
     "nested": (SQUARE, inverse(both(either(window(3), inverse(packed)), inverse(strided(2))))),
 }
 
@@ -137,14 +154,13 @@ def test_segments_of_a_shared_row_broadcast_over_the_batch():
 
 def test_rank_2_batch_takes_masks_of_its_shape():
     shape = SQUARE._replace(batch=(2, 3))
-    offset = np.arange(6).reshape(2, 3) - 3
+    starts = np.arange(6).reshape(2, 3) - 3
     for backend in BACKENDS:
+        for given in (jnp.asarray(starts), starts[..., None], starts[..., None] + np.arange(T)):
+            assert_lets_through(oracle.causal(T, T, starts), ja.Causal(), shape.at(given), backend)
         assert_lets_through(
-            oracle.causal(T, T, offset), ja.Causal(jnp.asarray(offset)), shape, backend
-        )
-        assert_lets_through(
-            oracle.lengths(T, T, k=offset[:, :1] + 5),
-            ja.Lengths(k=jnp.asarray(offset[:, :1] + 5)),
+            oracle.lengths(T, T, k=starts[:, :1] + 5),
+            ja.Lengths(k=jnp.asarray(starts[:, :1] + 5)),
             shape,
             backend,
         )
@@ -179,7 +195,8 @@ def test_where_takes_arrays_that_are_traced():
         value = jnp.broadcast_to(jnp.eye(S)[:, None, :], WIDE.v)
         mask = ja.Where(lambda at: table[at.k] > at.q)
         q, k = jnp.zeros(WIDE.q), jnp.zeros(WIDE.k)
-        return ja.attention(q, k, value, mask=mask, backend=BACKENDS[1]).swapaxes(-2, -3) > 0
+        given = {"mask": mask, "positions": ja.Positions(0, 0), "backend": BACKENDS[1]}
+        return ja.attention(q, k, value, **given).swapaxes(-2, -3) > 0
 
     got = jax.jit(jax.vmap(run))(jnp.asarray(tables))
     want = np.broadcast_to(allowed[:, None, None], got.shape)
@@ -187,8 +204,9 @@ def test_where_takes_arrays_that_are_traced():
 
     def out(x):
         q, k, v = (jnp.ones(shape) for shape in (WIDE.q, WIDE.k, WIDE.v))
-        mask = ja.Where(lambda at: x[at.k] > 0)
-        return ja.attention(q, k, v * x[:, None, None], mask=mask, backend=BACKENDS[1]).sum()
+        mask = ja.Where(lambda at: x[at.k] > 0)  # END: keys from 0 on
+        given = {"mask": mask, "positions": ja.END, "backend": BACKENDS[1]}
+        return ja.attention(q, k, v * jnp.expand_dims(x, (1, 2)), **given).sum()
 
     x = jnp.asarray([-1.0, 1.0] * (S // 2) + [2.0])
     gradient = np.asarray(jax.grad(out)(x))
@@ -197,17 +215,16 @@ def test_where_takes_arrays_that_are_traced():
 
 
 SHOWN = {
-    "Causal(offset=END) & Window(left=3, right=0, offset=None)": ja.Causal(ja.END) & ja.Window(3),
-    "Causal(offset=None) | ~Lengths(q=None, k=4)": ja.Causal() | ~ja.Lengths(k=4),
-    "(EVERYTHING | PrefixLM(length=2, offset=0)) & ~(Causal(offset=1) & Causal(offset=2))": (
-        (ja.EVERYTHING | ja.PrefixLM(2, 0)) & ~(ja.Causal(1) & ja.Causal(2))
+    "Causal(offset=2) & Window(left=3, right=0, offset=0)": ja.Causal(2) & ja.Window(3),
+    "Causal(offset=0) | ~Lengths(q=None, k=4)": ja.Causal() | ~ja.Lengths(k=4),
+    "(EVERYTHING | PrefixLM(length=2)) & ~(Causal(offset=1) & Causal(offset=2))": (
+        (ja.EVERYTHING | ja.PrefixLM(2)) & ~(ja.Causal(1) & ja.Causal(2))
     ),
     "Causal(offset=1) & Causal(offset=2) | Causal(offset=3)": (
         ja.Causal(1) & ja.Causal(2) | ja.Causal(3)
     ),
-    "Positions(q=int64[2, 5], k=int64[7], left=None, right=0)": ja.Positions(
-        np.zeros((2, 5), int), np.zeros(7, int)
-    ),
+    "Positions(q=int64[2, 5], k=0)": ja.Positions(np.zeros((2, 5), int)),
+    "Positions(q=END, k=int64[7])": ja.Positions(ja.END, np.zeros(7, int)),
 }
 
 
@@ -219,9 +236,7 @@ def test_repr_is_as_it_would_be_written(text):
 MASKS = {
     "everything": ja.EVERYTHING,
     "causal": ja.Causal(3),
-    "causal-end": ja.Causal(ja.END),
-    "causal-array": ja.Causal(np.array([1, 2])),
-    "window": ja.Window(3, None, ja.END),
+    "window": ja.Window(3, None, 2),
     "lengths": ja.Lengths(k=np.array([1, 2])),
     "segments": ja.Segments(np.zeros((2, 5), int)),
     "dense": ja.Dense(np.ones((3, 5), bool)),
@@ -248,18 +263,19 @@ def test_equal_masks_have_equal_structure_and_others_not():
     structure = jax.tree.structure
     assert structure(ja.Causal(3) & ja.Window(2)) == structure(ja.Causal(3) & ja.Window(2))
     assert structure(ja.Causal(3)) != structure(ja.Causal(4))
-    assert structure(ja.Causal(ja.END)) != structure(ja.Causal())
+    assert structure(ja.Positions(ja.END)) != structure(ja.Positions())
     assert structure(ja.Window(3)) != structure(ja.Window(None))
     assert ja.Causal(3) == ja.Causal(3) != ja.Causal(4)
     assert hash(ja.Causal(3)) == hash(ja.Causal(3))
 
 
 @partial(jax.jit, static_argnums=0)
-def seen_traced(backend, mask):
+def seen_traced(backend, mask, positions):
     """As `seen` on WIDE, with every array of the mask traced: one compilation for all examples."""
     value = jnp.broadcast_to(jnp.eye(S)[:, None, :], WIDE.v)
     q, k = jnp.zeros(WIDE.q), jnp.zeros(WIDE.k)
-    return ja.attention(q, k, value, mask=mask, backend=backend).swapaxes(-2, -3) > 0
+    given = {"mask": mask, "positions": positions, "backend": backend}
+    return ja.attention(q, k, value, **given).swapaxes(-2, -3) > 0
 
 
 numbers = partial(st.integers, -25, 25)
@@ -278,20 +294,24 @@ ids = partial(st.lists, st.integers(-2, 3))
     k_ids=st.tuples(*[ids(min_size=S, max_size=S)] * 2),
 )
 def test_any_arrays_in_a_mask(backend, offset, shift, q_lengths, k_lengths, q_ids, k_ids):
-    """Also lengths and offsets outside the axes, which select nothing or everything."""
+    """Also lengths and positions outside the axes, which select nothing or everything."""
     array = partial(np.array, dtype=np.int32)
+    starts = lambda x: ja.Positions(array(x), 0)
     rules = (
-        (ja.Causal(array(offset)), oracle.causal(T, S, offset)),
-        (ja.Window(3, 2, array(shift)), oracle.window(T, S, 3, 2, shift)),
+        (ja.Causal(), starts(offset), oracle.causal(T, S, offset)),
+        (ja.Window(3, 2), starts(shift), oracle.window(T, S, 3, 2, shift)),
         (
             ja.Lengths(array(q_lengths), array(k_lengths)),
+            None,
             oracle.lengths(T, S, np.clip(q_lengths, 0, T), np.clip(k_lengths, 0, S)),
         ),
-        (ja.Segments(array(q_ids), array(k_ids)), oracle.segments(q_ids, k_ids)),
+        (ja.Segments(array(q_ids), array(k_ids)), None, oracle.segments(q_ids, k_ids)),
+        (ja.Causal(), ja.Positions(array(q_ids), array(k_ids)), oracle.near(q_ids, k_ids, None, 0)),
     )
-    for mask, allowed in rules:
+    for mask, positions, allowed in rules:
         want = np.broadcast_to(allowed, WIDE.scores)
-        np.testing.assert_array_equal(seen_traced(backend, mask), want, err_msg=repr(mask))
+        got = seen_traced(backend, mask, positions)
+        np.testing.assert_array_equal(got, want, err_msg=repr(mask))
 
 
 @pytest.mark.parametrize(

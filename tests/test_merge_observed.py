@@ -90,7 +90,7 @@ PLACED = {
     "received": see.Received(),
     "columns": see.Columns([0]),
     "diagonal": see.Diagonal(),
-    "distance": see.Distance(offset=0),
+    "distance": see.Distance(),
     "fold": see.Fold(lambda: 0.0, lambda seen: seen.weights.sum()),
 }
 
@@ -98,7 +98,7 @@ PLACED = {
 @pytest.mark.parametrize("name", PLACED)
 def test_what_speaks_of_places_is_refused_by_name(name):
     wanted = {name: PLACED[name]}
-    part = ja.attend(Q, K, V, observe=wanted)
+    part = ja.attend(Q, K, V, positions=ja.Positions(0, 0), observe=wanted)
     with pytest.raises(ValueError, match=rf"as '{name}'.*observe\(q, k, merged.lse"):
         ja.merge(part, part, observe=wanted)
 

@@ -120,7 +120,7 @@ def test_scan_over_layers_and_capture():
 
 
 def test_masks_of_the_module_hold_while_decoding():
-    """Those that leave their offset out, in a cache and in a ring."""
+    """In a cache and in a ring."""
     causal, window = ja.Causal() & ja.Where(lambda at: at.k % 3 != 1), ja.Window(5)
     score = ja.ALiBi()
     cases = (
@@ -209,5 +209,7 @@ def test_errors():
         dropping(X)
     with pytest.raises(TypeError, match=r"cache comes from empty_cache\(\), got None"):
         dropping.decode(X, None)
-    with pytest.raises(ValueError, match=r"a module without it.*rope="):
-        dropping(X, positions=jnp.arange(T), deterministic=True)
+    with pytest.raises(ValueError, match=r"an array .* for rope.*got END"):
+        module(X, positions=ja.END)
+    with pytest.raises(ValueError, match=r"END for keys from other inputs, got int32"):
+        dropping(X, Y, positions=jnp.arange(T), deterministic=True)

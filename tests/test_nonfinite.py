@@ -30,8 +30,8 @@ pytestmark = pytest.mark.sampled(3)
 
 BAD = 5
 HIDING = {
-    "causal": (ja.Causal(0), oracle.causal(T, S)),
-    "window": (ja.Window(3, 3, 0), oracle.window(T, S, 3, 3)),
+    "causal": (ja.Causal(), oracle.causal(T, S)),
+    "window": (ja.Window(3, 3), oracle.window(T, S, 3, 3)),
     "lengths": (ja.Lengths(k=np.array([13, BAD])), oracle.lengths(T, S, k=np.array([13, BAD]))),
     "segments": (ja.Segments(*SEGMENT_IDS), oracle.segments(*SEGMENT_IDS)),
     "dense": (ja.Dense(hidden_rows([3, 10], 1)), hidden_rows([3, 10], 1)),
@@ -98,8 +98,9 @@ def test_non_finite_key_or_value_stays_out_of_gradients(name, backend):
 def test_visible_non_finite_value_is_nan_in_its_feature_only(bad, backend):
     v = V.copy()
     v[0, BAD, 1, 2] = bad
-    out, lse, _ = ja.attend(Q, K, v, mask=ja.Causal(0), backend=backend)
-    want = np.array(ja.attention(Q, K, V, mask=ja.Causal(0), backend=backend))
+    given = {"mask": ja.Causal(), "positions": ja.Positions(0, 0), "backend": backend}
+    out, lse, _ = ja.attend(Q, K, v, **given)
+    want = np.array(ja.attention(Q, K, V, **given))
     want[0, BAD:, 2:4, 2] = np.nan  # key/value head 1 is read by query heads 2 and 3
     np.testing.assert_allclose(out, want, rtol=1e-6, atol=1e-7)
     assert np.isfinite(np.asarray(lse)).all()

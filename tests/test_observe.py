@@ -31,13 +31,14 @@ BACKENDS = (
     ja.Blockwise(q_block=8, k_block=S),  # the same, with rows that are met twice
     ja.Blockwise(q_block=8, k_block=16),  # several tiles: a second sweep
 )
+FROM_0 = ja.Positions(0, 0)
 IDS = RNG.integers(-1, 3, (B, S)).astype(np.int32)
 MASKS = {
     "everything": (ja.EVERYTHING, np.ones((1, 1, 1), bool)),
     "causal": (ja.Causal(-3), oracle.causal(T, S, -3)),
     "segments": (ja.Segments(IDS[:, :T], IDS), oracle.segments(IDS[:, :T], IDS)),
     "sink-window": (
-        ja.Window(4, offset=0) | ja.Lengths(k=2),
+        ja.Window(4) | ja.Lengths(k=2),
         oracle.window(T, S, 4) | (np.arange(S) < 2),
     ),
 }
@@ -84,7 +85,7 @@ OBSERVATIONS = {
     "rows": see.Rows([0, T - 1, 7]),
     "columns": see.Columns([3, S - 1]),
     "diagonal": see.Diagonal(-1),
-    "distance": see.Distance(offset=0),
+    "distance": see.Distance(),
     "mass": see.MassOn(4),
     "mass_on": see.MassOn(np.arange(S) % 3 == 0),
     "apply": see.Apply(U),
@@ -131,9 +132,10 @@ def test_observation_shows_what_the_weights_are(mask, names, backend):
     """And out and lse are, to the bit, what they are when nobody looks."""
     rule, allowed = MASKS[mask]
     wanted = {name: OBSERVATIONS[name] for name in names}
-    got = ja.attend(Q, K, V, mask=rule, observe=wanted, backend=backend)
+    given = {"mask": rule, "positions": FROM_0, "backend": backend}
+    got = ja.attend(Q, K, V, **given, observe=wanted)
     assert_shows(got.observed, names, allowed)
-    alone = ja.attend(Q, K, V, mask=rule, backend=backend)
+    alone = ja.attend(Q, K, V, **given)
     np.testing.assert_array_equal(got.out, alone.out)
     np.testing.assert_array_equal(got.lse, alone.lse)
     assert alone.observed == {}
@@ -146,7 +148,7 @@ def test_observe_from_the_lse_of_another_kernel(mask):
     names = ("entropy", "received", "map", "top")
     wanted = {name: OBSERVATIONS[name] for name in names}
     lse = np.moveaxis(lse, 1, 2).astype(np.float32)
-    assert_shows(see.observe(Q, K, lse, wanted, mask=rule), names, allowed)
+    assert_shows(see.observe(Q, K, lse, wanted, mask=rule, positions=FROM_0), names, allowed)
 
 
 def test_apply_of_the_values_is_out():
@@ -177,9 +179,8 @@ def dense_loss(q, k, bias):
 
 def seen_loss(backend, q, k, bias):
     wanted = {"e": see.Entropy(), "r": see.Received(), "m": see.MaxLogit()}
-    seen = ja.attend(
-        q, k, V, mask=ja.Causal(0), score=ja.Bias(bias), observe=wanted, backend=backend
-    ).observed
+    given = {"mask": ja.Causal(), "positions": FROM_0, "backend": backend}
+    seen = ja.attend(q, k, V, score=ja.Bias(bias), observe=wanted, **given).observed
     return seen["e"].sum() + (seen["r"].mass ** 2).sum() + (seen["m"] ** 2).sum()
 
 
@@ -220,7 +221,8 @@ def test_memory_of_observing_is_linear():
 
 def test_observations_under_vmap_are_those_of_a_batch():
     wanted = {name: OBSERVATIONS[name] for name in ("entropy", "received", "map", "top", "fold")}
-    one = lambda q, k, v: ja.attend(q, k, v, mask=ja.Causal(-3), observe=wanted).observed
+    given = {"mask": ja.Causal(-3), "positions": FROM_0, "observe": wanted}
+    one = lambda q, k, v: ja.attend(q, k, v, **given).observed
     got = jax.vmap(one)(Q, K, V)
     assert_shows(got, wanted, MASKS["causal"][1])
 
@@ -229,7 +231,7 @@ def test_observations_see_logits_after_scores():
     """And MaxLogit may be asked for those before."""
     wanted = {"max": see.MaxLogit(), "before": see.MaxLogit(before_scores=True), "m": see.RowMax()}
     score = (lambda logit, at: logit + at.k, ja.SoftCap(5.0))
-    got = ja.attend(Q, K, V, score=score, observe=wanted)
+    got = ja.attend(Q, K, V, score=score, positions=FROM_0, observe=wanted)
     logits = truth.weights(Q, K, True).logits
     after = 5 * np.tanh((logits + np.arange(S)) / 5)
     np.testing.assert_allclose(got.observed["before"], logits.max((0, 2, 3)), rtol=1e-5)

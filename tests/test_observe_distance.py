@@ -24,8 +24,9 @@ def moments(bias, offset):
 
 def far_back(bias, offset, backend):
     q, k = np.zeros((1, T, 1, 1), np.float32), jnp.zeros((1, len(bias), 1, 1))
-    wanted = {"d": see.Distance(offset)}
-    seen = ja.attend(q, k, k, score=ja.Bias(bias[None, None]), observe=wanted, backend=backend)
+    wanted = {"d": see.Distance()}
+    given = {"score": ja.Bias(bias[None, None]), "positions": ja.Positions(offset)}
+    seen = ja.attend(q, k, k, **given, observe=wanted, backend=backend)
     return seen.observed["d"]
 
 

@@ -42,7 +42,7 @@ CASES = {
     "rows": (see.Rows([3, 7]), lambda w: truth.rows(w, [3, 7])),
     "columns": (see.Columns([1, 8]), lambda w: truth.columns(w, [1, 8])),
     "diagonal": (see.Diagonal(-1), lambda w: truth.diagonal(w, -1)),
-    "distance": (see.Distance(offset=0), truth.distance),
+    "distance": (see.Distance(), truth.distance),
     "mass_on": (see.MassOn(2), lambda w: truth.mass_on(w, np.arange(S) < 2)),
     "apply": (see.Apply(U), lambda w: truth.apply(w, U)),
     "transposed": (see.ApplyTransposed(W), lambda w: truth.apply_transposed(w, W)),
@@ -65,7 +65,8 @@ def weighted(arrays):
 
 
 def ours(observation, backend, q, k):
-    got = ja.attend(q, k, k, mask=ja.Causal(2), observe={"it": observation}, backend=backend)
+    given = {"mask": ja.Causal(2), "positions": ja.Positions(0, 0), "backend": backend}
+    got = ja.attend(q, k, k, **given, observe={"it": observation})
     return weighted(floats(got.observed))
 
 

@@ -76,7 +76,8 @@ def test_observations_agree_with_each_other_often(seed):
 def agree(problem):
     q, k, v, mask, allowed, backend = problem
     wanted = WANTED | {"out": see.Apply(np.moveaxis(v, 1, 0))}
-    got = ja.attend(q, k, v, mask=mask, observe=wanted, backend=backend)
+    given = {"mask": mask, "positions": ja.Positions(0, 0), "backend": backend}
+    got = ja.attend(q, k, v, observe=wanted, **given)
     seen = jax.tree.map(np.asarray, got.observed)
     t, s = allowed.shape
     live, near = allowed.any(1), {"rtol": 0, "atol": 256 * EPS * max(t, s)}

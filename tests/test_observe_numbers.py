@@ -15,7 +15,8 @@ Q, K = (RNG.standard_normal((1, n, 2, 4)).astype(np.float32) for n in (T, S))
 
 
 def show(observation):
-    return ja.attend(Q, K, K, observe={"it": observation}).observed["it"]
+    at = ja.Positions(0, 0)
+    return ja.attend(Q, K, K, positions=at, observe={"it": observation}).observed["it"]
 
 
 SAME = {
@@ -27,8 +28,6 @@ SAME = {
     "diagonal": (see.Diagonal(np.int16(2)), see.Diagonal(2)),
     "diagonal beyond": (see.Diagonal(2**40), see.Diagonal(S)),
     "diagonal before": (see.Diagonal(-(2**40)), see.Diagonal(-T)),
-    "distance": (see.Distance(np.int64(7)), see.Distance(7)),
-    "distances": (see.Distance(np.array([7], np.uint8)), see.Distance(7)),
     "columns of few bits": (see.Columns(np.array([3, 7], np.uint8)), see.Columns([3, 7])),
     "columns of few bits in JAX": (see.Columns(jnp.array([3, 7], np.int8)), see.Columns([3, 7])),
     "columns far out": (
@@ -64,16 +63,13 @@ def test_a_position_outside_has_no_weight():
 
 WRONG = {
     "diagonal of an array": (lambda: see.Diagonal(np.array([1, 2])), "one whole number"),
-    "diagonal of END": (lambda: see.Diagonal(ja.END), "pass s - t"),
+    "diagonal of END": (lambda: see.Diagonal(ja.END), r"positions=\.\.\."),
     "diagonal of a float": (lambda: see.Diagonal(1.0), "one whole number"),
     "diagonal of a boolean": (lambda: see.Diagonal(True), "one whole number"),
     "map of a boolean": (lambda: see.Map(True), "at least 1 cell"),
     "top of a boolean": (lambda: see.TopKeys(True), "at least 1"),
     "mass on a boolean": (lambda: see.MassOn(True), "number of keys or an array"),
-    "distance of a boolean": (lambda: show(see.Distance(True)), "holds integers"),
-    "distance beyond": (lambda: show(see.Distance(2**40)), "either way"),
-    "distances beyond": (lambda: show(see.Distance(np.array([2**40]))), "either way"),
-    "columns of floats": (lambda: show(see.Columns([1.5])), "Columns takes positions"),
+    "columns of floats": (lambda: show(see.Columns([1.5])), "Columns takes tokens"),
     "rows of booleans": (lambda: show(see.Rows(np.ones(T, bool))), "np.flatnonzero"),
     "rows of two axes": (lambda: show(see.Rows(np.ones((2, 2), int))), "along one axis"),
 }

@@ -158,11 +158,13 @@ def test_dense_masks_by_hand():
     assert rows(oracle.lengths(3, 4, 2, 3)[0]) == ["xxx.", "xxx.", "...."]
     assert rows(oracle.segments([0, 0, 1, -1])[0]) == ["xx..", "xx..", "..x.", "...."]
     assert rows(oracle.segments([1, 0], [0, -1, 1])[0]) == ["..x", "x.."]
-    assert rows(oracle.prefix(3, 4, 2)[0]) == ["xx..", "xx..", "xxx."]
-    assert rows(oracle.prefix(3, 4, 3, -2)[0]) == ["xxx.", "xxx.", "xxx."]
-    assert rows(oracle.prefix(2, 3, np.array([1, 0]), np.array([1, -1]))[0, 0]) == ["xx.", "xxx"]
-    assert rows(oracle.positions([1, -1, 3], [2, 3, -1, 1])[0]) == ["...x", "....", "xx.x"]
-    assert rows(oracle.positions([1, 3], [2, 3, 0], 1, 1)[0]) == ["x.x", "xx."]
+    assert rows(oracle.prefix([0, 1, 2], [0, 1, 2, 3], 2)[0]) == ["xx..", "xx..", "xxx."]
+    assert rows(oracle.prefix([-2, -1, 0], [0, 1, 2, 3], 3)[0]) == ["xxx.", "xxx.", "xxx."]
+    starts = oracle.count(np.array([1, -1]), 2)
+    assert rows(oracle.prefix(starts, [0, 1, 2], np.array([1, 0]))[0, 0]) == ["xx.", "xxx"]
+    assert rows(oracle.prefix(starts, [0, 1, 2], np.array([1, 0]))[1, 0]) == ["...", "x.."]
+    assert rows(oracle.near([1, 3], [2, 3, 0], -1, 1)[0]) == ["x.x", "xx."]
+    assert rows(oracle.near([1, 3], [2, 3, 0], None, -1)[0]) == ["..x", "x.x"]
     assert oracle.causal(3, 4, np.array([0, 1])).shape == (2, 1, 3, 4)
     assert rows(oracle.causal(3, 4, np.array([0, 1]))[1, 0]) == ["xx..", "xxx.", "xxxx"]
     assert rows(oracle.lengths(3, 2, k=np.array([2, 1]))[1, 0]) == ["x.", "x.", "x."]

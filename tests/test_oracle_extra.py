@@ -25,10 +25,15 @@ SCORES = {
     "caps": (CAPS, scores.Cap),
     "lookup": (RNG.standard_normal((H, S)), lambda x: scores.Lookup(x, INDEX, 0.4)),
     "gate": (RNG.standard_normal((H, S)), lambda x: scores.Gate(x, INDEX)),
-    "alibi": (RNG.random(H), lambda x: scores.alibi(x, T, S, np.array([1, -2]))),
+    "alibi": (
+        RNG.random(H),
+        lambda x: scores.alibi(x, oracle.count(np.array([1, -2]), T), np.arange(S)),
+    ),
     "relative": (
         RNG.standard_normal((4, H)),
-        lambda x: scores.relative(x, T, S, lambda away: min(abs(away), 3), 1),
+        lambda x: scores.relative(
+            x, 1 + np.arange(T), np.arange(S), lambda away: min(abs(away), 3)
+        ),
     ),
 }
 

@@ -20,9 +20,10 @@ from rules import (
     lengths,
     looked_up,
     packed,
-    positions,
     prefix,
+    ring,
     scattered,
+    shuffled,
     strided,
     window,
 )
@@ -38,17 +39,17 @@ shapes = st.builds(
     n=st.sampled_from([1, 2, 3]),
     d=st.sampled_from([1, 3, 5]),
     e=st.sampled_from([1, 2, 7]),
+    positions=st.none(),
 )
-offset = st.sampled_from([0, ja.END, -4, 3])
+offset = st.sampled_from([0, 0, -4, 3])
 bound = st.sampled_from([None, 0, 2, 5])
 share = st.sampled_from([0.1, 0.6])
 masks = st.recursive(
     st.sampled_from([everything, scattered, looked_up])
     | st.builds(causal, offset)
     | st.builds(window, bound, bound, offset)
-    | st.builds(prefix, st.integers(0, 9), offset)
+    | st.builds(prefix, st.integers(0, 9))
     | st.builds(lengths, st.none() | st.integers(0, 13), st.none() | st.integers(0, 13))
-    | st.builds(positions, bound, bound)
     | st.builds(strided, st.integers(1, 4))
     | st.builds(dense, st.sampled_from(["ts", "hts", "bhts", "b11s", "h11"]), share),
     lambda inner: (
@@ -60,8 +61,8 @@ axes = st.sampled_from(["", "s", "t1", "ts", "h1s", "hts", "b1ts", "bhts", "bht1
 functions = st.sampled_from(["add-by-head-and-key", "add-by-distance", "times-by-batch-and-query"])
 score = (
     st.builds(scored.bias, axes, st.sampled_from([0.0, 0.0, 0.3]))
-    | st.builds(scored.alibi, offset, st.booleans())
-    | st.builds(scored.relative, st.booleans(), st.just(8), st.just(11), offset)
+    | st.builds(scored.alibi, st.booleans())
+    | st.builds(scored.relative, st.booleans(), st.just(8), st.just(11))
     | st.builds(scored.cap, st.sampled_from([0.5, 2.0, 30.0]))
     | st.builds(scored.function, functions)
     | st.just(scored.cap_of_each_head)
@@ -72,10 +73,30 @@ backends = st.just(ja.Reference()) | st.builds(
 )
 
 
+def starts(shape):
+    """The first sequence begins further on, and its keys earlier."""
+    first = np.zeros(shape.batch, int)
+    first.flat[:1] = 5
+    return shape.at(first[..., None], -first[..., None])
+
+
+places = st.sampled_from(
+    [
+        lambda shape: shape.at(0),
+        lambda shape: shape.at(4, 1),
+        lambda shape: shape.at(ja.END),
+        starts,
+        lambda shape: ring(shape) if shape.s > 3 else shape.at(0),
+        lambda shape: shuffled(shape) if shape.batch else shape.at(0),
+    ]
+)
+
+
 @st.composite
 def problems(draw):
     shape = draw(shapes)
     shape = shape._replace(h=shape.n * draw(st.sampled_from([1, 2, 3])))
+    shape = draw(places)(shape)
     mask = draw(masks)
     if shape.t == shape.s and draw(st.booleans()):
         mask = both(mask, packed) if shape.t > 1 else mask

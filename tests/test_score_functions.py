@@ -18,6 +18,7 @@ from small import BACKENDS, for_backends
 import jaxattn as ja
 
 TILED = ja.Blockwise(q_block=4, k_block=3)
+FROM_0 = ja.Positions(0, 0)
 
 # A function that the tests below differentiate in what it closes over.
 POINT = np.random.default_rng(5)
@@ -30,7 +31,8 @@ def ours(backend, table, caps):
         logit = logit + jnp.where(at.k > at.q, 0.3, 1.0) * table[at.head, at.k]
         return caps[at.head] * jnp.tanh(logit / caps[at.head])
 
-    out, lse, _ = ja.attend(*map(jnp.asarray, QKV), score=score, backend=backend)
+    given = {"score": score, "positions": FROM_0, "backend": backend}
+    out, lse, _ = ja.attend(*map(jnp.asarray, QKV), **given)
     return (out**2).sum() + (lse**2).sum()
 
 
@@ -110,7 +112,8 @@ def test_a_method_reads_what_its_object_holds_now(backend):
 
     def out(table, score, mask):
         model.table = table
-        return (ja.attention(*inputs, score=score, mask=mask, backend=backend) ** 2).sum()
+        given = {"score": score, "mask": mask, "positions": FROM_0, "backend": backend}
+        return (ja.attention(*inputs, **given) ** 2).sum()
 
     def given(table):
         score, mask = ja.Bias(table), ja.Dense(table > -1)
@@ -136,7 +139,7 @@ def test_function_that_closes_over_other_dtypes(backend):
             extra = table[at.head, (at.k + shift[at.q]) % SMALL.s]
             return logit + jnp.where(on[at.head], extra, 0)
 
-        return ja.attention(q, k, v, score=score, backend=backend)
+        return ja.attention(q, k, v, score=score, positions=FROM_0, backend=backend)
 
     index = np.arange(SMALL.h)[:, None, None], (np.arange(SMALL.s) + shift[:, None]) % SMALL.s
     added = np.asarray(table, np.float64)[index] * np.asarray(on)[:, None, None]

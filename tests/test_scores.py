@@ -13,7 +13,7 @@ import pytest
 from cases import DTYPES, SMALL
 from problem import Asked
 from quick import jit
-from rules import both, causal, window
+from rules import both, causal, shuffled, window
 from rules import dense as dense_mask
 from scored import Scored, alibi, bias, bucket_of, cap, cap_of_each_head, chain, function, relative
 from small import BACKENDS, for_backends
@@ -25,7 +25,10 @@ pytestmark = pytest.mark.sampled(5)
 
 TILED = ja.Blockwise(q_block=4, k_block=3)
 RANK_2 = SMALL._replace(batch=(2, 3))
-MASK = both(causal(ja.END), dense_mask("ts", 0.8))
+END = SMALL.at(ja.END)
+STARTS = SMALL.at(np.array([-2, 5], np.int32))
+TOKENS = shuffled(SMALL)
+MASK = both(causal(), dense_mask("ts", 0.8))
 
 SCORES = {
     "bias-1": bias("1"),
@@ -41,13 +44,10 @@ SCORES = {
     "bias-bht1": bias("bht1"),
     "bias-bhts": bias("bhts"),
     "bias-hiding": bias("hts", hidden=0.3),
-    "alibi": alibi(ja.END),
-    "alibi-standard": alibi(3, learnt=False),
-    "alibi-each": alibi(np.array([-2, 5], np.int32)),
+    "alibi": alibi(),
+    "alibi-standard": alibi(learnt=False),
     "relative": relative(),
-    "relative-end": relative(offset=ja.END),
-    "relative-causal": relative(False, 6, 9, offset=ja.END),
-    "relative-each": relative(offset=np.array([-2, 5], np.int32)),
+    "relative-causal": relative(False, 6, 9),
     "cap": cap(),
     "cap-of-each-head": cap_of_each_head,
     "function-of-head-and-key": function("add-by-head-and-key"),
@@ -68,20 +68,29 @@ TELLING = ("bias-bhts", "bias-h1s", "alibi", "relative-causal", "function-of-hea
 
 @pytest.mark.parametrize("name", SCORES)
 def test_score_matches_float64(name):
-    Asked(SMALL, MASK, SCORES[name]).check(TILED)
+    Asked(END, MASK, SCORES[name]).check(TILED)
+
+
+BY_POSITION = ("alibi", "alibi-standard", "relative", "relative-causal", "function-of-distance")
+
+
+@pytest.mark.parametrize("shape", [STARTS, TOKENS], ids=["starts", "tokens"])
+@pytest.mark.parametrize("name", BY_POSITION)
+def test_score_by_positions(name, shape):
+    Asked(shape, MASK, SCORES[name]).check(TILED)
 
 
 @pytest.mark.parametrize("backend", [b for b in BACKENDS if b != TILED], ids=repr)
 @pytest.mark.parametrize("name", [*TELLING, "bias-gate-cap-bias"])
 def test_score_on_every_backend(name, backend):
-    Asked(SMALL, causal(ja.END), SCORES[name]).check(backend)
+    Asked(END, causal(), SCORES[name]).check(backend)
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=lambda dtype: dtype.__name__)
 @pytest.mark.parametrize("name", ["bias-hts", "function-and-relative"])
 def test_score_in_every_dtype(name, dtype):
     """A bias has the dtype of q here, and so has its gradient."""
-    Asked(SMALL, MASK, SCORES[name], dtype=dtype).check(TILED)
+    Asked(END, MASK, SCORES[name], dtype=dtype).check(TILED)
 
 
 PARTIAL = [(1, 3, 6, 11, 13), (2, 1, 1, 11, 1), (3, 1, 1, 13)]
@@ -93,7 +102,7 @@ def test_bias_that_broadcasts_in_part_over_a_batch_of_rank_2(shape):
         array = rng.standard_normal(shape).astype(dtype)
         return Scored((array,), lambda x: [ja.Bias(x[0])], lambda x: [oracle_scores.Bias(x[0])])
 
-    Asked(RANK_2, causal(ja.END), build).check(TILED)
+    Asked(RANK_2.at(ja.END), causal(), build).check(TILED)
 
 
 @pytest.mark.long
@@ -101,10 +110,10 @@ def test_bias_that_broadcasts_in_part_over_a_batch_of_rank_2(shape):
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.__name__)
 @pytest.mark.parametrize("name", SCORES)
 def test_score_matrix(name, dtype, backend):
-    for shape in (SMALL, SMALL._replace(batch=(), t=13, s=11)):
-        mask = causal(0) if shape.batch else both(causal(0), window(9, 0, 0))
-        if shape.batch or not name.endswith("each"):
-            Asked(shape, mask, SCORES[name], 0.5, dtype=dtype).check(backend)
+    shapes = [SMALL.at(0), SMALL._replace(batch=(), t=13, s=11).at(0)]
+    for shape in shapes + [STARTS, TOKENS] * (name in BY_POSITION):
+        mask = causal() if shape.batch else both(causal(), window(9))
+        Asked(shape, mask, SCORES[name], 0.5, dtype=dtype).check(backend)
 
 
 @for_backends

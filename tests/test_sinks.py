@@ -25,24 +25,24 @@ SINKS = np.array([0.3, -1.0, 2.0, 0.0, -40.0, 5.0], np.float32)
 @for_backends
 @pytest.mark.parametrize("mask", [everything, both(causal(-4), dense("hts"))], ids=["all", "some"])
 def test_sinks_match_float64(mask, backend):
-    Asked(SMALL, mask, sinks=0.5).check(backend)
+    Asked(SMALL.at(0), mask, sinks=0.5).check(backend)
 
 
 @for_backends
 @pytest.mark.parametrize("around", [1e4, -1e4], ids=str)
 def test_sinks_of_great_size(around, backend):
     """A sink far above every logit takes all weight, one far below takes none."""
-    Asked(SMALL, causal(ja.END), sinks=around).check(backend)
+    Asked(SMALL.at(ja.END), causal(), sinks=around).check(backend)
 
 
 @for_backends
 def test_sinks_beside_logits_of_great_size(backend):
-    Asked(SMALL, causal(ja.END), sinks=300.0, k_factor=200.0).check(backend)
+    Asked(SMALL.at(ja.END), causal(), sinks=300.0, k_factor=200.0).check(backend)
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=lambda dtype: dtype.__name__)
 def test_sinks_in_every_dtype(dtype):
-    Asked(SMALL, window(4, 3, 0), sinks=0.5, dtype=dtype).check(ja.Blockwise(4, 3))
+    Asked(SMALL.at(0), window(4, 3), sinks=0.5, dtype=dtype).check(ja.Blockwise(4, 3))
 
 
 @for_backends
@@ -58,15 +58,14 @@ def test_sinks_after_scores_and_before_dropout(backend):
 def test_sinks_matrix(score, dtype, backend):
     for mask in (everything, both(causal(-4), dense("hts"))):
         for around in (0.0, 80.0, -80.0):
-            Asked(SMALL, mask, score, around, dtype=dtype).check(backend)
+            Asked(SMALL.at(0), mask, score, around, dtype=dtype).check(backend)
 
 
 @for_backends
 def test_row_that_sees_no_key_has_the_sink_as_its_lse(backend):
     """And out 0; of its cotangents only that of lse moves anything, which is the sink."""
-    attend = lambda q, k, v, sinks: ja.attend(
-        q, k, v, mask=ja.Causal(-4), sinks=sinks, backend=backend
-    )
+    given = {"mask": ja.Causal(-4), "positions": ja.Positions(0, 0), "backend": backend}
+    attend = lambda q, k, v, sinks: ja.attend(q, k, v, sinks=sinks, **given)
     (out, lse, _), pull = jax.vjp(jax.jit(attend), *map(jnp.asarray, (Q, K, V, SINKS)))
     assert not np.asarray(out)[:, :4].any()
     np.testing.assert_array_equal(lse[:, :4], np.broadcast_to(SINKS, (2, 4, H)))
@@ -94,8 +93,8 @@ def test_sink_of_minus_infinity_is_none(backend):
     @jit
     def run(sinks):
         def attend(q, k, v, sinks):
-            mask = ja.Causal(-4)
-            return ja.attend(q, k, v, mask=mask, sinks=sinks, backend=backend)
+            given = {"mask": ja.Causal(-4), "positions": ja.Positions(0, 0)}
+            return ja.attend(q, k, v, **given, sinks=sinks, backend=backend)
 
         result, pull = jax.vjp(attend, *map(jnp.asarray, (Q, K, V)), sinks)
         return result, pull(jax.tree.map(jnp.ones_like, result))

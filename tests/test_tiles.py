@@ -21,9 +21,10 @@ from rules import (
     lengths,
     looked_up,
     packed,
-    positions,
     prefix,
+    ring,
     scattered,
+    shuffled,
     strided,
     window,
 )
@@ -37,12 +38,14 @@ pytestmark = pytest.mark.sampled(3)
 SQUARE = Shape((2,), 37, 37, 4, 2, 1, 1)
 WIDE = SQUARE._replace(s=53)
 TALL = SQUARE._replace(t=53)
+STARTS = WIDE.at(np.array([-9, 30]))
+SORTED = WIDE.at(np.arange(37) * 2 // 3, np.arange(53) - 9)
 BLOCKS = ((8, 8), (5, 16), (16, 5), (37, 7), (3, 53))
 
 
 def problem_of(shape, mask) -> Problem:
     arrays = (jnp.zeros(x) for x in (shape.q, shape.k, shape.v))
-    return check(*arrays, mask, None, None, None, None)
+    return check(*arrays, mask, None, None, None, None, shape.positions)[0]
 
 
 def visits(walk: Walk, mask):
@@ -102,39 +105,47 @@ def assert_exact(masks, shape, blocks) -> None:
 MASKS = {
     "everything": (WIDE, everything),
     "causal": (SQUARE, causal()),
-    "causal-end-wide": (WIDE, causal(ja.END)),
-    "causal-end-tall": (TALL, causal(ja.END)),
-    "causal-each": (WIDE, causal(np.array([-9, 30]))),
+    "causal-end-wide": (WIDE.at(ja.END), causal()),
+    "causal-end-tall": (TALL.at(ja.END), causal()),
+    "causal-each": (STARTS, causal()),
     "causal-beyond": (SQUARE, causal(-50)),
     "window": (SQUARE, window(6)),
-    "window-each": (WIDE, window(3, 2, np.array([-9, 30]))),
-    "window-ahead": (WIDE, window(0, 4, 20)),
+    "window-each": (STARTS, window(3, 2)),
+    "window-ahead": (WIDE.at(0), window(0, 4, 20)),
     "lengths": (WIDE, lengths(np.array([37, 9]), np.array([0, 41]))),
     "lengths-ints": (WIDE, lengths(11, 23)),
-    "prefix": (WIDE, prefix(9)),
-    "prefix-each": (WIDE, prefix(np.array([30, 0]), np.array([-20, 5]))),
+    "prefix": (WIDE.at(0), prefix(9)),
+    "prefix-each": (WIDE.at(np.array([-20, 5]), 0), prefix(np.array([30, 0]))),
     "segments": (SQUARE, packed),
     "segments-scattered": (WIDE, scattered),
-    "ring-buffer": (WIDE, positions(9)),
-    "ring-buffer-unbounded": (WIDE, positions(None, None)),
+    "ring-buffer": (ring(WIDE), window(9)),
+    "ring-buffer-unbounded": (ring(WIDE), window(None, None)),
+    "sorted": (SORTED, causal()),
+    "sorted-window": (SORTED, both(causal(), window(5))),
+    "sorted-prefix": (SORTED, prefix(np.array([9, 0]))),
+    "shuffled": (shuffled(WIDE), window(1, 1)),
+    "packed-from-0": (SQUARE.at(np.arange(37) % 12, np.arange(37) % 12), both(packed, window(3))),
     "dense": (WIDE, dense("b1ts", 0.01)),
     "dense-of-each-head": (WIDE, dense("hts", 0.01)),
-    "strided": (WIDE, strided(7)),
-    "looked-up": (WIDE, looked_up),
+    "strided": (WIDE.at(0), strided(7)),
+    "looked-up": (WIDE.at(0), looked_up),
     "causal-segments": (SQUARE, both(causal(), packed)),
     "causal-window": (SQUARE, both(causal(), window(9, 9))),
-    "causal-lengths": (WIDE, both(causal(ja.END), lengths(k=np.array([3, 40])))),
-    "causal-query-lengths": (WIDE, both(causal(0), lengths(q=np.array([3, 20])))),
+    "causal-lengths": (WIDE.at(ja.END), both(causal(), lengths(k=np.array([3, 40])))),
+    "causal-query-lengths": (WIDE.at(0), both(causal(), lengths(q=np.array([3, 20])))),
     "two-lengths": (WIDE, both(lengths(9, 20), lengths(np.array([30, 4]), 11))),
     "prefix-and-window": (SQUARE, both(prefix(5), window(8, 2))),
     "window-before-lengths": (SQUARE, both(window(4, 0, 13), lengths(k=20))),
-    "window-each-before-lengths": (WIDE, both(window(4, 0, np.array([13, 9])), lengths(k=20))),
+    "window-each-before-lengths": (
+        WIDE.at(np.array([13, 9]), 0),
+        both(window(4), lengths(k=20)),
+    ),
     "window-beyond": (SQUARE, window(2, 0, 12)),
     "disjoint": (SQUARE, both(causal(-9), window(2, 2))),
     "window-or-first-keys": (SQUARE, either(window(5), lengths(k=4))),
     "two-windows": (SQUARE, either(window(3, 0, -12), window(0, 3, 12))),
     "not-window": (SQUARE, inverse(window(6, 9))),
-    "not-causal": (WIDE, inverse(causal(ja.END))),
+    "not-causal": (WIDE.at(ja.END), inverse(causal())),
     "nothing": (WIDE, inverse(everything)),
     "nothing-or-segments": (SQUARE, either(inverse(everything), packed)),
     "nested": (
@@ -202,15 +213,14 @@ def test_few_tiles_of_a_sparse_mask(name):
 leaf = st.sampled_from(
     [
         causal(),
-        causal(np.array([-9, 12])),
+        causal(-9),
         window(4, 1),
-        window(2, 3, np.array([5, -7])),
+        window(2, 3, 5),
         lengths(k=np.array([5, 30])),
         lengths(20, 25),
-        prefix(6, -3),
+        prefix(6),
         packed,
         scattered,
-        positions(6),
         strided(5),
         dense("b1ts", 0.02),
         everything,
@@ -225,24 +235,28 @@ masks = st.recursive(
 )
 
 
-def check_any(build, blocks, seed):
-    rule = build(SQUARE, np.random.default_rng(seed))
+SHAPES = SQUARE, SQUARE.at(np.array([-9, 12])), ring(SQUARE), shuffled(SQUARE)
+
+
+def check_any(build, shape, blocks, seed):
+    rule = build(shape, np.random.default_rng(seed))
     hypothesis.note(f"{rule.mask!r}")
-    assert_exact(rule, SQUARE, blocks)
+    assert_exact(rule, shape, blocks)
 
 
-given = hypothesis.given(masks, st.sampled_from(BLOCKS), st.integers(0, 99))
+shapes, blocks = st.sampled_from(SHAPES), st.sampled_from(BLOCKS)
+given = hypothesis.given(masks, shapes, blocks, st.integers(0, 99))
 
 
 @given
 @hypothesis.settings(max_examples=25, deadline=None, derandomize=True, database=None)
-def test_any_combination(build, blocks, seed):
-    check_any(build, blocks, seed)
+def test_any_combination(build, shape, blocks, seed):
+    check_any(build, shape, blocks, seed)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("part", range(10))
 @given
 @hypothesis.settings(max_examples=50, deadline=None, database=None, print_blob=True)
-def test_more_combinations(part, build, blocks, seed):
-    check_any(build, blocks, seed)
+def test_more_combinations(part, build, shape, blocks, seed):
+    check_any(build, shape, blocks, seed)

@@ -36,7 +36,8 @@ W_OUT, W_LSE = RNG.standard_normal((T, H, E)), RNG.standard_normal((T, H))
 SEEN = RNG.random((H, T, S)) < 0.8
 SEEN[:, 2] = False  # a query that sees nothing, in every transformation
 ALLOWED = oracle.causal(T, S, S - T) & SEEN
-MASK = ja.Causal(ja.END) & ja.Dense(SEEN)
+MASK = ja.Causal() & ja.Dense(SEEN)
+GIVEN = {"mask": MASK, "positions": ja.END}
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +47,7 @@ def x64():
 
 
 def package(backend):
-    return lambda q, k, v, scale=None: ja.attend(q, k, v, mask=MASK, scale=scale, backend=backend)
+    return lambda q, k, v, scale=None: ja.attend(q, k, v, **GIVEN, scale=scale, backend=backend)
 
 
 def whole(q, k, v, scale=None):
@@ -203,7 +204,7 @@ def test_second_order_of_vmap():
 
 def test_vmap_equals_a_batch_axis():
     q, k, v = map(jnp.asarray, BATCHES)
-    attend = partial(ja.attend, mask=MASK, backend=TILED)
+    attend = partial(ja.attend, **GIVEN, backend=TILED)
     for a, b in zip(attend(q, k, v)[:2], jax.vmap(attend)(q, k, v)[:2], strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-14)
 
@@ -223,16 +224,37 @@ def test_traced_scale(transform, backend):
 
 
 MASK_ARRAYS = {
-    "offset": (lambda x: ja.Causal(x), partial(oracle.causal, T, S), [-2, 0, 4]),
-    "window-offset": (lambda x: ja.Window(2, 1, x), partial(oracle.window, T, S, 2, 1), [-2, 0, 4]),
-    "key-lengths": (lambda x: ja.Lengths(k=x), lambda x: oracle.lengths(T, S, None, x), [0, 5, 11]),
-    "query-lengths": (lambda x: ja.Lengths(q=x), lambda x: oracle.lengths(T, S, x), [0, 5, 7]),
+    "starts": (
+        lambda x: (ja.Causal(), ja.Positions(x)),
+        partial(oracle.causal, T, S),
+        [-2, 0, 4],
+    ),
+    "starts-of-a-window": (
+        lambda x: (ja.Window(2, 1), ja.Positions(1, 1 - x)),
+        partial(oracle.window, T, S, 2, 1),
+        [-2, 0, 4],
+    ),
+    "positions": (
+        lambda x: (ja.Causal(), ja.Positions(x[..., :T], x)),
+        lambda x: oracle.near(x[..., :T], x, None, 0),
+        RNG.integers(-9, 9, (3, S)),
+    ),
+    "key-lengths": (
+        lambda x: (ja.Lengths(k=x), None),
+        lambda x: oracle.lengths(T, S, None, x),
+        [0, 5, 11],
+    ),
+    "query-lengths": (
+        lambda x: (ja.Lengths(q=x), None),
+        lambda x: oracle.lengths(T, S, x),
+        [0, 5, 7],
+    ),
     "segments": (
-        lambda x: ja.Segments(x[..., :T], x),
+        lambda x: (ja.Segments(x[..., :T], x), None),
         lambda x: oracle.segments(x[..., :T], x),
         RNG.integers(-1, 3, (3, S)),
     ),
-    "dense": (lambda x: ja.Dense(x), lambda x: x, RNG.random((3, H, T, S)) < 0.5),
+    "dense": (lambda x: (ja.Dense(x), None), lambda x: x, RNG.random((3, H, T, S)) < 0.5),
 }
 
 
@@ -246,7 +268,8 @@ def test_vmap_over_the_arrays_of_a_mask(name, backend):
     arrays = jnp.asarray(values)
 
     def package_of(x, *inputs):
-        return attend(*inputs, mask=make(x))
+        mask, positions = make(x)
+        return attend(*inputs, mask=mask, positions=positions)
 
     def every(f, arrays):
         def one(x, *inputs):

@@ -21,7 +21,7 @@ import jaxattn as ja
 TILED = ja.Blockwise(q_block=3, k_block=2)
 BACKENDS = (TILED, ja.Blockwise(), ja.Reference())
 RNG = np.random.default_rng(3)
-BIAS, TABLE, SINKS = RNG.standard_normal((H, 1, S)), RNG.standard_normal((H, T)), np.arange(H) - 1.0
+BIAS, TABLE, SINKS = RNG.standard_normal((H, 1, S)), RNG.standard_normal((H, S)), np.arange(H) - 1.0
 ARRAYS = (BIAS, TABLE, np.asarray(1.7), SINKS)
 WAYS = (*ALONG, *(RNG.standard_normal(x.shape) for x in ARRAYS))
 DROPOUT = ja.Dropout(0.3, jax.random.key(0))
@@ -34,20 +34,23 @@ def x64():
         yield
 
 
-def package(backend, mask=MASK):
+def package(backend, mask=MASK, positions=ja.END):
     def attend(q, k, v, bias, table, cap, sinks):
         score = (ja.Bias(bias), lambda logit, at: logit * table[at.head, at.q], ja.SoftCap(cap))
         given = {"mask": mask, "score": score, "sinks": sinks, "dropout": DROPOUT}
+        given["positions"] = positions
         return ja.attend(q, k, v, **given, backend=backend)
 
     return attend
 
 
-def whole(allowed=ALLOWED):
-    factor = kept(Shape((), T, S, H, N, D, E), DROPOUT, ja.Reference()) / 0.7
+def whole(allowed=ALLOWED, positions=ja.END):
+    shape = Shape((), T, S, H, N, D, E, positions)
+    shape = shape.at(ja.END) if positions is ja.END else shape
+    factor, at = kept(shape, DROPOUT, ja.Reference()) / 0.7, shape.at_q
 
     def attend(q, k, v, bias, table, cap, sinks):
-        score = lambda x: cap * jnp.tanh((x + bias) * table[:, :, None] / cap)
+        score = lambda x: cap * jnp.tanh((x + bias) * table[:, at, None] / cap)
         return dense.attend(q, k, v, allowed, None, score, sinks, jnp.asarray(factor, q.dtype))
 
     return attend
@@ -126,23 +129,27 @@ def test_transform(name, backend):
 IDS = RNG.integers(0, 3, (T + S))
 LOOKED_UP = RNG.integers(0, T, S)
 FIRST = np.arange(S) < 3
+FROM_0 = ja.Positions(0, 0)
 MASKS = {
     "or": (
-        lambda: ja.Segments(IDS[:T], IDS[T:]) | ja.Lengths(k=3),
+        lambda: (ja.Segments(IDS[:T], IDS[T:]) | ja.Lengths(k=3), FROM_0),
         (IDS[:T, None] == IDS[T:]) | FIRST,
     ),
     "not-and-where": (
-        lambda: ~ja.Lengths(k=3) & ja.Where(lambda at: jnp.asarray(LOOKED_UP)[at.k] >= at.q),
+        lambda: (
+            ~ja.Lengths(k=3) & ja.Where(lambda at: jnp.asarray(LOOKED_UP)[at.k] >= at.q),
+            FROM_0,
+        ),
         ~FIRST & (np.arange(T)[:, None] <= LOOKED_UP),
     ),
     "positions": (
-        lambda: ja.Positions(np.arange(T) + 4, (np.arange(S) + 3) % S, 5),
+        lambda: (ja.Window(5), ja.Positions(np.arange(T) + 4, (np.arange(S) + 3) % S)),
         (((np.arange(S) + 3) % S) <= np.arange(T)[:, None] + 4)
         & (((np.arange(S) + 3) % S) >= np.arange(T)[:, None] - 1),
     ),
     "prefix": (
-        lambda: ja.PrefixLM(jnp.asarray(3), jnp.asarray(-2)),
-        FIRST | (np.arange(S) <= np.arange(T)[:, None] - 2),
+        lambda: (ja.PrefixLM(jnp.asarray(3)), ja.Positions(jnp.asarray(2), 0)),
+        FIRST | (np.arange(S) <= np.arange(T)[:, None] + 2),
     ),
 }
 
@@ -152,4 +159,5 @@ MASKS = {
 )
 def test_second_order_with_every_mask(name):
     make, allowed = MASKS[name]
-    agree(TRANSFORMS["jvp-of-grad"], package(TILED, make()), whole(allowed))
+    mask, positions = make()
+    agree(TRANSFORMS["jvp-of-grad"], package(TILED, mask, positions), whole(allowed, positions))

@@ -23,10 +23,10 @@ start = lambda: jnp.zeros(())
 # Each is made twice alike; no two entries are equal.
 ALIKE = {
     "Causal": lambda: ja.Causal(),
-    "Causal(0)": lambda: ja.Causal(0),
-    "END": lambda: ja.Causal(ja.END),
-    "array offset": lambda: ja.Causal(np.arange(2)),
-    "wider offset": lambda: ja.Causal(np.arange(2, dtype=np.int8)),
+    "Causal(1)": lambda: ja.Causal(1),
+    "END": lambda: ja.Positions(ja.END),
+    "starts": lambda: ja.Positions(np.arange(2)),
+    "starts of fewer bits": lambda: ja.Positions(np.arange(2, dtype=np.int8)),
     "Window": lambda: ja.Window(3),
     "and": lambda: ja.Causal() & ja.Window(3),
     "or": lambda: ja.Causal() | ja.Window(3),
@@ -36,7 +36,7 @@ ALIKE = {
     "transposed": lambda: ja.Dense(TRIANGLE.T),
     "ids in a list": lambda: ja.Segments([0, 0, 1, 1, 1]),
     "Lengths": lambda: ja.Lengths(k=3),
-    "Positions": lambda: ja.Positions(np.arange(5), np.arange(5), 2),
+    "Positions": lambda: ja.Positions(np.arange(5), np.arange(5)),
     "Where f": lambda: ja.Where(f),
     "Where g": lambda: ja.Where(g),
     "EVERYTHING": lambda: ja.EVERYTHING,

@@ -28,6 +28,7 @@ def normal(*shape: int) -> np.ndarray:
 
 q, k, v = normal(B, T, H, D), normal(B, S, N, D), normal(B, S, N, E)
 jq, jk, jv = jnp.asarray(q), jnp.asarray(k), jnp.asarray(v)
+END = ja.END
 allowed = random.random((B, H, T, S)) < 0.7
 ids, k_ids = np.array([[0, 0, 1, 1, 2], [0, 1, 1, 1, -1]]), np.arange(S) // 3
 lengths = np.array([3, 5])
@@ -39,32 +40,29 @@ def absorb(seen: see.Seen, x: jax.Array) -> jax.Array:
 
 MASKS: dict[str, ja.Mask] = {
     "everything": ja.EVERYTHING,
-    "causal": ja.Causal(0),
-    "causal end": ja.Causal(ja.END),
-    "causal each": ja.Causal(lengths),
-    "causal jax": ja.Causal(jnp.asarray(lengths)),
+    "causal": ja.Causal(),
+    "causal shifted": ja.Causal(2),
     "window": ja.Window(2, 1, 1),
     "window numpy": ja.Window(2, None, np.int64(1)),
-    "prefix": ja.PrefixLM(3, 0),
-    "prefix each": ja.PrefixLM(lengths, ja.END),
+    "prefix": ja.PrefixLM(3),
+    "prefix each": ja.PrefixLM(lengths),
     "lengths": ja.Lengths(lengths, jnp.asarray(lengths)),
     "one length": ja.Lengths(k=4),
     "segments": ja.Segments(ids, k_ids),
-    "positions": ja.Positions(np.arange(T), jnp.arange(S), 3, 1),
     "dense": ja.Dense(allowed),
     "dense jax": ja.Dense(jnp.asarray(allowed[0])),
     "dense row": ja.Dense(allowed[0, 0, 0]),
     "where": ja.Where(lambda at: (at.k <= at.q) | (at.head == at.batch[0])),
-    "combined": ja.Causal(0) & ~ja.Window(1, 0, 0) | ja.Dense(allowed),
+    "combined": ja.Causal() & ~ja.Window(1) | ja.Dense(allowed),
 }
 SCORES: dict[str, ja.Scoring] = {
     "bias": ja.Bias(normal(H, T, S)),
     "bias row": ja.Bias(normal(S)),
     "bias integers": ja.Bias(np.arange(S)),
-    "alibi": ja.ALiBi(offset=0),
-    "alibi slopes": ja.ALiBi(normal(H), ja.END),
-    "alibi jax": ja.ALiBi(jnp.ones(H), lengths),
-    "relative": ja.RelativeBias(normal(8, H), offset=0),
+    "alibi": ja.ALiBi(),
+    "alibi slopes": ja.ALiBi(normal(H)),
+    "alibi jax": ja.ALiBi(jnp.ones(H)),
+    "relative": ja.RelativeBias(normal(8, H)),
     "cap": ja.SoftCap(30.0),
     "cap integer": ja.SoftCap(30),
     "cap array": ja.SoftCap(np.float32(30.0)),
@@ -84,7 +82,7 @@ OBSERVED: dict[str, see.Observation] = {
     "mass on": see.MassOn(np.arange(S) < 3),
     "mass of heads": see.MassOn(jnp.asarray(allowed[0, :, 0])),
     "columns": see.Columns(np.array([0, 2])),
-    "distance": see.Distance(0),
+    "distance": see.Distance(),
     "apply": see.Apply(normal(H, S, 2)),
     "apply to all": see.Apply(jnp.ones((S, 2))),
     "transposed": see.ApplyTransposed(normal(B, H, T, 2)),
@@ -100,6 +98,14 @@ OBSERVED: dict[str, see.Observation] = {
     "fold": see.Fold(lambda: jnp.zeros(()), lambda seen: seen.weights.sum()),
     "fold with arrays": see.Fold(lambda: jnp.zeros(()), absorb, arrays=(normal(1),)),
 }
+POSITIONS = (
+    END,
+    ja.Positions(),
+    ja.Positions(2, np.int64(1)),
+    ja.Positions(lengths, jnp.asarray(lengths)),
+    ja.Positions(np.arange(T), jnp.arange(S)),
+    ja.Positions(END, jnp.zeros((B, S), int)),
+)
 BACKENDS: list[ja.Backend] = [ja.AUTO, ja.Reference(), ja.Blockwise(2, 3)]
 
 
@@ -109,10 +115,13 @@ def trace(call: Callable[[], object]) -> None:
 
 def options(backend: ja.Backend) -> None:
     for mask in MASKS.values():
-        trace(lambda mask=mask: ja.attention(q, k, v, mask=mask, backend=backend))
+        trace(lambda mask=mask: ja.attention(q, k, v, mask=mask, positions=END, backend=backend))
     for score in SCORES.values():
-        trace(lambda score=score: ja.attention(jq, jk, jv, score=score, backend=backend))
-    trace(lambda: ja.attend(q, k, v, observe=OBSERVED, backend=backend))
+        trace(lambda x=score: ja.attention(jq, jk, jv, score=x, positions=END, backend=backend))
+    trace(lambda: ja.attend(q, k, v, observe=OBSERVED, positions=END, backend=backend))
+    mask = ja.Causal()
+    for at in POSITIONS:
+        trace(lambda at=at: ja.attention(q, k, v, mask=mask, positions=at, backend=backend))
     trace(lambda: ja.attention(jq, jk, v, scale=jnp.float32(0.5), sinks=normal(H), backend=backend))
     shared = ja.Dropout(jnp.float32(0.1), jax.random.PRNGKey(0), shared=True)
     trace(lambda: ja.attention(q[0], k[0], v[0], dropout=shared, scale=1, backend=backend))
@@ -132,6 +141,7 @@ def concrete() -> None:
         scale=np.float32(0.5),
         sinks=jnp.zeros(H),
         dropout=dropout,
+        positions=END,
         observe={"entropy": see.Entropy(), "top": see.TopKeys(3)},
     )
     part = attended._replace(observed={})
@@ -144,7 +154,8 @@ def empty(backend: ja.Backend) -> None:
         b, t, s = axes
         ja.attend(
             *(np.zeros(x, np.float32) for x in ((b, t, H, D), (b, s, N, D), (b, s, N, E))),
-            mask=ja.Causal(0),
+            mask=ja.Causal(),
+            positions=END,
             observe={"entropy": see.Entropy(), "map": see.Map(4)},
             backend=backend,
         )
@@ -156,8 +167,9 @@ def transformations(backend: ja.Backend) -> object:
             q,
             jk,
             jv,
-            mask=ja.Lengths(k=jnp.asarray(lengths)) & ja.Causal(0),
-            score=(ja.ALiBi(slopes, 0), lambda x, at: x * slopes[at.head], ja.SoftCap(scale)),
+            mask=ja.Lengths(k=jnp.asarray(lengths)) & ja.Causal(),
+            positions=ja.Positions(jnp.asarray(lengths), 0),
+            score=(ja.ALiBi(slopes), lambda x, at: x * slopes[at.head], ja.SoftCap(scale)),
             scale=scale,
             sinks=slopes,
             dropout=ja.Dropout(scale / 10, jax.random.key(0)),
@@ -174,7 +186,7 @@ def transformations(backend: ja.Backend) -> object:
     jax.jvp(jax.grad(loss), args, args)
 
     def one(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        return ja.attention(q, k, v, mask=ja.Causal(0), backend=backend)
+        return ja.attention(q, k, v, mask=ja.Causal(), positions=END, backend=backend)
 
     jax.vmap(one)(jq, jk, jv)
     half = (x.astype(jnp.bfloat16) for x in (jq, jk, jv))
@@ -183,8 +195,10 @@ def transformations(backend: ja.Backend) -> object:
 
 def observing() -> None:
     lse = ja.attend(q, k, v).lse
-    see.observe(q, k, np.asarray(lse), {"map": see.Map(3)}, scale=0.4, mask=ja.Causal(0))
-    trace(lambda: see.observe(jq, jk, lse, OBSERVED))
+    see.observe(
+        q, k, np.asarray(lse), {"map": see.Map(3)}, scale=0.4, mask=ja.Causal(), positions=END
+    )
+    trace(lambda: see.observe(jq, jk, lse, OBSERVED, positions=ja.Positions(0, 0)))
     layers = [see.Layer(q[:, :, :N], k[:, :T]), see.Layer(q[:, :, :N], k[:, :T], ja.Causal())]
     trace(lambda: see.rollout(layers, np.eye(T, 1, dtype=np.float32)))
     trace(lambda: see.rollout_map(layers, 3))
@@ -235,7 +249,7 @@ class Mine(ja.Mask):
 
     every: int
 
-    def resolve(self, sizes: Any) -> "Mine":
+    def resolve(self, frame: Any) -> "Mine":
         return self
 
     def allows(self, place: Any) -> jax.Array:
@@ -244,8 +258,8 @@ class Mine(ja.Mask):
 
 def flax() -> None:
     x = normal(B, T, 8)
-    ja.attention(q, k, v, mask=Mine(2) | ja.Causal(0))
-    fn = nn.attention_fn(ja.Causal(0), ja.SoftCap(9.0), sinks=normal(H), scale=0.3)
+    ja.attention(q, k, v, mask=Mine(2) | ja.Causal(), positions=END)
+    fn = nn.attention_fn(ja.Causal(), ja.SoftCap(9.0), sinks=normal(H), scale=0.3, positions=END)
     fn(q, k, v, bias=normal(H, T, S), mask=allowed)
     fn(jq, jk, jv, dropout_rng=jax.random.key(0), dropout_rate=0.1)
     model = nn.MultiHeadAttention(H, 8, mask=ja.Causal(), sinks=True, rngs=nnx.Rngs(0))

@@ -21,6 +21,7 @@ from jaxattn.backends.select import AUTO, check_backend
 from jaxattn.dropout import Dropout, check_rate, is_no_rate
 from jaxattn.masks import Causal, Dense
 from jaxattn.observe import SUM, Map
+from jaxattn.positions import Given, Positions
 from jaxattn.scores import Bias
 
 WEIGHTS = "attention_weights"  # as Flax names them
@@ -53,6 +54,7 @@ class AttentionFn:
     sinks: Any
     scale: Any
     observe: Mapping[str, Observation] | None
+    positions: Given
     backend: Backend
 
     def __hash__(self) -> int:
@@ -83,7 +85,7 @@ class AttentionFn:
         del precision, force_fp32_for_softmax  # never less than these ask for
         named = (("query", query), ("key", key), ("value", value))
         q, k, v = promote_dtype(tuple(as_array(x, name) for name, x in named), dtype=dtype)
-        rule = self.mask & (Causal(0) if is_causal else EVERYTHING)
+        rule = self.mask & (Causal() if is_causal else EVERYTHING)
         if mask is not None:
             rule &= as_mask(mask)
         score = items_of(self.score)
@@ -99,14 +101,17 @@ class AttentionFn:
                 )
             dropped = Dropout(dropout_rate, dropout_rng, shared=broadcast_dropout)
         observe, show = self.look(module, q, k.shape[-3])
-        options = self.options | {"score": score, "dropout": dropped}
-        got = attend(q, k, v, mask=rule, observe=observe, **options)
+        options = self.options | {"score": score, "dropout": dropped, "observe": observe}
+        positions = self.positions
+        if is_causal and positions is None:  # as Flax has it, also where t != s
+            positions = Positions(0, 0)
+        got = attend(q, k, v, mask=rule, positions=positions, **options)
         show(got.observed)
         return got.out
 
     @property
     def options(self) -> dict[str, Any]:
-        """Of `attend`, besides mask, score and what to observe."""
+        """Of `attend`, besides mask, score, positions and what to observe."""
         return {"sinks": self.sinks, "scale": self.scale, "backend": self.backend}
 
     def look(
@@ -138,6 +143,7 @@ def attention_fn(
     sinks: Float[AnyArray, " h"] | None = None,
     scale: Real[AnyNumber, ""] | None = None,
     observe: Mapping[str, Observation] | None = None,
+    positions: Given = None,
     backend: Backend = AUTO,
 ) -> AttentionFn:
     """What `attention_fn=` of `nnx.MultiHeadAttention` and `linen.MultiHeadDotProductAttention`
@@ -157,7 +163,7 @@ def attention_fn(
       score: changes logits; a bias that the module passes is added after it. Arrays in it, as in
         `mask` and `sinks`, are constants of the module: they have no gradient and are in no
         checkpoint. Learnt ones go into `score=` of a call of `MultiHeadAttention`.
-      sinks, scale, backend: as in `jaxattn.attend`.
+      sinks, scale, positions, backend: as in `jaxattn.attend`.
       observe: what `sow_weights=True` shows, under the name "observed"; without it that shows all
         weights, as Flax does, in memory that grows with t · s.
     """
@@ -166,7 +172,7 @@ def attention_fn(
     check_backend(backend)
     for item in items_of(score):
         check_item(item)
-    return AttentionFn(mask, score, sinks, scale, observe, backend)
+    return AttentionFn(mask, score, sinks, scale, observe, positions, backend)
 
 
 def as_mask(mask: Any) -> Mask:
@@ -179,7 +185,7 @@ def as_mask(mask: Any) -> Mask:
 
 
 def _settings(fn: AttentionFn) -> tuple[Any, ...]:
-    return fn.mask, fn.score, fn.sinks, fn.scale, fn.observe, fn.backend
+    return fn.mask, fn.score, fn.sinks, fn.scale, fn.observe, fn.positions, fn.backend
 
 
 def _sow(module: Any, kind: Any, name: str, value: Any) -> None:

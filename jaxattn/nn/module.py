@@ -20,6 +20,7 @@ from jaxattn.backends.select import AUTO
 from jaxattn.dropout import Dropout, check_rate, is_no_rate
 from jaxattn.masks import Causal
 from jaxattn.nn.function import AttentionFn, as_mask, attention_fn
+from jaxattn.positions import Given, Positions
 from jaxattn.rope import Rope, apply_rope
 
 INSTEAD = (
@@ -99,7 +100,7 @@ class MultiHeadAttention(nnx.MultiHeadAttention):
         *,
         mask: Mask | ArrayLike | None = None,
         score: Scoring | None = None,
-        positions: Integer[AnyArray, "*#b #t"] | None = None,
+        positions: Integer[AnyArray, "*#b #t"] | Given = None,
         length: Integer[AnyInteger, "*#b"] | None = None,
         deterministic: bool | None = None,
         rngs: nnx.Rngs | nnx.RngStream | None = None,
@@ -115,13 +116,15 @@ class MultiHeadAttention(nnx.MultiHeadAttention):
             the keys'.
           mask: hides pairs besides the module's: a mask of jaxattn's, or an array as Flax has it.
           score: comes after the module's.
-          positions: of the queries and keys, for `rope`; from 0 on if not given.
+          positions: of the inputs, for `rope` and for what goes by positions in masks and scores;
+            from 0 on if not given, which is faster. For keys from other inputs, as in
+            `jaxattn.attend`.
           length: of the whole sequence, for scalings of `rope` that depend on it; t if not given.
           deterministic, rngs, sow_weights, is_causal, out_sharding, qkv_sharding: as in
             `nnx.MultiHeadAttention`.
         Raises:
-          ValueError: inputs of the wrong width; rope with keys of their own; positions without
-            rope, or without the length that its scaling needs; Flax's decode mode.
+          ValueError: inputs of the wrong width; rope with keys of their own; positions of the wrong
+            kind for rope, or without the length that its scaling needs; Flax's decode mode.
         """
         if inputs_k is None and inputs_v is not None:
             raise ValueError("inputs_v needs inputs_k, got only inputs_v; pass both, or inputs_k")
@@ -133,20 +136,28 @@ class MultiHeadAttention(nnx.MultiHeadAttention):
                 "rope is for self-attention, got inputs of their own for keys or values; attend "
                 "without it"
             )
-        if positions is not None and self.rope is None:
+        turned: Any = positions if is_array(positions) else None
+        placed: Any = positions
+        fits = turned is not None if self.rope else turned is None or not crossed
+        if positions is not None and not fits:
             raise ValueError(
-                "positions are for rope, got positions and a module without it; make it with "
-                "rope=jaxattn.rope.Rope(head_dim), or leave them out"
+                f"positions are an array [*b t] for rope, and Positions(q=..., k=...) or END for "
+                f"keys from other inputs, got {_show(positions)}; pass the other"
             )
         q, k, v = self._project(inputs_q, inputs_k, inputs_v, qkv_sharding)
-        if positions is None:
+        if turned is None:
             t = q.shape[-3]
-            positions, length = jnp.arange(t), t if length is None else length
-        q, k = self._turn(q, k, positions, length)
-        rule, options = self._rule(Causal(0) if is_causal else EVERYTHING, mask, score)
+            turned, length = jnp.arange(t), t if length is None else length
+        else:
+            each = jnp.broadcast_to(turned, q.shape[:-2])
+            placed = Positions(each, each)
+        q, k = self._turn(q, k, turned, length)
+        rule, options = self._rule(Causal() if is_causal else EVERYTHING, mask, score)
         observe, show = self._own.look(self if sow_weights else None, q, k.shape[-3])
-        dropout = self._dropout(deterministic, rngs)
-        got = attend(q, k, v, mask=rule, dropout=dropout, observe=observe, **options)
+        options |= {"dropout": self._dropout(deterministic, rngs), "observe": observe}
+        if is_causal and placed is None:  # as Flax has it, also where t != s
+            placed = Positions(0, 0)
+        got = attend(q, k, v, mask=rule, positions=placed, **options)
         show(got.observed)
         return self.out(got.out, out_sharding=out_sharding)
 

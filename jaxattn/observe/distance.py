@@ -1,23 +1,25 @@
 """How far from itself every query looks."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxattn._axes import count_to
 from jaxattn._observation import QUERY, Observation, Seen, by_rows, known_lengths
-from jaxattn._offset import Offset, resolve_distance
 from jaxattn._serial import serial_tuple
 from jaxattn._value import Sizes
+from jaxattn.positions import Frame, Spots
 
 ROWS = 8  # that are taken at a time; the rows of a tile are a multiple of it
 
 
 @serial_tuple
 class Spread(NamedTuple):
-    """mean, variance: of i + offset - j under the weights of query i, in positions, and squared.
+    """mean, variance: of p - r under the weights of a query at position p for keys at r, in
+    positions, and squared.
 
     profile: the weight at distances of 0, 1, 2 to 3, 4 to 7 and so on before the query, and in the
     last place that of all keys after it; averaged over the queries that see any key.
@@ -57,27 +59,28 @@ def middle(
     return at + jax.lax.stop_gradient(jnp.round(mean)).astype(at.dtype)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, repr=False)
 class Distance(Observation):
     """How far back every query and head looks: `Spread`.
 
-    offset: where the queries are among the keys, as in `Causal`.
     Source: Chan, Golub and LeVeque 1983, "Algorithms for computing the sample variance".
     """
 
     PER = QUERY
-    AXES: ClassVar = {"offset": ""}
 
-    offset: Offset = None
-    longest: int = 1
+    def resolve(self, frame: Frame, dtype: Any) -> "BoundDistance":
+        known_lengths(self, frame)
+        return BoundDistance(frame.where("Distance"), max(frame.s, frame.t, 2))
 
-    def __repr__(self) -> str:
-        return f"Distance(offset={self.offset!r})"
 
-    def resolve(self, sizes: Sizes, dtype: Any) -> "Distance":
-        known_lengths(self, sizes)
-        offset = resolve_distance("Distance", self.offset, sizes)
-        return Distance(offset, max(sizes.s, sizes.t, 2))
+@dataclass(frozen=True, eq=False, repr=False)
+class BoundDistance(Observation):
+    """A `Distance` with positions. longest: of the two lengths, for the profile."""
+
+    PER = QUERY
+
+    spots: Spots
+    longest: int
 
     @property
     def edges(self) -> tuple[int, ...]:
@@ -90,8 +93,13 @@ class Distance(Observation):
 
     def absorb(self, seen: Seen) -> Moments:
         stops = (*self.edges[1:], None)
-        keys = seen.place.keys
-        k = jnp.arange(keys.size, dtype=jnp.int32)
+        place = seen.place
+        if self.spots.in_order:
+            k = count_to(place.keys.size)
+            from_first = place.rows.positions() + self.spots.ahead - place.keys.start
+        else:
+            k = self.spots.k(place)
+            k, from_first = k - k[0], self.spots.q(place) - k[0]
 
         def row(p: Float[Array, " s"], norm: Float[Array, ""], from_first: Int[Array, ""]) -> Any:
             back = from_first - k
@@ -108,7 +116,6 @@ class Distance(Observation):
             moments = mass * norm, at, first * norm, second * norm
             return Moments(*moments, jnp.stack(shares) * norm)
 
-        from_first = (seen.q + self.offset - keys.start).astype(jnp.int32)
         return by_rows(jax.vmap(row), ROWS, seen.p, seen.norm, from_first)
 
     def merge(self, a: Moments, b: Moments) -> Moments:

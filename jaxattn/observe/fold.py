@@ -1,7 +1,7 @@
 """An observation of the user's own."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Concatenate
 
 import jax
@@ -12,6 +12,7 @@ from jaxattn._axes import AnyArray
 from jaxattn._function import Function
 from jaxattn._observation import HEAD, Observation, Per, Seen
 from jaxattn._value import Sizes
+from jaxattn.positions import Frame, Spots, Unplaced
 
 
 def Fold(
@@ -47,7 +48,7 @@ def Fold(
         raise TypeError(f"a Fold is per HEAD, QUERY or KEY, got {per!r}")
     functions = start, absorb, _add if merge is None else merge, finish or _same
     begin, absorb_, merge_, end = map(Function, functions)
-    return _Fold(begin, absorb_, merge_, end, per, tuple(map(jnp.asarray, arrays)))
+    return _Fold(begin, absorb_, merge_, end, per, tuple(map(jnp.asarray, arrays)), None)
 
 
 def _add(a: Any, b: Any) -> Any:
@@ -66,6 +67,7 @@ class _Fold(Observation):
     finishes: Function
     of: Per
     arrays: tuple[Array, ...]
+    spots: Spots | Unplaced | None
 
     def __repr__(self) -> str:
         return f"Fold({self.begins}, {self.absorbs}, {self.merges}, {self.finishes}, {self.of!r})"
@@ -74,11 +76,15 @@ class _Fold(Observation):
     def per(self) -> Per:
         return self.of
 
+    def resolve(self, frame: Frame, dtype: Any) -> "_Fold":
+        return replace(self, spots=frame.spots)
+
     def start(self, sizes: Sizes, dtype: Any) -> Any:
         return jax.tree.map(jnp.asarray, self.begins.call())
 
     def absorb(self, seen: Seen) -> Any:
-        return self.absorbs.call(seen, *self.arrays)
+        placed = seen if self.spots is None else seen._replace(spots=self.spots)
+        return self.absorbs.call(placed, *self.arrays)
 
     def merge(self, a: Any, b: Any) -> Any:
         return self.merges.call(a, b)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from jaxattn._batched import add_clipped
 from jaxattn._observation import HEAD, Largest, Seen, Shares, Sum
 from jaxattn._value import Sizes, is_whole
+from jaxattn.positions import FARTHEST, Frame, Spots
 
 
 @dataclass(frozen=True, repr=False)
@@ -46,11 +47,12 @@ class Pairs(NamedTuple):
     count: Array
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, repr=False)
 class Diagonal(Sum):
-    """The mean weight of key i + offset for query i, over the queries that may see it: [*b h].
+    """The mean weight of the key at p + offset for a query at position p, over the pairs of them
+    that may see each other: [*b h].
 
-    offset: -1 for the previous token.
+    offset: a whole number; -1 for the previous token.
     """
 
     PER = HEAD
@@ -61,20 +63,37 @@ class Diagonal(Sum):
         if not is_whole(self.offset):
             raise TypeError(
                 f"Diagonal takes one whole number for all queries, as offset=-1 for the previous "
-                f"token, got {self.offset!r}; for END pass s - t, for several a Diagonal for each"
+                f"token, got {self.offset!r}; where queries are is told by attend(positions=...), "
+                f"and for several offsets take a Diagonal for each"
             )
-        object.__setattr__(self, "offset", int(self.offset))
+        super().__post_init__()
 
-    def resolve(self, sizes: Sizes, dtype: Any) -> "Diagonal":
-        # Beyond the corners there is no pair.
-        return Diagonal(add_clipped(self.offset, 0, -sizes.t, sizes.s))
+    def resolve(self, frame: Frame, dtype: Any) -> "BoundDiagonal":
+        most = 2 * FARTHEST  # beyond are no pairs
+        return BoundDiagonal(frame.where("Diagonal"), min(max(self.offset, -most), most))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class BoundDiagonal(Sum):
+    """A `Diagonal` with positions."""
+
+    PER = HEAD
+
+    spots: Spots
+    offset: int
 
     def start(self, sizes: Sizes, dtype: Any) -> Pairs:
         return Pairs(jnp.zeros((), dtype), jnp.zeros((), dtype))
 
     def absorb(self, seen: Seen) -> Pairs:
-        at = seen.q + self.offset - seen.place.keys.start
-        inside = (at >= 0) & (at < seen.p.shape[1])
+        if not self.spots.in_order:
+            on = seen.allowed & (self.spots.gap(seen.place) == -self.offset)
+            weights = jnp.where(on, seen.weights, 0)
+            return Pairs(weights.sum(), on.sum(dtype=seen.p.dtype))
+        size = seen.p.shape[1]
+        ahead = add_clipped(self.spots.ahead, self.offset, -2 * FARTHEST, 2 * FARTHEST)
+        at = seen.place.rows.positions() + ahead - seen.place.keys.start
+        inside = (at >= 0) & (at < size)
         pick = lambda x: jnp.take_along_axis(x, at[:, None], axis=1, mode="clip")[:, 0]
         counts = inside & pick(seen.allowed)
         weights = jnp.where(counts, pick(seen.p) * seen.norm, 0)

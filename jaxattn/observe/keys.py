@@ -11,7 +11,8 @@ from jaxattn._batched import fit
 from jaxattn._observation import KEY, Largest, Seen, Sum
 from jaxattn._serial import serial_tuple
 from jaxattn._value import Sizes
-from jaxattn.observe.positions import positions
+from jaxattn.observe.tokens import tokens
+from jaxattn.positions import Frame
 
 
 @serial_tuple
@@ -38,10 +39,10 @@ class Received(Sum):
 
     of: Shaped[AnyArray, "..."] | None = None
 
-    def resolve(self, sizes: Sizes, dtype: Any) -> "Received":
+    def resolve(self, frame: Frame, dtype: Any) -> "Received":
         if self.of is None:
             return self
-        return Received(fit(jnp.asarray(self.of, dtype), "Received.of", sizes, "ht"))
+        return Received(fit(jnp.asarray(self.of, dtype), "Received.of", frame.sizes, "ht"))
 
     def start(self, sizes: Sizes, dtype: Any) -> ReceivedMass:
         return ReceivedMass(jnp.zeros((), dtype), jnp.zeros((), jnp.int32))
@@ -80,8 +81,9 @@ class ApplyTransposed(Sum):
 
     w: Shaped[AnyArray, "..."]
 
-    def resolve(self, sizes: Sizes, dtype: Any) -> "ApplyTransposed":
-        return ApplyTransposed(fit(jnp.asarray(self.w, dtype), "ApplyTransposed.w", sizes, "ht."))
+    def resolve(self, frame: Frame, dtype: Any) -> "ApplyTransposed":
+        w = jnp.asarray(self.w, dtype)
+        return ApplyTransposed(fit(w, "ApplyTransposed.w", frame.sizes, "ht."))
 
     def start(self, sizes: Sizes, dtype: Any) -> Array:
         return jnp.zeros(self.w.shape[-1], dtype)
@@ -95,15 +97,15 @@ class ApplyTransposed(Sum):
 class Rows(Sum):
     """All weights of some queries: [*b h n s].
 
-    queries: positions, integers [n]; a position outside the queries has weights 0.
+    queries: which, as in the array, integers [n]; one that is not there has weights 0.
     """
 
     PER = KEY
 
     queries: Integer[AnyArray, "..."]
 
-    def resolve(self, sizes: Sizes, dtype: Any) -> "Rows":
-        return Rows(positions(self.queries, "Rows", sizes.t))
+    def resolve(self, frame: Frame, dtype: Any) -> "Rows":
+        return Rows(tokens(self.queries, "Rows", frame.t))
 
     def start(self, sizes: Sizes, dtype: Any) -> Array:
         return jnp.zeros(self.queries.shape[0], dtype)

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from jaxattn._axes import Index, ceil_div, dot
 from jaxattn._observation import HEAD, Observation, Seen, by_rows, known_lengths
 from jaxattn._value import Sizes, Span, is_whole
+from jaxattn.positions import Frame
 
 ROWS = 64  # that are multiplied by their norms at a time
 
@@ -54,9 +55,9 @@ class Map(Observation):
         if not isinstance(self.reduce, Reduce):
             raise TypeError(f"a Map reduces by SHARE, PEAK or SUM, got {self.reduce!r}")
 
-    def resolve(self, sizes: Sizes, dtype: Any) -> "Map":
-        known_lengths(self, sizes)
-        return Map(self.cells, self.reduce, sizes.t, sizes.s)
+    def resolve(self, frame: Frame, dtype: Any) -> "Map":
+        known_lengths(self, frame)
+        return Map(self.cells, self.reduce, frame.t, frame.s)
 
     def __repr__(self) -> str:
         return f"Map(cells={self.cells}, reduce={self.reduce!r})"

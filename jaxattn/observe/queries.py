@@ -23,8 +23,9 @@ from jaxattn._observation import (
 )
 from jaxattn._serial import serial_tuple
 from jaxattn._value import Sizes, as_int, is_whole
-from jaxattn.observe.positions import positions
 from jaxattn.observe.rank import largest
+from jaxattn.observe.tokens import tokens
+from jaxattn.positions import Frame
 
 
 @dataclass(frozen=True, repr=False)
@@ -114,8 +115,8 @@ class TopKeys(Observation):
             raise ValueError(f"TopKeys takes how many keys to keep, at least 1, got {self.count!r}")
         object.__setattr__(self, "count", int(self.count))
 
-    def resolve(self, sizes: Sizes, dtype: Any) -> "TopKeys":
-        known_lengths(self, sizes)
+    def resolve(self, frame: Frame, dtype: Any) -> "TopKeys":
+        known_lengths(self, frame)
         return self
 
     def start(self, sizes: Sizes, dtype: Any) -> Ranked:
@@ -168,22 +169,24 @@ class MassOn(Sum):
             )
         object.__setattr__(self, "keys", as_int(self.keys))
 
-    def resolve(self, sizes: Sizes, dtype: Any) -> "MassOn":
+    def resolve(self, frame: Frame, dtype: Any) -> "MassOn":
         if isinstance(self.keys, int):
-            return MassOn(add_clipped(self.keys, 0, 0, sizes.s))
+            return MassOn(add_clipped(self.keys, 0, 0, frame.s))
         keys = jnp.asarray(self.keys)
         if keys.dtype != bool:
             raise TypeError(
                 f"MassOn takes booleans, True for the keys of the set, got {keys.dtype} "
                 f"{keys.shape}; for the first n keys pass the number n"
             )
-        return MassOn(fit(keys, "MassOn.keys", sizes, "hs"))
+        return MassOn(fit(keys, "MassOn.keys", frame.sizes, "hs"))
 
     def start(self, sizes: Sizes, dtype: Any) -> Array:
         return jnp.zeros((), dtype)
 
     def absorb(self, seen: Seen) -> Float[Array, " t"]:
-        keys = seen.k < self.keys if isinstance(self.keys, int) else self.keys
+        keys = self.keys
+        if isinstance(keys, int):
+            keys = seen.place.keys.positions() < keys
         return jnp.where(keys[None, :], seen.p, 0).sum(axis=1) * seen.norm
 
     def merge_results(self, results: Sequence[Array], shares: Shares) -> Any:
@@ -203,8 +206,8 @@ class Apply(Sum):
 
     u: Shaped[AnyArray, "..."]
 
-    def resolve(self, sizes: Sizes, dtype: Any) -> "Apply":
-        return Apply(fit(jnp.asarray(self.u, dtype), "Apply.u", sizes, "hs."))
+    def resolve(self, frame: Frame, dtype: Any) -> "Apply":
+        return Apply(fit(jnp.asarray(self.u, dtype), "Apply.u", frame.sizes, "hs."))
 
     def start(self, sizes: Sizes, dtype: Any) -> Array:
         return jnp.zeros(self.u.shape[-1], dtype)
@@ -221,15 +224,15 @@ class Apply(Sum):
 class Columns(Sum):
     """The weights of every query for some keys: [*b t h n].
 
-    keys: positions, integers [n]; a position outside the keys has weight 0.
+    keys: which, as in the array, integers [n]; one that is not there has weight 0.
     """
 
     PER = QUERY
 
     keys: Integer[AnyArray, "..."]
 
-    def resolve(self, sizes: Sizes, dtype: Any) -> "Columns":
-        return Columns(positions(self.keys, "Columns", sizes.s))
+    def resolve(self, frame: Frame, dtype: Any) -> "Columns":
+        return Columns(tokens(self.keys, "Columns", frame.s))
 
     def start(self, sizes: Sizes, dtype: Any) -> Array:
         return jnp.zeros(self.keys.shape[0], dtype)

@@ -14,6 +14,7 @@ from jaxattn.masks import EVERYTHING
 from jaxattn.observe.keys import ApplyTransposed
 from jaxattn.observe.map import count_of, side_of
 from jaxattn.observe.sweep import observe
+from jaxattn.positions import Given
 
 
 @serial_tuple
@@ -26,6 +27,7 @@ class Layer(NamedTuple):
     score: Scoring | None = None
     scale: Any = None
     sinks: Float[AnyArray, " h"] | None = None
+    positions: Given = None
 
 
 def rollout(layers: Sequence[Layer], vectors: Float[AnyArray, "*#b t x"]) -> Float[Array, "*b t x"]:
@@ -43,7 +45,8 @@ def rollout(layers: Sequence[Layer], vectors: Float[AnyArray, "*#b t x"]) -> Flo
     r = jnp.broadcast_to(r, (*q.shape[:-3], *r.shape[-2:]))
     for layer in reversed(layers):
         q, k, *_ = layer
-        options = {"mask": layer.mask, "score": layer.score, "scale": layer.scale}
+        names = "mask", "score", "scale", "positions"
+        options: dict[str, Any] = {name: getattr(layer, name) for name in names}
         lse = attend(q, k, k[..., :1], sinks=layer.sinks, **options).lse
         w = jnp.expand_dims(r, -3)  # the same for every head
         seen = observe(q, k, lse, {"r": ApplyTransposed(w)}, **options)["r"]

@@ -19,6 +19,7 @@ from jaxattn.attend import Scoring
 from jaxattn.backends.protocol import Backend, Call
 from jaxattn.backends.select import AUTO, check_backend
 from jaxattn.masks import EVERYTHING
+from jaxattn.positions import Given
 
 
 def observe(
@@ -30,12 +31,13 @@ def observe(
     mask: Mask = EVERYTHING,
     score: Scoring | None = None,
     scale: Real[AnyNumber, ""] | None = None,
+    positions: Given = None,
     backend: Backend = AUTO,
 ) -> dict[str, Any]:
     """What `attend(..., observe=...)` shows, of the weights exp(logits - lse).
 
     Args:
-      q, k, mask, score, scale: as in `attend`, as the kernel had them.
+      q, k, mask, score, scale, positions: as in `attend`, as the kernel had them.
       lse: of every query, in nats, with the sinks in it if there were any. It counts as a function
         of its own: to differentiate through it too, use an lse that has a gradient.
       observe: observations by name.
@@ -46,14 +48,14 @@ def observe(
       ValueError: also, lse is not of the queries' shape; Unsupported, by a backend that observes on
         the way only.
     """
-    problem = check(q, k, k, mask, score, scale, None, None)
+    problem, frame = check(q, k, k, mask, score, scale, None, None, positions)
     lse = as_array(lse, "lse")
     if lse.shape != problem.q.shape[:-1]:
         raise ValueError(
             f"lse has a number for each query and head, {problem.q.shape[:-1]} for q "
             f"{problem.q.shape}, got shape {lse.shape}; transpose it to [*b t h]"
         )
-    observations = check_observations(observe, problem.sizes, problem.q.dtype)
+    observations = check_observations(observe, frame, problem.q.dtype)
     watched = tuple(observations.values())
     lse = lse.astype(accumulator(problem.q.dtype))
     axes = varying(problem, watched, lse)

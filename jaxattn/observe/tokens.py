@@ -1,4 +1,4 @@
-"""Positions that observations are given."""
+"""Tokens that observations are given: by their place in the array of queries or keys."""
 
 from typing import Any
 
@@ -11,8 +11,8 @@ from jaxattn._axes import INDEX
 from jaxattn._batched import MOST, as_indices
 
 
-def positions(x: Any, name: str, length: int) -> Int[Array, " n"]:
-    """Positions as indices; one that is not among the first `length` stays outside them.
+def tokens(x: Any, name: str, length: int) -> Int[Array, " n"]:
+    """Tokens as indices; one that is not among the first `length` stays outside them.
 
     Raises:
       TypeError: they are not integers.
@@ -23,10 +23,10 @@ def positions(x: Any, name: str, length: int) -> Int[Array, " n"]:
         array = array.astype(INDEX)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(
-            f"{name} takes positions, integers [n], got {array.dtype} {array.shape}; for booleans "
+            f"{name} takes tokens, integers [n], got {array.dtype} {array.shape}; for booleans "
             f"pass np.flatnonzero of them"
         )
     if array.ndim > 1:
-        raise ValueError(f"{name} takes positions along one axis, got shape {array.shape}")
+        raise ValueError(f"{name} takes tokens along one axis, got shape {array.shape}")
     high = length if isinstance(length, int) else MOST  # open in an exported function
     return jnp.atleast_1d(as_indices(array, -1, high))
