@@ -25,16 +25,6 @@ class Sinks(Value):
 
     logits: Float[Array, "*#b h"]
 
-    def join(self, peak: Float[Array, "*a"], log_total: Float[Array, "*a"]) -> Float[Array, "*a"]:
-        """log_total with the sink in it, for lse = peak + log_total; as it was where that is -inf.
-
-        In this order, so that a large peak takes no digits from the rest. And so that its two
-        derivatives are shares: log_total + softplus would make a small one of 1 less nearly 1.
-        """
-        blind = jnp.isneginf(peak)
-        level = self.logits - jnp.where(blind, 0, peak)
-        return jnp.where(blind, log_total, jnp.logaddexp(log_total, level))
-
 
 class Rule(NamedTuple):
     """What makes weights of the products q kᵀ: scale, then scores in order, then mask, softmax with

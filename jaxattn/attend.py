@@ -21,6 +21,7 @@ from jaxattn._observation import (
 )
 from jaxattn._problem import Problem, check
 from jaxattn._score import Score
+from jaxattn._softmax import LogSumExp
 from jaxattn._trace import At
 from jaxattn._varying import vary, varying
 from jaxattn.backends.protocol import Backend, Call
@@ -162,9 +163,8 @@ def _run(
         states = states_of_no_pairs(sizes, watched, acc)
     else:
         out, peak, log_total, states = backend.run(problem, watched)
-    lse = peak + log_total
+    lse = LogSumExp(peak, log_total)
     if sinks is not None:
-        joined = sinks.join(peak, log_total)
-        out = out * jnp.exp(log_total - joined)[..., None]
-        lse = jnp.where(jnp.isneginf(peak), sinks.logits, peak + joined)
-    return out.astype(q.dtype), lse, states, ~jnp.isneginf(peak)
+        lse, share = lse.with_sink(sinks.logits)
+        out = out * share[..., None]
+    return out.astype(q.dtype), lse.value, states, ~jnp.isneginf(peak)

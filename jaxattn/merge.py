@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxattn._axes import Attended, accumulator
 from jaxattn._observation import Observation, Shares, by_name
+from jaxattn._softmax import Partial, base
 
 
 def merge(
@@ -51,26 +52,19 @@ def merge(
     acc = accumulator(first.out.dtype)
     lse = [part.lse.astype(jnp.promote_types(acc, part.lse.dtype)) for part in parts]
     peak = jax.lax.stop_gradient(functools.reduce(jnp.maximum, lse))
-    peak = jnp.where(jnp.isneginf(peak), 0, peak)
-    shares = [jnp.exp(x - peak) for x in lse]
-    total = functools.reduce(jnp.add, shares)
-    live = total > 0
-    whole = jnp.where(live, total, 1)
-    mixed = sum(share[..., None] * part.out for share, part in zip(shares, parts, strict=True))
-    # NaN is not greater than 0, but is not the lse of a query that sees no key either.
-    merged = jnp.where(total == 0, -jnp.inf, peak + jnp.log(whole))
-    merged = jnp.where(jnp.isnan(total), total, merged)
-    out = jnp.asarray(mixed) / jnp.where(jnp.isnan(total), total, whole)[..., None]
-    parted = Shares(
-        tuple(share / whole for share in shares),
-        tuple(
-            jnp.where(jnp.isneginf(x), 0, jnp.where(jnp.isneginf(x), 0, x - peak) - jnp.log(whole))
-            for x in lse
-        ),
-        merged,
+    sets = [
+        Partial(x, jnp.ones_like(x), part.out).about(peak)
+        for x, part in zip(lse, parts, strict=True)
+    ]
+    out, merged = functools.reduce(Partial.add, sets).finish()
+    total, log_total = jnp.exp(merged.log_total), merged.log_total
+    shares = Shares(
+        tuple(x.total / total for x in sets),
+        tuple(jnp.where(jnp.isneginf(x), 0, x - base(peak) - log_total) for x in lse),
+        merged.value,
     )
     observed = {
-        name: each.merge_results([part.observed[name] for part in parts], parted)
+        name: each.merge_results([part.observed[name] for part in parts], shares)
         for name, each in observe.items()
     }
     for name, result in observed.items():
@@ -80,7 +74,7 @@ def merge(
                 f"what it would show of all; leave it out of the parts, and ask for it afterwards: "
                 f"jaxattn.observe.observe(q, k, merged.lse, {{...}}, mask=...) with all keys"
             )
-    return Attended(out.astype(first.out.dtype), merged, observed)
+    return Attended(out.astype(first.out.dtype), merged.value, observed)
 
 
 def _observations(parts: tuple[Attended, ...], observe: Any) -> Mapping[str, Observation]:

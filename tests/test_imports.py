@@ -101,6 +101,7 @@ LAYERS = (
         "_batched",
         "positions",
         "_finite",
+        "_softmax",
     ),
     *("_rope_angles", "_rope_scaling", "_rope_config", "rope", "steps"),
     *("_trace", "_mask", "masks", "_score", "scores", "dropout", "_observation", "_problem"),

@@ -16,6 +16,7 @@ from small import H, K, Q, S, T, V, for_backends
 from tolerance import assert_close
 
 import jaxattn as ja
+from jaxattn import observe as see
 
 pytestmark = pytest.mark.sampled(2)
 
@@ -33,6 +34,27 @@ def test_sinks_match_float64(mask, backend):
 def test_sinks_of_great_size(around, backend):
     """A sink far above every logit takes all weight, one far below takes none."""
     Asked(SMALL.at(ja.END), causal(), sinks=around).check(backend)
+
+
+@for_backends
+@pytest.mark.parametrize("far", [-3e8, 3e8], ids=str)
+def test_a_sink_far_from_every_logit_keeps_its_digits(far, backend):
+    """And so do logits far above it: a sum with the larger one would round the smaller one away."""
+
+    def attend(sinks):
+        score = ja.Bias(np.float32(far))
+        wanted = {"lse": see.LogSumExp(), "mass": see.MassOn(S)}
+        return ja.attend(Q, K, V, score=score, sinks=sinks, observe=wanted, backend=backend)
+
+    got = attend(jnp.asarray(SINKS))
+    want = SINKS if far < 0 else np.float32(far)
+    np.testing.assert_allclose(got.lse, np.broadcast_to(want, got.lse.shape), rtol=1e-6)
+    np.testing.assert_array_equal(got.observed["lse"], got.lse)
+    np.testing.assert_allclose(got.observed["mass"], float(far > 0), rtol=1e-5)
+    plain = ja.attention(Q, K, V, score=ja.Bias(np.float32(far)), backend=backend)
+    np.testing.assert_allclose(got.out, plain if far > 0 else 0 * plain, rtol=1e-6)
+    slope = jax.grad(lambda sinks: attend(sinks).lse.sum())(jnp.asarray(SINKS))
+    np.testing.assert_allclose(slope, np.full(H, 2.0 * T * (far < 0)), rtol=1e-6)
 
 
 @for_backends

@@ -14,6 +14,7 @@ from jaxattn._finite import finite, hide, rows_not_finite
 from jaxattn._mask import Mask
 from jaxattn._observation import HEAD, Observation, Seen
 from jaxattn._problem import Problem, Rule
+from jaxattn._softmax import LogSumExp
 from jaxattn._value import Block, Place, Sizes, Span
 from jaxattn.backends.protocol import Backend, Call, Cost
 
@@ -100,9 +101,9 @@ def one_head(
     blind = log_total == -jnp.inf
     peak, log_total = jnp.where(blind, -jnp.inf, peak), jnp.where(blind, 0, log_total)
     log_total = jnp.where(bad_logits, jnp.nan, log_total)
-    joined = log_total if rule.sinks is None else part(rule.sinks).join(peak, log_total)
-    share = jnp.exp(log_total - joined)  # of the keys, beside the sink
-    queries = seen.sum(axis=0, dtype=jnp.int32)
-    tops, lse = logits.max(axis=1), peak + joined
-    seen = Seen(whole, share, logits, scaled, seen, queries, tops, lse, ~blind, place)
+    lse, share = LogSumExp(peak, log_total), jnp.ones_like(peak)
+    if rule.sinks is not None:
+        lse, share = lse.with_sink(part(rule.sinks).logits)
+    queries, tops = seen.sum(axis=0, dtype=jnp.int32), logits.max(axis=1)
+    seen = Seen(whole, share, logits, scaled, seen, queries, tops, lse.value, ~blind, place)
     return out, peak, log_total, tuple(part(each).absorb(seen) for each in watched)

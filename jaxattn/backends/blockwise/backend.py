@@ -14,13 +14,13 @@ from jaxattn._axes import ceil_div
 from jaxattn._mask import Mask
 from jaxattn._observation import Observation
 from jaxattn._problem import Problem
+from jaxattn._softmax import LogSumExp
 from jaxattn._value import as_int, is_whole
 from jaxattn.backends.blockwise.cost import visited_pairs
 from jaxattn.backends.blockwise.forward import forward
 from jaxattn.backends.blockwise.plan import make_plan, whole_rows
 from jaxattn.backends.blockwise.rule import Folded, Hits, Passes, fold
 from jaxattn.backends.blockwise.sweep import sweep
-from jaxattn.backends.blockwise.tile import LogSumExp
 from jaxattn.backends.blockwise.walk import Walk
 from jaxattn.backends.protocol import Backend, Call, Cost
 

@@ -14,6 +14,7 @@ from jaxattn._axes import Index, accumulator, ceil_div, dot, put
 from jaxattn._finite import nan_unless_finite
 from jaxattn._mask import Mask
 from jaxattn._problem import Rule
+from jaxattn._softmax import LogSumExp, Partial, nothing
 from jaxattn._value import Place
 from jaxattn._varying import vary
 from jaxattn.backends.blockwise import stairs, tile, watch
@@ -144,15 +145,15 @@ def _block(
     held = walk.keys(reach.begin(0), plan.k_block)
     unseen = watch.nothing(walk, watched, run, rows.size, held.size, keys.dtype)
 
-    def visit(j: Index, width: int, state: tile.State | None) -> tuple[tile.State, Any]:
+    def visit(j: Index, width: int, state: Partial | None) -> tuple[Partial, Any]:
         begin = reach.begin(j)
         span = walk.keys(begin, width)
         part = walk.read((rule, watched), run, rows, span)
         fresh = span.positions() >= begin if reach.overlaps else None
 
         def one(
-            q: Array, state: tile.State | None, k: Array, v: Array, part: Any, place: Place
-        ) -> tuple[tile.State, Any]:
+            q: Array, state: Partial | None, k: Array, v: Array, part: Any, place: Place
+        ) -> tuple[Partial, Any]:
             rule, watched = part
             after, tiles = tile.absorb(state, q, k, v, rule, place, fresh)
             if not watched:
@@ -165,16 +166,16 @@ def _block(
         added = watch.widen(watched, added, span.start - held.start, unseen)
         return after, added
 
-    def blank() -> tuple[tile.State, Any]:
-        none = tile.nothing_seen(rows.size, features, q_rows.dtype)
+    def blank() -> tuple[Partial, Any]:
+        none = nothing(rows.size, features, q_rows.dtype)
         grow = lambda x: jnp.broadcast_to(x, (*q_rows.shape[:3], *x.shape))
         return vary(jax.tree.map(grow, none), walk.sizes.varying), unseen
 
-    def climb(way: stairs.Stairs) -> tuple[tile.State, Any]:
+    def climb(way: stairs.Stairs) -> tuple[Partial, Any]:
         span = way.whole.keys
         parts = tuple(walk.read((rule, watched), run, *piece) for piece in way.pieces)
 
-        def one(q: Array, k: Array, v: Array, parts: Any, place: Place) -> tuple[tile.State, Any]:
+        def one(q: Array, k: Array, v: Array, parts: Any, place: Place) -> tuple[Partial, Any]:
             rules, each = zip(*parts, strict=True)
             after, tiles = stairs.absorb(way, q, k, v, rules, place)
             if not watched:
@@ -199,25 +200,25 @@ def _block(
         state, added = by_width(widths, reach.width(last), blank, visit_last)
     if plan.k_tiles > 1:
 
-        def more(j: Index, state: tile.State) -> tile.State:
+        def more(j: Index, state: Partial) -> Partial:
             full = lambda: visit(j, plan.k_block, state)[0]
             if hits is None:
                 return full()
             return jax.lax.cond(reach.width(j) > 0, full, lambda: state)
 
         state = loop(first, last, more, state)
-    close = lambda state, part, place: tile.finish(state)
-    return *walk.over_heads(run, close, (state,), (), (), rows, rows), added, held.start
+    close = lambda state, part, place: state.finish()
+    out, lse = walk.over_heads(run, close, (state,), (), (), rows, rows)
+    return out, *lse, added, held.start
 
 
-def _apart(tiles: Any, state: tile.State) -> tuple[Any, tile.LogSumExp]:
+def _apart(tiles: Any, state: Partial) -> tuple[Any, LogSumExp]:
     """The products and the lse of rows all of whose keys they hold, for observations.
 
     Behind a barrier, so that the products are made as they are where nobody watches.
     """
     tiles, state = jax.lax.optimization_barrier((tiles, state))
-    _, *lse = tile.finish(state)
-    return tiles, tile.LogSumExp(*lse)
+    return tiles, state.finish()[1]
 
 
 def _poison(

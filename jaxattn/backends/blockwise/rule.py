@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxattn._finite import finite
 from jaxattn._problem import Rule
+from jaxattn._softmax import LogSumExp
 from jaxattn._value import Zero
 from jaxattn._varying import vary
 from jaxattn.backends.blockwise import tile
@@ -76,7 +77,7 @@ def _fold_jvp(passes: Passes, primals: Any, tangents: Any) -> Any:
         for x in (*tangents[:3], tangents[3].scale)
     )
     d = tile.Tangents(dq, dk, dv, dscale, _moving(rule.score, tangents[3].score))
-    lse = tile.LogSumExp(folded.peak, folded.log_total)
+    lse = LogSumExp(folded.peak, folded.log_total)
     mixed, dlse = tangent(passes.tangent, q, k, v, rule, hits.tangent, lse, d)
     dout = mixed - dlse[..., None] * finite(folded.out)
     dstates = ()
@@ -97,9 +98,7 @@ def _named(folded: Folded) -> Folded:
     )
 
 
-def _sweep_jvp(
-    walk: Walk, moving: Any, moves: Any, hits: Any, lse: tile.LogSumExp, dlse: Array
-) -> Any:
+def _sweep_jvp(walk: Walk, moving: Any, moves: Any, hits: Any, lse: LogSumExp, dlse: Array) -> Any:
     """The tangent of the states, along what moves and lse."""
     leaves, structure = jax.tree.flatten(moving)
     dleaves = jax.tree.leaves(moves, is_leaf=lambda x: isinstance(x, SymbolicZero))

@@ -16,6 +16,7 @@ from jaxattn._axes import cut_axis, dot
 from jaxattn._mask import Mask
 from jaxattn._observation import KEY, QUERY
 from jaxattn._problem import Rule
+from jaxattn._softmax import LogSumExp, Partial, base
 from jaxattn._value import Place, Sizes, Span
 from jaxattn.backends.blockwise import tile, watch
 from jaxattn.backends.blockwise.walk import Walk
@@ -94,7 +95,7 @@ def absorb(
     v: Float[Array, "c e"],
     rules: Sequence[Rule],
     place: Place,
-) -> tuple[tile.State, list[tile.Products]]:
+) -> tuple[Partial, list[tile.Products]]:
     """`tile.absorb` of the whole tile, and what each piece was on the way. rules: of the pieces."""
 
     rows, keys = stairs.whole
@@ -105,7 +106,7 @@ def absorb(
         logits = tile.logits(scaled, rule, here, None)
         products.append(tile.Products(scaled, logits, logits.max(axis=1)))
     peak = stairs.join([x.peak for x in products], jnp.maximum)
-    shift = jnp.where(peak == -jnp.inf, 0, peak)
+    shift = base(peak)
     totals, mixes = [], []
     for n, (piece, rule) in enumerate(zip(stairs.pieces, rules, strict=True)):
         p = jnp.exp(products[n].logits - _cut_rows(shift, rows, piece.rows)[:, None])
@@ -114,7 +115,7 @@ def absorb(
         here = place._replace(rows=piece.rows, keys=piece.keys)
         w = p if rule.dropout is None else rule.dropout.apply(p, here)
         mixes.append(dot(w, _cut_rows(v, keys, piece.keys)))
-    state = tile.State(peak, stairs.join(totals, jnp.add), stairs.join(mixes, jnp.add))
+    state = Partial(peak, stairs.join(totals, jnp.add), stairs.join(mixes, jnp.add))
     return state, products
 
 
@@ -122,7 +123,7 @@ def look(
     stairs: Stairs,
     watched: Sequence[Watch],
     products: Sequence[tile.Products],
-    lse: tile.LogSumExp,
+    lse: LogSumExp,
     rules: Sequence[Rule],
     place: Place,
     counts_rows: Array | None,

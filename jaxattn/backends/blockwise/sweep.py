@@ -13,6 +13,7 @@ from jaxtyping import Array
 from jaxattn._axes import Index, count_to, cut_axis, dot
 from jaxattn._finite import finite
 from jaxattn._problem import Rule
+from jaxattn._softmax import LogSumExp
 from jaxattn.backends.blockwise import tile, watch
 from jaxattn.backends.blockwise.loops import NOTHING, by_width
 from jaxattn.backends.blockwise.walk import Walk, read_keys, read_rows
@@ -26,7 +27,7 @@ def sweep(
     rule: Rule,
     watched: Watch,
     hits: Array | None,
-    lse: tile.LogSumExp,
+    lse: LogSumExp,
 ) -> tuple[Any, ...]:
     """The states of observations. hits: of the mask, with `held`."""
     plan, acc = walk.plan, lse.peak.dtype
@@ -54,7 +55,7 @@ def _block(
     rule: Rule,
     watched: Watch,
     hits: Array | None,
-    lse: tile.LogSumExp,
+    lse: LogSumExp,
 ) -> tuple[Any, Index]:
     """What the i-th block of queries of a run of heads adds to the states, and its first key."""
     plan, acc = walk.plan, lse.peak.dtype
@@ -78,7 +79,7 @@ def _block(
                 scaled = dot(q * rule.scale, k.T)
                 logits = tile.logits(scaled, rule, place, fresh)
                 tiles = tile.Products(scaled, logits, logits.max(axis=1))
-                lse = tile.LogSumExp(peak, log_total)
+                lse = LogSumExp(peak, log_total)
                 return watch.look(watched, tiles, lse, rule, place, fresh, walk.new_rows(i))
 
             @partial(jax.checkpoint, policy=NOTHING, prevent_cse=False)

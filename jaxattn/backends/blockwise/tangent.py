@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 
 from jaxattn._axes import Index
 from jaxattn._problem import Rule
+from jaxattn._softmax import LogSumExp
 from jaxattn._value import Span
 from jaxattn._varying import vary
 from jaxattn.backends.blockwise import tile
@@ -34,7 +35,7 @@ def tangent(
     v: Array,
     rule: Rule,
     hits: Array | None,
-    lse: tile.LogSumExp,
+    lse: LogSumExp,
     d: tile.Tangents,
 ) -> tuple[Float[Array, "b t h e"], Float[Array, "b t h"]]:
     """(Σ w·dl·v + Σ w·dv, Σ p·dl) of every query."""
@@ -60,7 +61,7 @@ def _scan(
     v: Array,
     rule: Rule,
     hits: Array | None,
-    lse: tile.LogSumExp,
+    lse: LogSumExp,
     d: tile.Tangents,
 ) -> tuple[Float[Array, "b t h e"], Float[Array, "b t h"]]:
     plan = walk.plan
@@ -92,7 +93,7 @@ def _block(
     v: Array,
     rule: Rule,
     hits: Array | None,
-    lse: tile.LogSumExp,
+    lse: LogSumExp,
     d: tile.Tangents,
 ) -> tuple[Array, Array]:
     """The tangent of the i-th block of queries of a run of heads.

@@ -14,19 +14,9 @@ from jaxattn._axes import dot
 from jaxattn._finite import finite, hide
 from jaxattn._problem import Rule
 from jaxattn._score import Score
+from jaxattn._softmax import LogSumExp, Partial, base
 from jaxattn._value import Place, Zero
 from jaxattn._varying import vary, varying
-
-
-class State(NamedTuple):
-    """The softmax of the keys seen so far (Milakov and Gimelshein 2018, algorithm 3).
-
-    peak: the largest logit. total: Σ exp(logit - peak). mixed: Σ exp(logit - peak) · v.
-    """
-
-    peak: Float[Array, " r"]
-    total: Float[Array, " r"]
-    mixed: Float[Array, "r e"]
 
 
 class Products(NamedTuple):
@@ -51,19 +41,6 @@ class Tangents(NamedTuple):
     score: tuple[Score, ...] | None
 
 
-class LogSumExp(NamedTuple):
-    """lse = peak + log_total, in two parts: their sum would round what exp(logits - lse) needs."""
-
-    peak: Float[Array, " r"]
-    log_total: Float[Array, " r"]
-
-
-def nothing_seen(rows: int, features: int, dtype: jnp.dtype) -> State:
-    return State(
-        jnp.full(rows, -jnp.inf, dtype), jnp.zeros(rows, dtype), jnp.zeros((rows, features), dtype)
-    )
-
-
 def allows(rule: Rule, place: Place, counts: Array | None) -> Bool[Array, "#a #b"] | None:
     """Which pairs of a tile count: allowed by the mask, and of a key that counts."""
     allowed = rule.mask.allows(place)
@@ -85,14 +62,14 @@ def logits(
 
 
 def absorb(
-    state: State | None,
+    state: Partial | None,
     q: Float[Array, "r d"],
     k: Float[Array, "c d"],
     v: Float[Array, "c e"],
     rule: Rule,
     place: Place,
     counts: Bool[Array, " c"] | None,
-) -> tuple[State, Products]:
+) -> tuple[Partial, Products]:
     """`state` after the keys of this tile as well; None stands for no keys seen before.
 
     The values are finite: a NaN or Inf would reach every query of the tile, by a weight of 0.
@@ -103,21 +80,11 @@ def absorb(
     if state is not None:
         peak = jnp.maximum(peak, state.peak)
     all_finite = logits_rc is scaled_rc
-    shift = peak if all_finite else jnp.where(peak == -jnp.inf, 0, peak)
-    p_rc = jnp.exp(logits_rc - shift[:, None])
-    total = p_rc.sum(axis=1)
-    products = Products(scaled_rc, logits_rc, peak, p_rc)
-    mixed = dot(p_rc if rule.dropout is None else rule.dropout.apply(p_rc, place), v)
-    if state is not None:
-        shrink = jnp.exp(state.peak - shift)
-        total, mixed = state.total * shrink + total, state.mixed * shrink[:, None] + mixed
-    return State(peak, total, mixed), products
-
-
-def finish(state: State) -> tuple[Float[Array, "r e"], Float[Array, " r"], Float[Array, " r"]]:
-    """(out, peak, log_total): (0, -inf, 0) where no key was seen."""
-    total = jnp.where(state.total == 0, 1, state.total)
-    return state.mixed / total[:, None], state.peak, jnp.log(total)
+    p_rc = jnp.exp(logits_rc - (peak if all_finite else base(peak))[:, None])
+    w_rc = p_rc if rule.dropout is None else rule.dropout.apply(p_rc, place)
+    here = Partial(peak, p_rc.sum(axis=1), dot(w_rc, v))
+    after = here if state is None else state.about(peak).add(here)
+    return after, Products(scaled_rc, logits_rc, peak, p_rc)
 
 
 def tangent(

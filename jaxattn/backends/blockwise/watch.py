@@ -13,6 +13,7 @@ from jaxtyping import Array
 from jaxattn._axes import Index, cut, put, put_axis
 from jaxattn._observation import KEY, QUERY, Observation, Seen, states_of_no_pairs
 from jaxattn._problem import Rule
+from jaxattn._softmax import LogSumExp
 from jaxattn._value import Place, Span
 from jaxattn._varying import vary, varying
 from jaxattn.backends.blockwise import tile
@@ -44,7 +45,7 @@ def nothing(walk: Walk, watch: Watch, run: Run, rows: int, keys: int, dtype: Any
 def look(
     watch: Watch,
     tiles: tile.Products,
-    lse: tile.LogSumExp,
+    lse: LogSumExp,
     rule: Rule,
     place: Place,
     counts: Array | None,
@@ -57,15 +58,14 @@ def look(
     """
     scaled, logits, peak, p = tiles
     live = ~jnp.isneginf(lse.peak)
-    log_total = lse.log_total
+    norm = jnp.exp(-lse.log_total)
     if rule.sinks is not None:
-        log_total = rule.sinks.join(lse.peak, log_total)
+        lse, share = lse.with_sink(rule.sinks.logits)
+        norm = norm * share
     if p is None:
         shift = jnp.where(live, lse.peak, jnp.inf)
-        p = jnp.exp((logits - shift[:, None]) - log_total[:, None])
-        norm = jnp.ones_like(log_total)
-    else:
-        norm = jnp.exp(-log_total)
+        p = jnp.exp((logits - shift[:, None]) - lse.log_total[:, None])
+        norm = jnp.ones_like(norm)
     allowed = tile.allows(rule, place, counts)
     allowed = jnp.broadcast_to(True if allowed is None else allowed, logits.shape)
     queries = rule.mask.count(place)
@@ -73,8 +73,8 @@ def look(
         queries = allowed.sum(axis=0, dtype=jnp.int32)
     elif counts is not None:
         queries = jnp.where(counts, queries, 0)
-    queries, lse_rows = queries.astype(jnp.int32), lse.peak + log_total
-    seen = Seen(p, norm, logits, scaled, allowed, queries, peak, lse_rows, live, place)
+    queries = queries.astype(jnp.int32)
+    seen = Seen(p, norm, logits, scaled, allowed, queries, peak, lse.value, live, place)
     seen = seen._replace(scored=bool(rule.score))
     once = seen if counts_rows is None else _new_rows(seen, counts_rows)
     added = tuple(each.absorb(seen if each.per is QUERY else once) for each in watch)
