@@ -10,7 +10,8 @@ import argparse
 import importlib.util
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from statistics import geometric_mean, median
@@ -18,6 +19,7 @@ from types import ModuleType
 from typing import Any
 
 import jax
+import jax.export
 from tqdm import tqdm
 
 import jaxattn
@@ -41,13 +43,28 @@ def load_other(checkout: Path) -> dict[str, ModuleType]:
     ours = {name: sys.modules.pop(name) for name in list(sys.modules) if _is_jaxattn(name)}
     sys.path.insert(0, str(checkout))
     try:
-        importlib.import_module("jaxattn.compat")
+        with _registering_nothing():
+            importlib.import_module("jaxattn.compat")
         return {name: module for name, module in sys.modules.items() if _is_jaxattn(name)}
     finally:
         sys.path.remove(str(checkout))
         for name in [name for name in sys.modules if _is_jaxattn(name)]:
             del sys.modules[name]
         sys.modules.update(ours)
+
+
+@contextmanager
+def _registering_nothing() -> Iterator[None]:
+    """`jax.export` takes each name once, and has taken this version's."""
+    names = "register_namedtuple_serialization", "register_pytree_node_serialization"
+    saved = {name: getattr(jax.export, name) for name in names}
+    try:
+        for name in names:
+            setattr(jax.export, name, lambda cls, **_: cls)
+        yield
+    finally:
+        for name, register in saved.items():
+            setattr(jax.export, name, register)
 
 
 def _is_jaxattn(name: str) -> bool:
