@@ -2,8 +2,8 @@
 
 CHECKOUT is a folder with the other version, such as one made by `git worktree add`. Both are loaded
 into this process, checked against float64, and timed in the same rounds; a ratio below 1 says that
-this version is faster. What seems to be more than 5 % slower is timed twice again, and the median of
-the three counts: most of it is noise.
+this version is faster. What seems to be more than 5 % slower is timed twice again, and the median
+of the three counts: most of it is noise.
 """
 
 import argparse

@@ -1,8 +1,14 @@
-"""Which tests run. The long matrix is asked for: all of it (-m long), or a slice (--slice I/N).
+"""Which tests run, and how they are compiled.
 
-Of a test that is `sampled(n)` one case in n is ordinary, always the same one; the others are long.
+The long matrix is asked for: all of it (-m long), or a slice (--slice I/N). Of a test that is
+`sampled(n)` one case in n is ordinary, always the same one; the others are long.
+
+Programs are compiled in a hurry, unless --optimized is given: XLA's optimizations change numbers
+little, but are half of the time. Tests that are `optimized` are about what they do: memory, size,
+equality to the bit. They hold either way, and are to be run with them too.
 """
 
+import os
 import zlib
 from pathlib import Path
 
@@ -13,7 +19,13 @@ MAPS = Path("/proc/self/maps")
 MOST_MAPS = 40_000  # of memory, of which Linux gives a process 65,530
 
 
+HURRY = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+
+
 def pytest_addoption(parser):
+    parser.addoption(
+        "--optimized", action="store_true", help="compile as users do, which takes twice as long"
+    )
     parser.addoption(
         "--slice",
         default=None,
@@ -21,6 +33,12 @@ def pytest_addoption(parser):
         help="run the I-th of N slices (1/N to N/N) of the long tests, beside the ordinary ones; "
         "with -m long, the slice alone",
     )
+
+
+def pytest_configure(config):
+    known = jax.__version_info__ < (0, 11)  # later versions of XLA do not know the second flag
+    if known and not config.getoption("--optimized"):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {HURRY}"
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m looks at the markers

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import scored
-from quick import jit
 from rules import Build, Shape, everything
 from tolerance import assert_close, eps, peak
 
@@ -82,7 +81,7 @@ class Asked:
 
 
 def _run(attend, inputs, cotangents):
-    @jit
+    @jax.jit
     def run(inputs, cotangents):
         result, pull = jax.vjp(attend, *inputs)
         return result, pull(cotangents)

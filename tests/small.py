@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import oracle
 import pytest
-from quick import jit
 from tolerance import assert_close, recomputed
 
 import jaxattn as ja
@@ -26,7 +25,7 @@ COT_OUT, COT_LSE = COT_OUT.astype(np.float32), COT_LSE.astype(np.float32)
 for_backends = pytest.mark.parametrize("backend", BACKENDS, ids=repr)
 
 
-@partial(jit, static_argnums=0)
+@partial(jax.jit, static_argnums=0)
 def result_and_gradients(backend, mask, q, k, v, cotangents, positions=FROM_0):
     """(out, lse) and (dq, dk, dv)."""
     attend = partial(ja.attend, mask=mask, positions=positions, backend=backend)
@@ -34,7 +33,7 @@ def result_and_gradients(backend, mask, q, k, v, cotangents, positions=FROM_0):
     return result, pull(ja.Attended(*cotangents))
 
 
-@partial(jit, static_argnums=0)
+@partial(jax.jit, static_argnums=0)
 def tangents(backend, mask, q, k, v):
     """How out and lse move when q moves by q, k by k and v by v."""
     attend = partial(ja.attend, mask=mask, positions=FROM_0, backend=backend)

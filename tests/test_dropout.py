@@ -9,7 +9,6 @@ import pytest
 from cases import DTYPES, SMALL
 from flax import nnx
 from problem import Asked, kept
-from quick import jit
 from rules import Shape, both, causal, dense, packed
 from scored import bias, function
 from small import K, Q, V, for_backends
@@ -85,7 +84,7 @@ def test_dropout_matrix(dtype, rate, backend):
 
 
 def result_and_gradients(dropout, backend):
-    @jit
+    @jax.jit
     def run(dropout, *inputs):
         given = {"mask": ja.Causal(), "positions": ja.Positions(0, 0), "backend": backend}
         attend = lambda q, k, v: ja.attend(q, k, v, dropout=dropout, **given)

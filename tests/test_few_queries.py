@@ -149,6 +149,7 @@ def test_widths_are_few(mask, platform):
             assert plan.k_tiles * plan.k_block >= s
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["forward", "full"])
 def test_no_copy_of_the_keys(name, dtype):

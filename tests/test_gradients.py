@@ -10,7 +10,6 @@ import numpy as np
 import oracle
 import pytest
 from cases import BACKENDS, CASES, DTYPES, TILED, named
-from quick import jit
 from tolerance import assert_close, eps, peak, recomputed
 
 import jaxattn as ja
@@ -54,12 +53,12 @@ def attend(asked, backend, q, k, v, scale):
     return ja.attend(q, k, v, mask=mask, scale=scale, positions=positions, backend=backend)
 
 
-@partial(jit, static_argnums=1)
+@partial(jax.jit, static_argnums=1)
 def pull_back(asked, backend, inputs, cotangents):
     return jax.vjp(partial(attend, asked, backend), *inputs)[1](ja.Attended(*cotangents))
 
 
-@partial(jit, static_argnums=1)
+@partial(jax.jit, static_argnums=1)
 def pull_back_out(asked, backend, inputs, cot_out):
     def out(*inputs):
         return attend(asked, backend, *inputs).out
@@ -67,7 +66,7 @@ def pull_back_out(asked, backend, inputs, cot_out):
     return jax.vjp(out, *inputs)[1](cot_out)
 
 
-@partial(jit, static_argnums=1)
+@partial(jax.jit, static_argnums=1)
 def pull_back_lse(asked, backend, inputs, cot_lse):
     def lse(*inputs):
         return attend(asked, backend, *inputs).lse
@@ -75,7 +74,7 @@ def pull_back_lse(asked, backend, inputs, cot_lse):
     return jax.vjp(lse, *inputs)[1](cot_lse)
 
 
-@partial(jit, static_argnums=1)
+@partial(jax.jit, static_argnums=1)
 def push_forward(asked, backend, inputs, tangents):
     return jax.jvp(partial(attend, asked, backend), inputs, tangents)
 
@@ -122,7 +121,7 @@ def terms_of_gradients(q, k, v, scale, allowed, _, cot_out, cot_lse):
 def compiled(function, asked, backend):
     """`function` of what is left; a mask that is a function cannot be an argument of `jax.jit`."""
     if any(map(callable, jax.tree.leaves(asked))):
-        return jit(partial(function.__wrapped__, asked, backend))
+        return jax.jit(partial(function.__wrapped__, asked, backend))
     return partial(function, asked, backend)
 
 

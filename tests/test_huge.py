@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import jit
 from small import COT_LSE, COT_OUT, RNG, B, H, K, Q, S, T, V, for_backends
 
 import jaxattn as ja
@@ -62,7 +61,7 @@ def loss(*args):
     return (out * COT_OUT).sum() + (jnp.where(jnp.isneginf(lse), 0, lse) * COT_LSE).sum()
 
 
-@partial(jit, static_argnums=(0, 2))
+@partial(jax.jit, static_argnums=(0, 2))
 def derivatives(rule, mask, backend, q, k, v, table):
     """Results, gradients, how results move with each input, and a product with the Hessian."""
     inputs = jnp.asarray(q), k, v, table
@@ -119,7 +118,7 @@ def test_observations(rule, backend):
         given = {"mask": MASKS["lengths"], "positions": ja.Positions(0, 0), "backend": backend}
         return ja.attend(q, k, v, observe=OBSERVED, **given, **options).observed
 
-    @jit
+    @jax.jit
     def both(k, v):
         total = lambda q, k, table: sum(
             jnp.sin(x).sum() for x in jax.tree.leaves(seen(q, k, v, table)) if x.dtype == q.dtype

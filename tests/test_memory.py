@@ -12,6 +12,8 @@ import pytest
 
 import jaxattn as ja
 
+pytestmark = pytest.mark.optimized
+
 MIB = 2**20
 QKV = (0, 1, 2)
 

@@ -11,7 +11,6 @@ import ml_dtypes
 import numpy as np
 import oracle
 import pytest
-from quick import jit
 from small import BACKENDS, COT_LSE, COT_OUT, H, K, Q, S, T, V, for_backends
 from tolerance import assert_close, recomputed
 
@@ -46,7 +45,7 @@ def in_parts(cuts, backend, q, k, v, sinks):
 def check(backend, cuts, cotangents, sinks=None, dtype=np.float32):
     q, k, v = (x.astype(dtype) for x in (Q, K, V))
 
-    @jit
+    @jax.jit
     def run(*inputs):
         result, pull = jax.vjp(partial(in_parts, cuts, backend), *inputs)
         return result, pull(ja.Attended(cotangents[0].astype(dtype), cotangents[1]))

@@ -123,6 +123,7 @@ def assert_shows(observed, names, allowed):
             np.testing.assert_allclose(a, b, rtol=0, atol=limit, err_msg=name)
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("backend", BACKENDS, ids=repr)
 @pytest.mark.parametrize("names", GROUPS, ids=lambda names: names[0])
 @pytest.mark.parametrize(
@@ -204,6 +205,7 @@ def test_forward_over_reverse_through_observations():
     np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
 
 
+@pytest.mark.optimized
 def test_memory_of_observing_is_linear():
     wanted = {"m": see.Map(64), "r": see.Received(), "e": see.Entropy(), "x": see.MaxLogit()}
 

@@ -11,6 +11,8 @@ import pytest
 import jaxattn as ja
 from jaxattn import observe as see
 
+pytestmark = pytest.mark.optimized
+
 MIB = 2**20
 
 

@@ -18,6 +18,7 @@ def draw(t, dtype=jnp.float32):
     return [jnp.asarray(rng.standard_normal((2, t, 2, 8)), dtype) for _ in range(3)]
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("backend", [ja.AUTO, TILED], ids=repr)
 def test_names_keep_the_forward_pass(backend):
     """Of a pass back, the products and exponentials are those without a checkpoint."""
@@ -35,6 +36,7 @@ def test_names_keep_the_forward_pass(backend):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.optimized
 @pytest.mark.sampled(8)
 @pytest.mark.parametrize("backend", [ja.AUTO, TILED, ja.Reference()], ids=repr)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])

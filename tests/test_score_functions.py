@@ -12,7 +12,6 @@ import oracle
 import oracle_scores
 import pytest
 from cases import SMALL
-from quick import jit
 from small import BACKENDS, for_backends
 
 import jaxattn as ja
@@ -81,8 +80,8 @@ def test_arrays_that_a_function_closes_over(name, backend):
     transform = CLOSED_OVER[name]
     with jax.enable_x64(True):
         point = jnp.asarray(TABLE), jnp.asarray(CAPS)
-        got = jit(transform(partial(ours, backend)))(*point)
-        want = jit(transform(whole))(*point)
+        got = jax.jit(transform(partial(ours, backend)))(*point)
+        want = jax.jit(transform(whole))(*point)
         for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10)
 

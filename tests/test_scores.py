@@ -12,7 +12,6 @@ import oracle_scores
 import pytest
 from cases import DTYPES, SMALL
 from problem import Asked
-from quick import jit
 from rules import both, causal, shuffled, window
 from rules import dense as dense_mask
 from scored import Scored, alibi, bias, bucket_of, cap, cap_of_each_head, chain, function, relative
@@ -125,7 +124,7 @@ def test_a_row_that_a_bias_hides_is_one_that_sees_no_key(backend):
     array = rng.standard_normal((SMALL.h, SMALL.t, SMALL.s)).astype(np.float32)
     array[2, 4], array[:, 7, 3] = -np.inf, -np.inf
 
-    @jit
+    @jax.jit
     def run(q, k, v, array):
         attend = lambda q, k, v, x: ja.attend(q, k, v, score=ja.Bias(x), backend=backend)
         result, pull = jax.vjp(attend, q, k, v, array)

@@ -8,7 +8,7 @@ import pytest
 import shard_map_cases
 
 FLAGS = {
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_cpu_use_fusion_emitters=false",
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
     "JAX_PLATFORMS": "cpu",
 }
 
@@ -18,4 +18,5 @@ FLAGS = {
 def test_inside_shard_map(name):
     code = f"import shard_map_cases; shard_map_cases.run({name!r})"
     folder, environment = os.path.dirname(__file__), {**os.environ, **FLAGS}
+    environment["XLA_FLAGS"] += " " + os.environ.get("XLA_FLAGS", "")
     subprocess.run([sys.executable, "-c", code], check=True, cwd=folder, env=environment)

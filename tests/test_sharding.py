@@ -54,6 +54,7 @@ def test_on_one_device(spec):
 def test_on_two_devices():
     code = "import test_sharding as t; [t.check(2, spec) for spec in t.SPECS.values()]"
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    flags["XLA_FLAGS"] += " " + os.environ.get("XLA_FLAGS", "")
     environment = {**os.environ, **flags}
     folder = __file__.rpartition("/")[0]
     subprocess.run([sys.executable, "-c", code], check=True, cwd=folder, env=environment)

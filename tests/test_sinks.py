@@ -9,7 +9,6 @@ import oracle
 import pytest
 from cases import DTYPES, SMALL
 from problem import Asked
-from quick import jit
 from rules import both, causal, dense, everything, packed, window
 from scored import bias, cap, chain, nothing
 from small import H, K, Q, S, T, V, for_backends
@@ -112,7 +111,7 @@ def test_no_keys_at_all(backend):
 def test_sink_of_minus_infinity_is_none(backend):
     """In value and in gradient, also for a row that sees no key."""
 
-    @jit
+    @jax.jit
     def run(sinks):
         def attend(q, k, v, sinks):
             given = {"mask": ja.Causal(-4), "positions": ja.Positions(0, 0)}

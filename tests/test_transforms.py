@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from quick import jit
 from tolerance import assert_close
 
 import jaxattn as ja
@@ -58,7 +57,7 @@ def agree(transform, got_of, want_of, inputs=POINT):
     """`transform` of the package and of the dense form, on the same inputs, give the same."""
 
     def run(attend, dtype):
-        got = jit(transform(attend))(*(jnp.asarray(x, dtype) for x in inputs))
+        got = jax.jit(transform(attend))(*(jnp.asarray(x, dtype) for x in inputs))
         return [np.asarray(x) for x in jax.tree.leaves(got)]
 
     got, want = run(got_of, np.float64), run(want_of, np.float64)

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from problem import kept
-from quick import jit
 from rules import Shape
 from test_transforms import ALLOWED, ALONG, MASK, POINT, W_LSE, W_OUT, D, E, H, N, S, T
 from tolerance import assert_close, peak
@@ -102,7 +101,7 @@ USUAL = ("jvp-of-grad", "vmap-of-grad")
 def agree(transform, got_of, want_of):
     def run(attend, dtype, cap=ARRAYS[2]):
         inputs = (jnp.asarray(x, dtype) for x in (*POINT, BIAS, TABLE, cap, SINKS))
-        return [np.asarray(x) for x in jax.tree.leaves(jit(transform(attend))(*inputs))]
+        return [np.asarray(x) for x in jax.tree.leaves(jax.jit(transform(attend))(*inputs))]
 
     got, want, naive = run(got_of, np.float64), run(want_of, np.float64), run(want_of, np.float32)
     # What rounding acts on in the one number of the cap are its terms: those of a cap of each pair.
