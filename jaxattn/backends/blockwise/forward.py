@@ -4,22 +4,30 @@ Source: Rabe and Staats 2021; Dao et al. 2022.
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jaxattn._axes import Index, accumulator, ceil_div, dot, put
 from jaxattn._finite import nan_unless_finite
 from jaxattn._mask import Mask
 from jaxattn._problem import Rule
 from jaxattn._softmax import LogSumExp, Partial, nothing
-from jaxattn._value import Place
+from jaxattn._value import Place, Sizes, Span
 from jaxattn._varying import vary
 from jaxattn.backends.blockwise import stairs, tile, watch
 from jaxattn.backends.blockwise.loops import after, by_width, loop, repeat
-from jaxattn.backends.blockwise.walk import Keys, Walk, read_keys, read_rows, to_rows
+from jaxattn.backends.blockwise.walk import (
+    Keys,
+    Reach,
+    Run,
+    Walk,
+    read_keys,
+    read_rows,
+    to_rows,
+)
 from jaxattn.backends.blockwise.watch import Watch
 
 SMALL = 2**21  # scores of all blocks together, of which all may be held
@@ -48,12 +56,6 @@ def forward(
     return out, peak, log_total, states
 
 
-def _scores(walk: Walk, mask: Mask, i: Index) -> int:
-    """How many scores the i-th block of an unrolled walk holds, of a run of heads."""
-    first, stop = mask.limits(walk.rows(i), walk.sizes.s)
-    return walk.plan.batch * walk.plan.heads * walk.plan.q_block * (stop - first)
-
-
 def _is_few(walk: Walk) -> bool:
     """Whether there are few queries for the keys, so that reading the values is what takes time.
 
@@ -80,34 +82,18 @@ def _pass(
     widths = plan.widths if trusting or not _is_few(walk) else (plan.k_block,)
 
     def each_run(index: Index, carry: tuple[Any, ...]) -> tuple[Any, ...]:
-        run = walk.run(index)
+        run, in_turn = walk.run(index), InTurn(walk, rule.mask, watched)
         keys = Keys.of(k, v, run, acc, trusting, keep=plan.q_blocks > 1)
-
-        # Else XLA makes the tiles of all blocks first, and holds what observations need of them.
-        small = plan.batch * plan.heads * walk.sizes.t * plan.k_block <= SMALL
-        in_order = watched and plan.unrolled and not small
-        most = AT_A_TIME if len(watched) < MANY else 0
-        before: list[tuple[int, Any]] = []
 
         def each_block(i: Index, carry: tuple[Any, ...]) -> tuple[Any, ...]:
             *wholes, states = carry
-            scores = _scores(walk, rule.mask, i) if in_order else 0
-            ready = []
-            while before and scores + sum(size for size, _ in before) > most:
-                ready.append(before.pop(0)[1])
-            *parts, added, first_key = _block(
-                walk, index, i, q, keys, rule, hits, watched, ready, widths
-            )
-            if in_order:
-                before.append((scores, (parts, added)))
-            rows = walk.rows(i)
-
-            def written(whole: Array, part: Array) -> Array:
-                starts = (run.batch, rows.start, run.q_head, *(0,) * (whole.ndim - 3))
-                return put(whole, to_rows(part), starts)
-
+            block = QueryBlock.of(walk, index, i, q, keys, rule, hits, watched, in_turn.before(i))
+            *parts, added = block.attend(hits, widths)
+            in_turn.made(i, (parts, added))
+            starts = (run.batch, block.rows.start, run.q_head, 0)
+            written = lambda whole, part: put(whole, to_rows(part), starts[: whole.ndim])
             if watched:
-                states = watch.add(watched, states, added, run, rows, first_key)
+                states = watch.add(watched, states, added, run, block.rows, block.held.start)
             return (*map(written, wholes, parts), states)
 
         return repeat(plan.q_blocks, each_block, carry, plan.unrolled)
@@ -120,96 +106,166 @@ def _pass(
     return repeat(walk.runs, each_run, (*empty, watch.start(walk, watched, acc)))
 
 
-def _block(
-    walk: Walk,
-    run_index: Index,
-    i: Index,
-    q: Array,
-    keys: Keys,
-    rule: Rule,
-    hits: Array | None,
-    watched: Watch,
-    ready: Any,
-    widths: tuple[int, ...],
-) -> tuple[Any, ...]:
-    """The i-th block of queries of a run of heads against every key it needs, after `ready`.
+class InTurn:
+    """Blocks of an unrolled walk that are observed: a block is made after those that there is no
+    room for beside it. Else XLA makes the tiles of all first, and holds what observations need."""
 
-    widths: that the last tile may take. Gives (out, peak, log_total, what it adds to the states,
-    the first key of that).
+    def __init__(self, walk: Walk, mask: Mask, watched: Watch) -> None:
+        plan = walk.plan
+        heads = plan.batch * plan.heads
+        self.needed = bool(watched) and plan.unrolled
+        self.needed &= heads * walk.sizes.t * plan.k_block > SMALL
+        self.room = AT_A_TIME if len(watched) < MANY else 0
+        self.walk, self.mask, self.scores_of_key = walk, mask, heads * plan.q_block
+        self.beside: list[tuple[int, Any]] = []
+
+    def before(self, i: Index) -> list[Any]:
+        """What is to be there before the i-th block is made."""
+        ready = []
+        while self.beside and self._scores(i) + sum(size for size, _ in self.beside) > self.room:
+            ready.append(self.beside.pop(0)[1])
+        return ready
+
+    def made(self, i: Index, results: Any) -> None:
+        if self.needed:
+            self.beside.append((self._scores(i), results))
+
+    def _scores(self, i: Index) -> int:
+        """How many scores the i-th block holds."""
+        first, stop = self.mask.limits(self.walk.rows(i), self.walk.sizes.s)
+        return self.scores_of_key * (stop - first)
+
+
+class QueryBlock(NamedTuple):
+    """The i-th block of queries of a run of heads, and the keys that it needs.
+
+    held: the keys that its part of the observations is of. unseen: that part before any pair is
+    seen.
     """
-    plan, features = walk.plan, keys.v.shape[-1]
-    run, rows = walk.run(run_index), walk.rows(i)
-    reach = walk.reach(rule.mask, hits, run_index, i)
-    q_rows = nan_unless_finite(read_rows(q, run, rows).astype(keys.dtype))
-    q_rows = after(q_rows, ready) if ready else q_rows
-    held = walk.keys(reach.begin(0), plan.k_block)
-    unseen = watch.nothing(walk, watched, run, rows.size, held.size, keys.dtype)
 
-    def visit(j: Index, width: int, state: Partial | None) -> tuple[Partial, Any]:
-        begin = reach.begin(j)
-        span = walk.keys(begin, width)
-        part = walk.read((rule, watched), run, rows, span)
-        fresh = span.positions() >= begin if reach.overlaps else None
+    walk: Walk
+    run: Run
+    i: Index
+    rows: Span
+    q: Float[Array, "batches kv group r d"]
+    keys: Keys
+    rule: Rule
+    watched: Watch
+    reach: Reach
+    held: Span
+    unseen: Any
 
-        def one(
-            q: Array, state: Partial | None, k: Array, v: Array, part: Any, place: Place
-        ) -> tuple[Partial, Any]:
-            rule, watched = part
-            after, tiles = tile.absorb(state, q, k, v, rule, place, fresh)
-            if not watched:
-                return after, ()
-            tiles, lse = _apart(tiles, after)
-            new = walk.new_rows(i)
-            return after, watch.look(watched, tiles, lse, rule, place, fresh, new)
+    @staticmethod
+    def of(
+        walk: Walk,
+        run_index: Index,
+        i: Index,
+        q: Array,
+        keys: Keys,
+        rule: Rule,
+        hits: Array | None,
+        watched: Watch,
+        before: list[Any],
+    ) -> "QueryBlock":
+        """before: what has to be there first."""
+        run, rows = walk.run(run_index), walk.rows(i)
+        reach = walk.reach(rule.mask, hits, run_index, i)
+        q_rows = nan_unless_finite(read_rows(q, run, rows).astype(keys.dtype))
+        q_rows = after(q_rows, before) if before else q_rows
+        held = walk.keys(reach.begin(0), walk.plan.k_block)
+        unseen = watch.nothing(walk, watched, run, rows.size, held.size, keys.dtype)
+        return QueryBlock(walk, run, i, rows, q_rows, keys, rule, watched, reach, held, unseen)
 
-        after, added = walk.over_heads(run, one, (q_rows, state), keys.read(span), part, rows, span)
-        added = watch.widen(watched, added, span.start - held.start, unseen)
-        return after, added
+    def attend(self, hits: Array | None, widths: tuple[int, ...]) -> tuple[Any, ...]:
+        """(out, peak, log_total, what is added to the states). widths: of the last tile."""
+        walk, reach = self.walk, self.reach
+        way = stairs.find(walk, self.rule.mask, self.i) if isinstance(self.i, int) else None
+        # The last tile goes first: it may be narrower, and it starts the state.
+        first, last = reach.tiles()
+        if way is not None and hits is None:
+            state, added = self.climb(way)
+        elif way is not None:
+            climb = partial(self.climb, way)
+            state, added = jax.lax.cond(reach.width(last) > 0, climb, self.blank)
+        else:
+            visit = lambda width: self.visit(last, width, None)
+            state, added = by_width(widths, reach.width(last), self.blank, visit)
+        if walk.plan.k_tiles > 1:
+            state = loop(first, last, partial(self.visit_full, hits is None), state)
+        close = lambda state, part, place: state.finish()
+        out, lse = walk.over_heads(self.run, close, (state,), (), (), self.rows, self.rows)
+        return out, *lse, added
 
-    def blank() -> tuple[Partial, Any]:
-        none = nothing(rows.size, features, q_rows.dtype)
-        grow = lambda x: jnp.broadcast_to(x, (*q_rows.shape[:3], *x.shape))
-        return vary(jax.tree.map(grow, none), walk.sizes.varying), unseen
+    def blank(self) -> tuple[Partial, Any]:
+        """Where no tile is needed."""
+        none = nothing(self.rows.size, self.keys.v.shape[-1], self.q.dtype)
+        grow = lambda x: jnp.broadcast_to(x, (*self.q.shape[:3], *x.shape))
+        return vary(jax.tree.map(grow, none), self.walk.sizes.varying), self.unseen
 
-    def climb(way: stairs.Stairs) -> tuple[Partial, Any]:
-        span = way.whole.keys
-        parts = tuple(walk.read((rule, watched), run, *piece) for piece in way.pieces)
+    def visit_full(self, needed: bool, j: Index, state: Partial) -> Partial:
+        """`state` after the j-th tile; `needed` if it is known to be."""
+        full = lambda: self.visit(j, self.walk.plan.k_block, state)[0]
+        return full() if needed else jax.lax.cond(self.reach.width(j) > 0, full, lambda: state)
 
-        def one(q: Array, k: Array, v: Array, parts: Any, place: Place) -> tuple[Partial, Any]:
-            rules, each = zip(*parts, strict=True)
-            after, tiles = stairs.absorb(way, q, k, v, rules, place)
-            if not watched:
-                return after, ()
-            tiles, lse = _apart(tiles, after)
-            new = walk.new_rows(i)
-            return after, stairs.look(way, each, tiles, lse, rules, place, new, walk.sizes)
+    def visit(self, j: Index, width: int, state: Partial | None) -> tuple[Partial, Any]:
+        """The j-th tile, of `width` keys; without a state it is the first."""
+        begin = self.reach.begin(j)
+        span = self.walk.keys(begin, width)
+        part = self.walk.read((self.rule, self.watched), self.run, self.rows, span)
+        fresh = span.positions() >= begin if self.reach.overlaps else None
+        one = partial(_tile, fresh, self.walk.new_rows(self.i))
+        return self._over_heads(one, (self.q, state), part, span)
 
-        after, added = walk.over_heads(run, one, (q_rows,), keys.read(span), parts, rows, span)
-        added = watch.widen(watched, added, span.start - held.start, unseen)
-        return after, added
+    def climb(self, way: stairs.Stairs) -> tuple[Partial, Any]:
+        """The only tile, by its stairs."""
+        read = lambda piece: self.walk.read((self.rule, self.watched), self.run, *piece)
+        one = partial(_stairs, way, self.walk.new_rows(self.i), self.walk.sizes)
+        return self._over_heads(one, (self.q,), tuple(map(read, way.pieces)), way.whole.keys)
 
-    way = stairs.find(walk, rule.mask, i) if isinstance(i, int) else None
-    # The last tile goes first: it may be narrower, and it starts the state.
-    first, last = reach.tiles()
-    if way is not None and hits is None:
-        state, added = climb(way)
-    elif way is not None:
-        state, added = jax.lax.cond(reach.width(last) > 0, lambda: climb(way), blank)
-    else:
-        visit_last = lambda width: visit(last, width, None)
-        state, added = by_width(widths, reach.width(last), blank, visit_last)
-    if plan.k_tiles > 1:
+    def _over_heads(self, one: Any, x: Any, part: Any, span: Span) -> tuple[Partial, Any]:
+        of_heads = self.walk.over_heads
+        state, added = of_heads(self.run, one, x, self.keys.read(span), part, self.rows, span)
+        at = span.start - self.held.start
+        return state, watch.widen(self.watched, added, at, self.unseen)
 
-        def more(j: Index, state: Partial) -> Partial:
-            full = lambda: visit(j, plan.k_block, state)[0]
-            if hits is None:
-                return full()
-            return jax.lax.cond(reach.width(j) > 0, full, lambda: state)
 
-        state = loop(first, last, more, state)
-    close = lambda state, part, place: state.finish()
-    out, lse = walk.over_heads(run, close, (state,), (), (), rows, rows)
-    return out, *lse, added, held.start
+def _tile(
+    fresh: Bool[Array, " c"] | None,
+    new: Bool[Array, " r"] | None,
+    q: Float[Array, "r d"],
+    state: Partial | None,
+    k: Float[Array, "c d"],
+    v: Float[Array, "c e"],
+    part: tuple[Rule, Watch],
+    place: Place,
+) -> tuple[Partial, Any]:
+    """(`state` after a tile of one head, what it adds). fresh, new: keys and rows in no earlier
+    tile; None for all."""
+    rule, watched = part
+    after, tiles = tile.absorb(state, q, k, v, rule, place, fresh)
+    if not watched:
+        return after, ()
+    tiles, lse = _apart(tiles, after)
+    return after, watch.look(watched, tiles, lse, rule, place, fresh, new)
+
+
+def _stairs(
+    way: stairs.Stairs,
+    new: Bool[Array, " r"] | None,
+    sizes: Sizes,
+    q: Float[Array, "r d"],
+    k: Float[Array, "c d"],
+    v: Float[Array, "c e"],
+    parts: tuple[tuple[Rule, Watch], ...],
+    place: Place,
+) -> tuple[Partial, Any]:
+    """`_tile` by its stairs. parts: of the pieces."""
+    rules, each = zip(*parts, strict=True)
+    after, tiles = stairs.absorb(way, q, k, v, rules, place)
+    if not each[0]:
+        return after, ()
+    tiles, lse = _apart(tiles, after)
+    return after, stairs.look(way, each, tiles, lse, rules, place, new, sizes)
 
 
 def _apart(tiles: Any, state: Partial) -> tuple[Any, LogSumExp]:

@@ -8,12 +8,13 @@ from functools import partial
 from typing import Any
 
 import jax
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float
 
 from jaxattn._axes import Index, count_to, cut_axis, dot
 from jaxattn._finite import finite
 from jaxattn._problem import Rule
 from jaxattn._softmax import LogSumExp
+from jaxattn._value import Place
 from jaxattn.backends.blockwise import tile, watch
 from jaxattn.backends.blockwise.loops import NOTHING, by_width
 from jaxattn.backends.blockwise.walk import Walk, read_keys, read_rows
@@ -73,22 +74,14 @@ def _block(
         def visit(width: int) -> Any:
             span = walk.keys(begin, width)
             fresh = span.positions() >= begin if reach.overlaps else None
-
-            def one(*x: Any) -> Any:
-                q, (peak, log_total), k, (rule, watched), place = x
-                scaled = dot(q * rule.scale, k.T)
-                logits = tile.logits(scaled, rule, place, fresh)
-                tiles = tile.Products(scaled, logits, logits.max(axis=1))
-                lse = LogSumExp(peak, log_total)
-                return watch.look(watched, tiles, lse, rule, place, fresh, walk.new_rows(i))
+            one = partial(_tile, fresh, walk.new_rows(i))
 
             @partial(jax.checkpoint, policy=NOTHING, prevent_cse=False)
             def compute(q_rows: Array, lse_rows: Any, k_held: Array) -> Any:
                 at = span.start - held.start
                 keys = cut_axis(k_held, at, width, axis=2)
                 part = walk.read((rule, watched), run, rows, span)
-                rows_in = (q_rows, tuple(lse_rows))
-                added = walk.over_heads(run, one, rows_in, (keys,), part, rows, span)
+                added = walk.over_heads(run, one, (q_rows, lse_rows), (keys,), part, rows, span)
                 return watch.widen(watched, added, at, unseen)
 
             return compute(q_rows, lse_rows, k_held)
@@ -105,3 +98,20 @@ def _block(
     )
     more = lambda states, j: (merge(states, each_tile(j)), None)
     return jax.lax.scan(more, unseen, count_to(plan.k_tiles))[0], held.start
+
+
+def _tile(
+    fresh: Bool[Array, " c"] | None,
+    new: Bool[Array, " r"] | None,
+    q: Float[Array, "r d"],
+    lse: LogSumExp,
+    k: Float[Array, "c d"],
+    part: tuple[Rule, Watch],
+    place: Place,
+) -> tuple[Any, ...]:
+    """What a tile of one head adds. fresh, new: keys and rows in no earlier tile; None for all."""
+    rule, watched = part
+    scaled = dot(q * rule.scale, k.T)
+    logits = tile.logits(scaled, rule, place, fresh)
+    tiles = tile.Products(scaled, logits, logits.max(axis=1))
+    return watch.look(watched, tiles, lse, rule, place, fresh, new)

@@ -11,21 +11,23 @@ compositions and vmap are exact and take memory linear in t and s.
 Source: the derivative of eq. 1 of Vaswani et al. 2017.
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jaxattn._axes import Index
 from jaxattn._problem import Rule
+from jaxattn._score import Score
 from jaxattn._softmax import LogSumExp
 from jaxattn._value import Span
 from jaxattn._varying import vary
 from jaxattn.backends.blockwise import tile
 from jaxattn.backends.blockwise.loops import NOTHING, by_width, stack, sum_over
-from jaxattn.backends.blockwise.walk import Walk, read_keys, read_rows
+from jaxattn.backends.blockwise.walk import Reach, Run, Walk, read_keys, read_rows
 
 
 def tangent(
@@ -105,69 +107,110 @@ def _block(
     reach = walk.reach(rule.mask, hits, run_index, i, held=True)
     keys = walk.keys(reach.base, min(plan.k_tiles * plan.k_block, walk.sizes.s))
 
+    read_q = lambda x: None if x is None else read_rows(x, run, rows).astype(acc)
+    read_k = lambda x: None if x is None else read_keys(x, run, keys).astype(acc)
     lse_rows = jax.tree.map(lambda x: read_rows(x, run, rows), lse)
-    read = lambda x: None if x is None else read_rows(x, run, rows).astype(acc)
-    q_rows, dq_rows = read(q), read(d.q)
-    read = lambda x: None if x is None else read_keys(x, run, keys).astype(acc)
-    k_cols, v_cols, dk_cols, dv_cols = read(k), read(v), read(d.k), read(d.v)
+    of_rows = read_q(q), lse_rows, read_q(d.q)
+    of_keys = tuple(map(read_k, (k, v, d.k, d.v)))
     score, dscore = (walk.read(x, run, rows, keys) for x in (rule.score, d.score))
 
-    size, whole = plan.k_block, keys.size // plan.k_block
+    block = Tiles(walk, run, rows, keys, reach, of_rows, rule, d.scale, score, dscore, v.shape[3])
+    tiles = jax.tree.map(lambda x: block.cut(x, axis=2), of_keys)
+    return sum_over(block.visit, (tiles, block.along_keys(block.cut)))
 
-    def tiles(x: Array, axis: int) -> Array:
+
+class Tiles(NamedTuple):
+    """A block of queries of a run of heads, and the tiles of `keys`, all that it could need.
+
+    of_rows: (q, lse, dq) of the block. score, dscore: the parts of the scores that it needs, of
+    which the arrays with an axis of keys go from tile to tile, and the others stay.
+    """
+
+    walk: Walk
+    run: Run
+    rows: Span
+    keys: Span
+    reach: Reach
+    of_rows: tuple[Array, LogSumExp, Array | None]
+    rule: Rule
+    dscale: Float[Array, ""] | None
+    score: tuple[Score, ...]
+    dscore: tuple[Score, ...] | None
+    features: int
+
+    @property
+    def is_even(self) -> bool:
+        """Whether the tiles cover the keys without an overlap."""
+        plan = self.walk.plan
+        return self.keys.size // plan.k_block == plan.k_tiles
+
+    def cut(self, x: Array, axis: int) -> Array:
         """The tiles of x along an axis, on a new first axis; the last tile ends with x."""
-        cut = partial(jax.lax.slice_in_dim, x, axis=axis)
-        parts = cut(0, whole * size)
-        parts = parts.reshape(*x.shape[:axis], whole, size, *x.shape[axis + 1 :])
-        parts = jnp.moveaxis(parts, axis, 0)
-        if whole == plan.k_tiles:
-            return parts
-        return jnp.concatenate([parts, cut(keys.size - size, keys.size)[None]])
+        size = self.walk.plan.k_block
+        whole = self.keys.size // size
+        part = partial(jax.lax.slice_in_dim, x, axis=axis)
+        tiles = part(0, whole * size)
+        tiles = tiles.reshape(*x.shape[:axis], whole, size, *x.shape[axis + 1 :])
+        tiles = jnp.moveaxis(tiles, axis, 0)
+        if self.is_even:
+            return tiles
+        return jnp.concatenate([tiles, part(self.keys.size - size, self.keys.size)[None]])
 
-    # Of the scores, the arrays with an axis of keys go from tile to tile, the others stay.
-    parts = [*score, *(dscore or ())]
-    along_keys = []
-    for part in parts:
-        part.along_keys(lambda x, axis: along_keys.append(tiles(x, axis)))
-    xs = jax.tree.map(lambda x: tiles(x, 2), (k_cols, v_cols, dk_cols, dv_cols)), along_keys
+    def along_keys(self, cut: Callable[[Array, int], Array]) -> list[Array]:
+        """cut(array, axis) of each array of the scores that has an axis of keys."""
+        found: list[Array] = []
+        for part in (*self.score, *(self.dscore or ())):
+            part.along_keys(lambda x, axis: found.append(cut(x, axis)))
+        return found
 
-    def each_tile(j: Index, x: Any) -> tuple[Array, Array]:
-        kv, along_keys = x
+    def with_keys(
+        self, arrays: list[Array], cut: Callable[[Array, int], Array]
+    ) -> tuple[tuple[Score, ...], tuple[Score, ...] | None]:
+        """(score, dscore) with cut(array, axis) of these for the arrays that `along_keys` found."""
+        rest = iter(arrays)
+        fill = lambda part: part.along_keys(lambda _, axis: cut(next(rest), axis))
+        score = tuple(map(fill, self.score))
+        return score, None if self.dscore is None else tuple(map(fill, self.dscore))
+
+    def visit(self, j: Index, tiles: Any) -> tuple[Array, Array]:
+        """What the j-th tile gives. tiles: what `_block` cut for it."""
+        plan, reach = self.walk.plan, self.reach
         begin, start = reach.begin(j), reach.begin(j)
-        if whole < plan.k_tiles:
-            start = keys.start + jnp.minimum(j * size, keys.size - size)
-
-        def narrow(width: int) -> tuple[Array, Array]:
-            span = Span(start, width)
-            fresh = None if whole == plan.k_tiles else span.positions() >= begin
-
-            def one(*x: Any) -> tuple[Array, Array]:
-                q, lse, dq, k, v, dk, dv, (rule, dscore), place = x
-                moves = tile.Tangents(dq, dk, dv, d.scale, dscore)
-                return tile.tangent(q, k, v, rule, place, fresh, lse, moves)
-
-            @partial(jax.checkpoint, policy=NOTHING, prevent_cse=False)
-            def compute(x: Any, kv: Any, along_keys: Any) -> tuple[Array, Array]:
-                kv = jax.tree.map(lambda x: x[:, :, :width], kv)
-                rest = iter(along_keys)
-                cut = lambda _, axis: jax.lax.slice_in_dim(next(rest), 0, width, axis=axis)
-                here = [part.along_keys(cut) for part in parts]
-                score, dscore = tuple(here[: len(rule.score)]), tuple(here[len(rule.score) :])
-                part = walk.read(rule._replace(score=()), run, rows, span)._replace(score=score)
-                return walk.over_heads(run, one, x, kv, (part, dscore or None), rows, span)
-
-            return compute((q_rows, lse_rows, dq_rows), kv, along_keys)
-
-        def nothing() -> tuple[Array, Array]:
-            lead = lse_rows.peak.shape
-            none = jnp.zeros((*lead, v.shape[3]), acc), jnp.zeros(lead, acc)
-            return vary(none, walk.sizes.varying)
-
+        if not self.is_even:
+            start = self.keys.start + jnp.minimum(j * plan.k_block, self.keys.size - plan.k_block)
+        narrow = partial(self._narrow, begin, start, tiles)
         needed = reach.width(j)
         if reach.all_needed and not isinstance(needed, int):
-            return narrow(size)
-        if whole < plan.k_tiles:  # a tile that was moved back has its new keys at its end
+            return narrow(plan.k_block)
+        if not self.is_even:  # a tile that was moved back has its new keys at its end
             needed = jnp.where(needed > 0, needed + begin - start, 0)
-        return by_width(plan.held_widths, needed, nothing, narrow)
+        return by_width(plan.held_widths, needed, self._nothing, narrow)
 
-    return sum_over(each_tile, xs)
+    def _nothing(self) -> tuple[Array, Array]:
+        zeros = jnp.zeros_like(self.of_rows[1].peak)
+        none = jnp.zeros((*zeros.shape, self.features), zeros.dtype), zeros
+        return vary(none, self.walk.sizes.varying)
+
+    def _narrow(self, begin: Index, start: Index, tiles: Any, width: int) -> tuple[Array, Array]:
+        """The first `width` keys of a tile. begin: the first that is in no tile before it."""
+        span, walk = Span(start, width), self.walk
+        fresh = None if self.is_even else span.positions() >= begin
+        one = partial(_tile, fresh, self.dscale)
+
+        @partial(jax.checkpoint, policy=NOTHING, prevent_cse=False)
+        def compute(of_rows: Any, of_keys: Any, along_keys: Any) -> tuple[Array, Array]:
+            of_keys = jax.tree.map(lambda x: x[:, :, :width], of_keys)
+            cut = lambda x, axis: jax.lax.slice_in_dim(x, 0, width, axis=axis)
+            score, dscore = self.with_keys(along_keys, cut)
+            part = walk.read(self.rule._replace(score=()), self.run, self.rows, span)
+            part = part._replace(score=score), dscore
+            return walk.over_heads(self.run, one, of_rows, of_keys, part, self.rows, span)
+
+        return compute(self.of_rows, *tiles)
+
+
+def _tile(fresh: Bool[Array, " c"] | None, dscale: Any, *x: Any) -> tuple[Array, Array]:
+    """`tile.tangent` of the arrays as `Tiles` has them."""
+    q, lse, dq, k, v, dk, dv, (rule, dscore), place = x
+    moves = tile.Tangents(dq, dk, dv, dscale, dscore)
+    return tile.tangent(q, k, v, rule, place, fresh, lse, moves)
