@@ -83,30 +83,40 @@ WAYS = {
 @for_backends
 @pytest.mark.parametrize("way", WAYS)
 def test_the_last_queries_are_the_last_rows_of_the_whole(way, backend):
-    """Results, gradients, the pairs that are dropped, and every observation."""
-    positions = WAYS[way]
-    part = {"positions": positions, "backend": backend}
-    for options in (RULE, DROPPED):
-        got = ja.attend(Q[:, tail], K, V, **options, **part, observe=BY_QUERY)
-        want = ja.attend(Q, K, V, **options, backend=backend, observe=BY_QUERY)
-        close((got.out, got.lse), (want.out[:, tail], want.lse[:, tail]))
-        profile = lambda seen: seen | {"distance": seen["distance"][:2]}  # the rest is of all
-        cut = jax.tree.map(lambda x: x[:, tail], profile(want.observed))
-        close(profile(got.observed), cut)
+    """Results, the pairs that are dropped, and what is observed of each query."""
+    part = {"positions": WAYS[way], "backend": backend}
+    got = ja.attend(Q[:, tail], K, V, **DROPPED, **part, observe=BY_QUERY)
+    want = ja.attend(Q, K, V, **DROPPED, backend=backend, observe=BY_QUERY)
+    close((got.out, got.lse), (want.out[:, tail], want.lse[:, tail]))
+    of_each = lambda seen: seen | {"distance": seen["distance"][:2]}  # the profile is of all
+    cut = jax.tree.map(lambda x: x[:, tail], of_each(want.observed))
+    close(of_each(got.observed), cut)
+
+
+@for_backends
+@pytest.mark.parametrize("way", WAYS)
+def test_what_is_observed_of_the_last_queries_together(way, backend):
+    part = {"positions": WAYS[way], "backend": backend}
     got = ja.attend(Q[:, tail], K, V, **RULE, **part, observe=OF_ROWS).observed
     want = last_rows(RULE, backend, OF_ROWS).observed
-    want |= {"map": want["map"][:, :, tail], "rows": got["rows"]}
-    close(got, want)
+    close(got, want | {"map": want["map"][:, :, tail], "rows": got["rows"]})
     whole = ja.attend(Q, K, V, **RULE, observe={"rows": see.Rows([8, 10])}, backend=backend)
     close(got["rows"], whole.observed["rows"])
 
+
+@pytest.mark.sampled(8)
+@for_backends
+@pytest.mark.parametrize("way", WAYS)
+def test_gradients_of_the_last_queries(way, backend):
     def loss(q, k, v, table, part, rows):
         score = (ja.ALiBi(), ja.RelativeBias(table, max_distance=7), RULE["score"][2])
         got = ja.attend(q, k, v, **DROPPED | {"score": score}, **part, backend=backend)
         return jnp.sin(got.out[:, rows]).sum() + jnp.cos(got.lse[:, rows]).sum()
 
-    grad = lambda part, rows: jax.grad(partial(loss, part=part, rows=rows), (0, 1, 2, 3))
-    dq, *rest = grad({"positions": positions}, slice(None))(Q[:, tail], K, V, TABLE)
+    def grad(part, rows):
+        return jax.jit(jax.grad(partial(loss, part=part, rows=rows), (0, 1, 2, 3)))
+
+    dq, *rest = grad({"positions": WAYS[way]}, slice(None))(Q[:, tail], K, V, TABLE)
     whole, *others = grad({}, tail)(Q, K, V, TABLE)
     close(dq, whole[:, tail])
     close(rest, others, 10)
