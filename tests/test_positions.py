@@ -104,7 +104,7 @@ def test_what_is_observed_of_the_last_queries_together(way, backend):
     close(got["rows"], whole.observed["rows"])
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(5)
 @for_backends
 @pytest.mark.parametrize("way", WAYS)
 def test_gradients_of_the_last_queries(way, backend):
