@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Int
 from jaxattn._axes import INDEX, Index, count_to, cut_axis, larger, smaller
 from jaxattn._batched import add_clipped
 from jaxattn._value import Place, Span, Value, show
-from jaxattn.positions import FARTHEST, Frame, Spots
+from jaxattn.positions import FARTHEST, BoundPositions, Frame
 
 
 class Mask(Value):
@@ -231,7 +231,7 @@ class Band(Mask):
         return low if high is None else high if low is None else low & high
 
     def count(self, place: Place) -> Int[Array, " s"]:
-        keys, first, last = place.keys.positions(), place.rows.start, place.rows.start
+        keys, first, last = place.keys.indices(), place.rows.start, place.rows.start
         last = last + place.rows.size - 1
         from_, to = first, last
         if self.high is not None:
@@ -288,14 +288,14 @@ class Near(Mask):
         return ends(near, s)
 
 
-def band(spots: Spots, low: int | None, high: int | None, frame: Frame) -> Mask:
+def band(positions: BoundPositions, low: int | None, high: int | None, frame: Frame) -> Mask:
     """Which keys are from `low` to `high` positions after their query."""
-    if spots.q_each is None or spots.k_each is None:
-        bound = lambda n: None if n is None else add_clipped(spots.ahead, n, -frame.t, frame.s)
+    if positions.q_each is None or positions.k_each is None:
+        bound = lambda n: None if n is None else add_clipped(positions.ahead, n, -frame.t, frame.s)
         return Band(bound(low), bound(high))
     most = 2 * FARTHEST  # beyond are no pairs
     bound = lambda n: None if n is None else min(max(n, -most), most)
-    return Near(spots.q_each, spots.k_each, bound(low), bound(high))
+    return Near(positions.q_each, positions.k_each, bound(low), bound(high))
 
 
 def _met(bands: tuple[Mask, ...], band: Mask) -> tuple[Mask, ...]:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxattn._axes import Index
 from jaxattn._value import Place, Sizes, Value
-from jaxattn.positions import Frame, Spots, Unplaced
+from jaxattn.positions import BoundPositions, Frame, Unplaced
 
 
 class Per(Enum):
@@ -42,7 +42,7 @@ class Seen(NamedTuple):
     live: which rows see any key, here or in another tile.
     place: where the tile is.
     scored: whether scores came between `scaled` and `logits`.
-    spots: where its queries and keys are, for an observation that goes by it.
+    positions: where its queries and keys are, for an observation that goes by it.
     """
 
     p: Float[Array, "t s"]
@@ -56,7 +56,7 @@ class Seen(NamedTuple):
     live: Bool[Array, " t"]
     place: Place
     scored: bool = True
-    spots: Spots | Unplaced = Spots()
+    positions: BoundPositions | Unplaced = BoundPositions()
 
     @property
     def weights(self) -> Float[Array, "t s"]:
@@ -73,10 +73,10 @@ class Seen(NamedTuple):
         return self._at.k(self.place)
 
     @property
-    def _at(self) -> Spots:
-        if isinstance(self.spots, Unplaced):
-            raise self.spots.refuse("an observation that reads `q` or `k`")
-        return self.spots
+    def _at(self) -> BoundPositions:
+        if isinstance(self.positions, Unplaced):
+            raise self.positions.refuse("an observation that reads `q` or `k`")
+        return self.positions
 
     @property
     def batch(self) -> tuple[Index, ...]:

@@ -14,7 +14,7 @@ from jaxattn._score import Score, check_scores
 from jaxattn._value import Sizes, Value, as_array, is_real, show
 from jaxattn._varying import vary, varying
 from jaxattn.dropout import Drop, Dropout
-from jaxattn.positions import Frame, place
+from jaxattn.positions import Frame, frame_of
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -99,7 +99,7 @@ def check(
             f"n={n} from k {k.shape}; repeat k and v, or change h"
         )
     sizes = _sizes(q, k)
-    frame = place(positions, sizes)
+    frame = frame_of(positions, sizes)
     rule = Rule(
         _scale(scale, q),
         check_scores(score, frame, q.dtype),

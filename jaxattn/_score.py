@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from jaxattn._axes import accumulator
 from jaxattn._trace import Traced, trace
 from jaxattn._value import Place, Value, show
-from jaxattn.positions import Frame, Spots
+from jaxattn.positions import BoundPositions, Frame
 
 
 class Score(Value):
@@ -42,20 +42,20 @@ class Function(Score):
                 f"a score function returns a logit, a real floating point number, got "
                 f"{result.dtype} from {function!r}; to hide pairs use a mask: Where(function)"
             )
-        spots = frame.where(what) if traced.reads_positions else None
-        return BoundFunction(traced, captured, spots)
+        positions = frame.where(what) if traced.reads_positions else None
+        return BoundFunction(traced, captured, positions)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class BoundFunction(Score):
-    """A user's function that is traced. spots: None where it reads no positions."""
+    """A user's function that is traced. positions: None where it reads no positions."""
 
     function: Traced
     captured: tuple[Array, ...]
-    spots: Spots | None
+    positions: BoundPositions | None
 
     def apply(self, logits: Float[Array, "a b"], place: Place) -> Float[Array, "a b"]:
-        changed = self.function.over(place, self.spots, self.captured, logits)
+        changed = self.function.over(place, self.positions, self.captured, logits)
         return changed.astype(logits.dtype)
 
 

@@ -19,7 +19,7 @@ from jaxattn._function import Source
 from jaxattn._jaxpr import bind, run
 from jaxattn._value import Fixed, Place, Sizes
 from jaxattn._varying import Axes, evaluate, hoist, vary
-from jaxattn.positions import Spots
+from jaxattn.positions import BoundPositions
 
 JIT = "jit", "pjit"  # as newer and older versions of JAX name it
 POSITION: Any = jax.ShapeDtypeStruct((), INDEX)
@@ -94,10 +94,12 @@ class Traced(Fixed):
     def _reads(self, var: Any) -> bool:
         return any(var is x for eqn in self.jaxpr.eqns for x in eqn.invars)
 
-    def over(self, place: Place, spots: Spots | None, captured: Any, *tiles: Array) -> Array:
+    def over(
+        self, place: Place, positions: BoundPositions | None, captured: Any, *tiles: Array
+    ) -> Array:
         """The function of every pair of a tile, with one number of each of `tiles`.
 
-        spots: None where the function reads no positions.
+        positions: None where the function reads no positions.
         """
         consts = [x.astype(dtype) for x, dtype in zip(captured, self.dtypes, strict=True)]
         whole: Callable[..., Any] = jaxpr_as_fun(ClosedJaxpr(self.jaxpr, consts))
@@ -109,7 +111,7 @@ class Traced(Fixed):
         def one(q: Array, k: Array, *scalars: Array) -> Array:
             return whole(*scalars, *batch, head, q, k)[0]
 
-        at = Spots() if spots is None else spots
+        at = BoundPositions() if positions is None else positions
         q, k = as_position(at.q(place)), as_position(at.k(place))
         axes = [(None, 0), (0, None)]  # the inner axis, then the outer
         inner, outer = reversed(axes) if place.keys_first else axes

@@ -23,7 +23,7 @@ from jaxattn._varying import NOWHERE, Axes
 
 
 class Span(NamedTuple):
-    """`size` consecutive positions from `start`, which is known to be a multiple of `step`."""
+    """`size` queries or keys from `start` on, which is known to be a multiple of `step`."""
 
     start: Index
     size: int
@@ -33,7 +33,7 @@ class Span(NamedTuple):
         """Whether that much is known while tracing."""
         return (self.start if isinstance(self.start, int) else self.step) % n == 0
 
-    def positions(self) -> Int[Array, " size"]:
+    def indices(self) -> Int[Array, " size"]:
         return self.start + count_to(self.size)
 
 
@@ -77,13 +77,13 @@ class Place(NamedTuple):
 
     @property
     def q(self) -> Int[Array, "#t #s"]:
-        """The positions of the queries, to broadcast over the tile."""
-        return self.each_q(self.rows.positions())
+        """The indices of the queries, to broadcast over the tile."""
+        return self.each_q(self.rows.indices())
 
     @property
     def k(self) -> Int[Array, "#t #s"]:
-        """The positions of the keys, to broadcast over the tile."""
-        return self.each_k(self.keys.positions())
+        """The indices of the keys, to broadcast over the tile."""
+        return self.each_k(self.keys.indices())
 
     def each_q(self, x: Any) -> Array:
         """One number of each query, to broadcast over the tile."""

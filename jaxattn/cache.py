@@ -30,7 +30,7 @@ from jaxattn.attend import Scoring, solve
 from jaxattn.backends.protocol import Backend
 from jaxattn.backends.select import AUTO
 from jaxattn.masks import Causal, Lengths, Window
-from jaxattn.positions import FARTHEST, Spots
+from jaxattn.positions import FARTHEST, BoundPositions
 
 
 def _rebuilt(window: Any, arrays: Any) -> Any:
@@ -215,17 +215,18 @@ def attend(
         )
     after = append(cache, k, v, count)
     ragged = EVERYTHING if count is None else Lengths(q=count)
-    keys, values, spots = after.k, after.v, Spots(before, 0)
+    keys, values, positions = after.k, after.v, BoundPositions(before, 0)
     if cache.window is not None:
         at, slots = cache.positions(t), after.slots()
         if not cache.fits(t):  # the first queries need keys that the last tokens take the place of
             join = lambda x, y: jnp.concatenate([x, y.astype(x.dtype)], axis=-3)
             keys, values = join(cache.k, k), join(cache.v, v)
             slots = jnp.concatenate([cache.slots(), at], axis=-1)
-        spots = Spots(0, 0, at, jnp.where(slots < 0, FARTHEST, slots))  # no query is as far
+        slots = jnp.where(slots < 0, FARTHEST, slots)  # beyond every query
+        positions = BoundPositions(0, 0, at, slots)
     seen = Causal() if cache.window is None else Window(cache.window - 1)
     # Tiles are read in the dtype of the logits, so a cache of another dtype is not converted whole.
-    rule = seen & ragged & mask, score, scale, sinks, None, spots
+    rule = seen & ragged & mask, score, scale, sinks, None, positions
     got = solve(*check(q, keys, values, *rule, one_dtype=False), observe, backend)
     if cache.window is None:
         taken = (after.length - before)[..., None]

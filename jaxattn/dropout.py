@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, Real, UInt32
 from jaxattn._axes import AnyArray, AnyNumber, count_to
 from jaxattn._batched import fit
 from jaxattn._value import Place, Value, as_array, is_array, is_plain, is_real, show
-from jaxattn.positions import Frame, Spots, Unplaced
+from jaxattn.positions import BoundPositions, Frame, Unplaced
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -64,8 +64,8 @@ class Dropout(Value):
         words = lambda stream, at: _words(jax.random.fold_in(key, stream), at)
         lead = (1,) if self.shared else (*frame.batch, frame.h)
         heads = words(0, count_to(math.prod(lead))).reshape(*lead, 2)
-        spots = Spots() if isinstance(frame.spots, Unplaced) else frame.spots
-        queries, keys = words(1, spots.every_q(frame.t)), words(2, spots.every_k(frame.s))
+        positions = BoundPositions() if isinstance(frame.positions, Unplaced) else frame.positions
+        queries, keys = words(1, positions.every_q(frame.t)), words(2, positions.every_k(frame.s))
         word = lambda x, i, axes: fit(x[..., i], "Dropout", frame.sizes, axes)
         return Drop(
             jax.lax.stop_gradient(rate),

@@ -15,7 +15,7 @@ from jaxattn.backends.protocol import Backend, Call, Cost
 from jaxattn.backends.select import AUTO, check_backend, turned_down
 from jaxattn.dropout import Dropout
 from jaxattn.masks import EVERYTHING
-from jaxattn.positions import Given, place
+from jaxattn.positions import Given, frame_of
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -76,7 +76,7 @@ def explain(
         for name, x in (("q", q), ("k", k), ("v", v))
     )
     problem = jax.eval_shape(lambda q, k, v: check(q, k, v, *rule)[0], *arrays)
-    frame = place(positions, problem.sizes)
+    frame = frame_of(positions, problem.sizes)
     watched = tuple(check_observations(observe, frame, problem.q.dtype).values())
     call = Call(problem, watched, from_lse=False, platform=jax.default_backend())
     chosen = check_backend(backend).choose(call)

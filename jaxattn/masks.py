@@ -38,7 +38,7 @@ from jaxattn._mask import (
 )
 from jaxattn._trace import At, Traced, trace
 from jaxattn._value import Place, Span, as_array, is_whole, show
-from jaxattn.positions import FARTHEST, Frame, Spots
+from jaxattn.positions import FARTHEST, BoundPositions, Frame
 
 __all__ = [
     "EVERYTHING",
@@ -129,13 +129,13 @@ class PrefixLM(Mask):
     def resolve(self, frame: Frame) -> Mask:
         if self.length is None:
             raise TypeError("PrefixLM.length is a number of keys, got None; pass 0 for no prefix")
-        spots, most = frame.where("PrefixLM"), FARTHEST
+        positions, most = frame.where("PrefixLM"), FARTHEST
         length = check_numbers(self.length, "PrefixLM.length", frame.sizes, -most, most)
-        if spots.k_each is not None:
+        if positions.k_each is not None:
             below = fit(jnp.asarray(length, INDEX)[..., None], "length", frame.sizes, "t")
-            return Near(below, spots.k_each, None, -1) | band(spots, None, 0, frame)
-        keys = add_clipped(length - spots.k_start, 0, 0, frame.s)
-        return Prefix(keys, add_clipped(spots.ahead, 0, -frame.t, frame.s))
+            return Near(below, positions.k_each, None, -1) | band(positions, None, 0, frame)
+        keys = add_clipped(length - positions.k_start, 0, 0, frame.s)
+        return Prefix(keys, add_clipped(positions.ahead, 0, -frame.t, frame.s))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -297,20 +297,20 @@ class Where(Mask):
                 f"the function of a Where returns a boolean, True where the query may see the key, "
                 f"got {result.dtype}; compare first (x != 0)"
             )
-        spots = frame.where(what) if traced.reads_positions else None
-        return BoundWhere(traced, captured, spots)
+        positions = frame.where(what) if traced.reads_positions else None
+        return BoundWhere(traced, captured, positions)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class BoundWhere(Mask):
-    """A `Where` that is traced. spots: None where it reads no positions."""
+    """A `Where` that is traced. positions: None where it reads no positions."""
 
     seen: Traced
     captured: tuple[Array, ...]
-    spots: Spots | None
+    positions: BoundPositions | None
 
     def allows(self, place: Place) -> Bool[Array, "#a #b"]:
-        return self.seen.over(place, self.spots, self.captured)
+        return self.seen.over(place, self.positions, self.captured)
 
     @property
     def by_head(self) -> bool:

@@ -55,7 +55,7 @@ class Positions(Value):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Spots(Value):
+class BoundPositions(Value):
     """`Positions` bound to a call: a start of queries and of keys, from which they count up; or, if
     there are `q_each` and `k_each`, a position for every one."""
 
@@ -77,11 +77,11 @@ class Spots(Value):
 
     def q(self, place: Place) -> Int[Array, " r"]:
         """The positions of the queries of a tile. Asked of its part."""
-        return place.rows.positions() + self.q_start if self.q_each is None else self.q_each
+        return place.rows.indices() + self.q_start if self.q_each is None else self.q_each
 
     def k(self, place: Place) -> Int[Array, " c"]:
         """The positions of the keys of a tile. Asked of its part."""
-        return place.keys.positions() + self.k_start if self.k_each is None else self.k_each
+        return place.keys.indices() + self.k_start if self.k_each is None else self.k_each
 
     def gap(self, place: Place) -> Int[Array, "#a #b"]:
         """How far each query of a tile is ahead of each key, as the tile lies."""
@@ -123,7 +123,7 @@ class Frame(NamedTuple):
     are."""
 
     sizes: Sizes
-    spots: Spots | Unplaced
+    positions: BoundPositions | Unplaced
 
     @property
     def batch(self) -> tuple[int, ...]:
@@ -145,32 +145,32 @@ class Frame(NamedTuple):
     def varying(self) -> Axes:
         return self.sizes.varying
 
-    def where(self, name: str) -> Spots:
+    def where(self, name: str) -> BoundPositions:
         """The positions, which `name` goes by.
 
         Raises:
           ValueError: the call does not tell them.
         """
-        if isinstance(self.spots, Unplaced):
-            raise self.spots.refuse(name)
-        return self.spots
+        if isinstance(self.positions, Unplaced):
+            raise self.positions.refuse(name)
+        return self.positions
 
 
 Given: TypeAlias = Positions | Align | None
 """What `positions=` takes."""
 
 
-def place(given: Any, sizes: Sizes) -> Frame:
+def frame_of(given: Any, sizes: Sizes) -> Frame:
     """The frame of a call. given: `Positions`, END, None, or what a cache has bound already.
 
     Raises:
       TypeError: none of these; positions that are not integers.
       ValueError: they do not fit the axes, or fit in two ways.
     """
-    if isinstance(given, Spots):
+    if isinstance(given, BoundPositions):
         return Frame(sizes, given)
     if given is None:
-        return Frame(sizes, Spots() if sizes.t == sizes.s else Unplaced(sizes))
+        return Frame(sizes, BoundPositions() if sizes.t == sizes.s else Unplaced(sizes))
     if given is not END and not isinstance(given, Positions):
         raise TypeError(
             f"positions are Positions(q=..., k=...) or END, got {show(given)}; for arrays pass "
@@ -182,24 +182,24 @@ def place(given: Any, sizes: Sizes) -> Frame:
         return Frame(sizes, _at_end(k_start, k_each, sizes))
     q_start, q_each = _side(given.q, "q", sizes, "t")
     if q_each is None and k_each is None:
-        return Frame(sizes, Spots(q_start, k_start))
+        return Frame(sizes, BoundPositions(q_start, k_start))
     q_each = fit(_every(q_start, sizes.t), "q", sizes, "t") if q_each is None else q_each
     k_each = fit(_every(k_start, sizes.s), "k", sizes, "s") if k_each is None else k_each
-    return Frame(sizes, Spots(0, 0, q_each, k_each))
+    return Frame(sizes, BoundPositions(0, 0, q_each, k_each))
 
 
-def _at_end(k_start: Any, k_each: Any, sizes: Sizes) -> Spots:
+def _at_end(k_start: Any, k_each: Any, sizes: Sizes) -> BoundPositions:
     if k_each is None:
         ahead: Any = sizes.s - sizes.t
         if not isinstance(ahead, int):  # of lengths that are open in an exported function
             ahead = fit(jnp.asarray(ahead, INDEX), "END", sizes, "")
-        return Spots(k_start + ahead, k_start)
+        return BoundPositions(k_start + ahead, k_start)
     if sizes.t > sizes.s:
         raise ValueError(
             f"END puts queries at the positions of the last keys, got t={sizes.t} queries and only "
             f"s={sizes.s} keys with a position each; give the queries' positions too"
         )
-    return Spots(0, 0, k_each[..., sizes.s - sizes.t :], k_each)
+    return BoundPositions(0, 0, k_each[..., sizes.s - sizes.t :], k_each)
 
 
 def _every(start: Any, size: int) -> Int[Array, "*#b size"]:

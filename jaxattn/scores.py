@@ -26,7 +26,7 @@ from jaxattn._value import (
     is_whole,
     show,
 )
-from jaxattn.positions import Frame, Spots
+from jaxattn.positions import BoundPositions, Frame
 
 __all__ = ["ALiBi", "Bias", "RelativeBias", "Score", "SoftCap", "alibi_slopes"]
 
@@ -84,10 +84,10 @@ class BoundALiBi(Score):
     AXES: ClassVar = {"slopes": "h"}
 
     slopes: Float[Array, "*#b h"]
-    spots: Spots
+    positions: BoundPositions
 
     def apply(self, logits: Float[Array, "a b"], place: Place) -> Float[Array, "a b"]:
-        return logits - self.slopes * jnp.abs(self.spots.gap(place)).astype(logits.dtype)
+        return logits - self.slopes * jnp.abs(self.positions.gap(place)).astype(logits.dtype)
 
 
 def alibi_slopes(h: int) -> np.ndarray:
@@ -137,8 +137,8 @@ class RelativeBias(Score):
             )
         relative_buckets(table.shape[0], self.bidirectional, self.max_distance)  # or an error
         by_head = fit(table.astype(dtype).T, "RelativeBias.table", frame.sizes, "h.")
-        spots = frame.where("RelativeBias")
-        return BoundRelativeBias(by_head, spots, self.bidirectional, self.max_distance)
+        positions = frame.where("RelativeBias")
+        return BoundRelativeBias(by_head, positions, self.bidirectional, self.max_distance)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -148,7 +148,7 @@ class BoundRelativeBias(Score):
     AXES: ClassVar = {"table": "h."}
 
     table: Float[Array, "*#b h buckets"]
-    spots: Spots
+    positions: BoundPositions
     bidirectional: bool
     max_distance: int
 
@@ -160,11 +160,11 @@ class BoundRelativeBias(Score):
         buckets = relative_buckets(self.table.shape[-1], self.bidirectional, most)
         look_up = lambda away: self.table[jnp.asarray(buckets)[jnp.clip(away, -most, most) + most]]
         # Lengths may be open in an exported function.
-        if not (self.spots.in_order and isinstance(lines, int) and isinstance(length, int)):
-            return logits + look_up(-self.spots.gap(place))
+        if not (self.positions.in_order and isinstance(lines, int) and isinstance(length, int)):
+            return logits + look_up(-self.positions.gap(place))
         lines += -lines % LINES
         along = count_to(lines + length - 1) - (lines - 1)
-        away = place.keys.start - place.rows.start - self.spots.ahead
+        away = place.keys.start - place.rows.start - self.positions.ahead
         bias = look_up(away - along if place.keys_first else away + along)
         return logits + _moving_lines(bias, lines, length)[: logits.shape[0]]
 

@@ -11,7 +11,7 @@ from jaxattn._axes import count_to
 from jaxattn._observation import QUERY, Observation, Seen, by_rows, known_lengths
 from jaxattn._serial import serial_tuple
 from jaxattn._value import Sizes
-from jaxattn.positions import Frame, Spots
+from jaxattn.positions import BoundPositions, Frame
 
 ROWS = 8  # that are taken at a time; the rows of a tile are a multiple of it
 
@@ -79,7 +79,7 @@ class BoundDistance(Observation):
 
     PER = QUERY
 
-    spots: Spots
+    positions: BoundPositions
     longest: int
 
     @property
@@ -94,12 +94,12 @@ class BoundDistance(Observation):
     def absorb(self, seen: Seen) -> Moments:
         stops = (*self.edges[1:], None)
         place = seen.place
-        if self.spots.in_order:
+        if self.positions.in_order:
             k = count_to(place.keys.size)
-            from_first = place.rows.positions() + self.spots.ahead - place.keys.start
+            from_first = place.rows.indices() + self.positions.ahead - place.keys.start
         else:
-            k = self.spots.k(place)
-            k, from_first = k - k[0], self.spots.q(place) - k[0]
+            k = self.positions.k(place)
+            k, from_first = k - k[0], self.positions.q(place) - k[0]
 
         def row(p: Float[Array, " s"], norm: Float[Array, ""], from_first: Int[Array, ""]) -> Any:
             back = from_first - k

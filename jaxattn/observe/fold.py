@@ -12,7 +12,7 @@ from jaxattn._axes import AnyArray
 from jaxattn._function import Function
 from jaxattn._observation import HEAD, Observation, Per, Seen
 from jaxattn._value import Sizes
-from jaxattn.positions import Frame, Spots, Unplaced
+from jaxattn.positions import BoundPositions, Frame, Unplaced
 
 
 def Fold(
@@ -67,7 +67,7 @@ class _Fold(Observation):
     finishes: Function
     of: Per
     arrays: tuple[Array, ...]
-    spots: Spots | Unplaced | None
+    positions: BoundPositions | Unplaced | None
 
     def __repr__(self) -> str:
         return f"Fold({self.begins}, {self.absorbs}, {self.merges}, {self.finishes}, {self.of!r})"
@@ -77,13 +77,13 @@ class _Fold(Observation):
         return self.of
 
     def resolve(self, frame: Frame, dtype: Any) -> "_Fold":
-        return replace(self, spots=frame.spots)
+        return replace(self, positions=frame.positions)
 
     def start(self, sizes: Sizes, dtype: Any) -> Any:
         return jax.tree.map(jnp.asarray, self.begins.call())
 
     def absorb(self, seen: Seen) -> Any:
-        placed = seen if self.spots is None else seen._replace(spots=self.spots)
+        placed = seen if self.positions is None else seen._replace(positions=self.positions)
         return self.absorbs.call(placed, *self.arrays)
 
     def merge(self, a: Any, b: Any) -> Any:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from jaxattn._batched import add_clipped
 from jaxattn._observation import HEAD, Largest, Seen, Shares, Sum
 from jaxattn._value import Sizes, is_whole
-from jaxattn.positions import FARTHEST, Frame, Spots
+from jaxattn.positions import FARTHEST, BoundPositions, Frame
 
 
 @dataclass(frozen=True, repr=False)
@@ -79,20 +79,20 @@ class BoundDiagonal(Sum):
 
     PER = HEAD
 
-    spots: Spots
+    positions: BoundPositions
     offset: int
 
     def start(self, sizes: Sizes, dtype: Any) -> Pairs:
         return Pairs(jnp.zeros((), dtype), jnp.zeros((), dtype))
 
     def absorb(self, seen: Seen) -> Pairs:
-        if not self.spots.in_order:
-            on = seen.allowed & (self.spots.gap(seen.place) == -self.offset)
+        if not self.positions.in_order:
+            on = seen.allowed & (self.positions.gap(seen.place) == -self.offset)
             weights = jnp.where(on, seen.weights, 0)
             return Pairs(weights.sum(), on.sum(dtype=seen.p.dtype))
         size = seen.p.shape[1]
-        ahead = add_clipped(self.spots.ahead, self.offset, -2 * FARTHEST, 2 * FARTHEST)
-        at = seen.place.rows.positions() + ahead - seen.place.keys.start
+        ahead = add_clipped(self.positions.ahead, self.offset, -2 * FARTHEST, 2 * FARTHEST)
+        at = seen.place.rows.indices() + ahead - seen.place.keys.start
         inside = (at >= 0) & (at < size)
         pick = lambda x: jnp.take_along_axis(x, at[:, None], axis=1, mode="clip")[:, 0]
         counts = inside & pick(seen.allowed)

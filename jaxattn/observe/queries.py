@@ -186,7 +186,7 @@ class MassOn(Sum):
     def absorb(self, seen: Seen) -> Float[Array, " t"]:
         keys = self.keys
         if isinstance(keys, int):
-            keys = seen.place.keys.positions() < keys
+            keys = seen.place.keys.indices() < keys
         return jnp.where(keys[None, :], seen.p, 0).sum(axis=1) * seen.norm
 
     def merge_results(self, results: Sequence[Array], shares: Shares) -> Any:

@@ -212,7 +212,7 @@ class QueryBlock(NamedTuple):
         begin = self.reach.begin(j)
         span = self.walk.keys(begin, width)
         part = self.walk.read((self.rule, self.watched), self.run, self.rows, span)
-        fresh = span.positions() >= begin if self.reach.overlaps else None
+        fresh = span.indices() >= begin if self.reach.overlaps else None
         one = partial(_tile, fresh, self.walk.new_rows(self.i))
         return self._over_heads(one, (self.q, state), part, span)
 

@@ -73,7 +73,7 @@ def _block(
 
         def visit(width: int) -> Any:
             span = walk.keys(begin, width)
-            fresh = span.positions() >= begin if reach.overlaps else None
+            fresh = span.indices() >= begin if reach.overlaps else None
             one = partial(_tile, fresh, walk.new_rows(i))
 
             @partial(jax.checkpoint, policy=NOTHING, prevent_cse=False)

@@ -194,7 +194,7 @@ class Tiles(NamedTuple):
     def _narrow(self, begin: Index, start: Index, tiles: Any, width: int) -> tuple[Array, Array]:
         """The first `width` keys of a tile. begin: the first that is in no tile before it."""
         span, walk = Span(start, width), self.walk
-        fresh = None if self.is_even else span.positions() >= begin
+        fresh = None if self.is_even else span.indices() >= begin
         one = partial(_tile, fresh, self.dscale)
 
         @partial(jax.checkpoint, policy=NOTHING, prevent_cse=False)

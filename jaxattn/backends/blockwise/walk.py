@@ -72,7 +72,7 @@ class Walk(NamedTuple):
         """Which rows of the index-th block are in none before it; None for all."""
         if self.plan.q_blocks * self.plan.q_block == self.sizes.t:
             return None
-        return self.rows(index).positions() >= index * self.plan.q_block
+        return self.rows(index).indices() >= index * self.plan.q_block
 
     def keys(self, start: Index, width: int) -> Span:
         """`width` keys from `start` on, or the last ones."""
@@ -154,7 +154,7 @@ class Walk(NamedTuple):
             def look() -> Array:
                 def allowed(mask: Mask, place: Place) -> Array:
                     seen = mask.allows(place)
-                    fresh = keys.positions() >= begin
+                    fresh = keys.indices() >= begin
                     return (fresh if seen is None else seen & fresh[None, :]).any()
 
                 part = self.read(mask, run, rows, keys)
