@@ -110,7 +110,7 @@ def _block(
     read_q = lambda x: None if x is None else read_rows(x, run, rows).astype(acc)
     read_k = lambda x: None if x is None else read_keys(x, run, keys).astype(acc)
     lse_rows = jax.tree.map(lambda x: read_rows(x, run, rows), lse)
-    of_rows = read_q(q), lse_rows, read_q(d.q)
+    of_rows: Any = read_q(q), lse_rows, read_q(d.q)
     of_keys = tuple(map(read_k, (k, v, d.k, d.v)))
     score, dscore = (walk.read(x, run, rows, keys) for x in (rule.score, d.score))
 
