@@ -41,7 +41,8 @@ class Positions(Value):
 
     What speaks of order or distance goes by these: `Causal`, `Window`, `PrefixLM`, `ALiBi`,
     `RelativeBias`, `Diagonal`, `Distance`, dropout, and users' functions by `at.q` and `at.k`.
-    Positions are integers up to 2**29 either way; traced ones beyond count as that far.
+    Positions are integers up to 2**29 either way; traced ones beyond count as that far. A Python
+    number is static: a new one compiles anew. Where it changes, as in decoding, pass an array.
 
     q, k: a start, from which the tokens count up: a number, or one for each sequence, [*b] or
       [*b 1]. Or a position for every token, in any order: [t] or [*b t] for q, [s] or [*b s] for k.
