@@ -124,7 +124,8 @@ def by_batch(rule, backend, observe):
 def by_query(backend):
     """Queries sharded along the sequence, keys whole, by every observation of one query."""
     of_query = {name: EVERY[name] for name in ("entropy", "top", "columns")}
-    of_query["distance"] = see.Distance()
+    back = lambda seen: ((seen.q[:, None] - seen.k) * seen.weights).sum(axis=1)
+    of_query["back"] = see.Fold(lambda: jnp.zeros(()), back, per=see.QUERY)
     near = lambda logit, at: logit + jnp.cos(1.0 * at.q - at.k)
 
     def attended(q, k, v, first):
