@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Int
 from jaxattn._axes import INDEX, Index, count_to, cut_axis, larger, smaller
 from jaxattn._batched import add_clipped
 from jaxattn._value import Place, Span, Value, show
-from jaxattn.positions import FARTHEST, BoundPositions, Frame
+from jaxattn.positions import TOO_FAR, BoundPositions, Frame
 
 
 class Mask(Value):
@@ -293,8 +293,7 @@ def band(positions: BoundPositions, low: int | None, high: int | None, frame: Fr
     if positions.q_each is None or positions.k_each is None:
         bound = lambda n: None if n is None else add_clipped(positions.ahead, n, -frame.t, frame.s)
         return Band(bound(low), bound(high))
-    most = 2 * FARTHEST  # beyond are no pairs
-    bound = lambda n: None if n is None else min(max(n, -most), most)
+    bound = lambda n: None if n is None else min(max(n, -TOO_FAR), TOO_FAR)
     return Near(positions.q_each, positions.k_each, bound(low), bound(high))
 
 

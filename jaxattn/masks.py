@@ -129,7 +129,7 @@ class PrefixLM(Mask):
     def resolve(self, frame: Frame) -> Mask:
         if self.length is None:
             raise TypeError("PrefixLM.length is a number of keys, got None; pass 0 for no prefix")
-        positions, most = frame.where("PrefixLM"), FARTHEST
+        positions, most = frame.where("PrefixLM"), FARTHEST + 1
         length = check_numbers(self.length, "PrefixLM.length", frame.sizes, -most, most)
         if positions.k_each is not None:
             below = fit(jnp.asarray(length, INDEX)[..., None], "length", frame.sizes, "t")

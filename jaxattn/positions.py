@@ -16,7 +16,6 @@ from jaxtyping import Array, Int, Integer
 from jaxattn._axes import INDEX, AnyInteger, count_to
 from jaxattn._batched import as_indices, broadcasts, fit, integers
 from jaxattn._value import Fixed, Place, Sizes, Value, is_whole, show
-from jaxattn._varying import Axes
 
 __all__ = ["END", "Positions"]
 
@@ -33,6 +32,7 @@ class Align(Enum):
 END = Align.END
 
 FARTHEST = 2**29  # sums and differences of positions are indices
+TOO_FAR = 3 * FARTHEST  # apart: no tokens are, for those that begin that far count on
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -141,10 +141,6 @@ class Frame(NamedTuple):
     @property
     def s(self) -> int:
         return self.sizes.s
-
-    @property
-    def varying(self) -> Axes:
-        return self.sizes.varying
 
     def where(self, name: str) -> BoundPositions:
         """The positions, which `name` goes by.

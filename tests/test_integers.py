@@ -73,6 +73,12 @@ EXTREME = {
     "most": (ja.Causal(), ja.Positions(jnp.uint32(2**32 - 1)), None),
     "apart": (ja.Causal(), ja.Positions(2**29, -(2**29)), None),
     "prefix": (ja.PrefixLM(BEYOND), FROM_0, None),
+    "too-far-back": (
+        ja.Causal(-BEYOND),
+        ja.Positions(2**29, np.full(S, -(2**29))),
+        np.zeros((1, T, S), bool),
+    ),
+    "prefix-of-the-farthest": (ja.PrefixLM(BEYOND), ja.Positions(0, np.full(S, 2**29)), None),
     "prefix-of-every-token": (ja.PrefixLM(BEYOND), ja.Positions(0, np.arange(S)), None),
     "lengths": (
         ja.Lengths(k=np.array([BEYOND, 5])),

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from jaxattn._batched import add_clipped
 from jaxattn._observation import HEAD, Largest, Seen, Shares, Sum
 from jaxattn._value import Sizes, is_whole
-from jaxattn.positions import FARTHEST, BoundPositions, Frame
+from jaxattn.positions import TOO_FAR, BoundPositions, Frame
 
 
 @dataclass(frozen=True, repr=False)
@@ -69,8 +69,8 @@ class Diagonal(Sum):
         super().__post_init__()
 
     def resolve(self, frame: Frame, dtype: Any) -> "BoundDiagonal":
-        most = 2 * FARTHEST  # beyond are no pairs
-        return BoundDiagonal(frame.where("Diagonal"), min(max(self.offset, -most), most))
+        offset = min(max(self.offset, -TOO_FAR), TOO_FAR)
+        return BoundDiagonal(frame.where("Diagonal"), offset)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -91,7 +91,7 @@ class BoundDiagonal(Sum):
             weights = jnp.where(on, seen.weights, 0)
             return Pairs(weights.sum(), on.sum(dtype=seen.p.dtype))
         size = seen.p.shape[1]
-        ahead = add_clipped(self.positions.ahead, self.offset, -2 * FARTHEST, 2 * FARTHEST)
+        ahead = add_clipped(self.positions.ahead, self.offset, -TOO_FAR, TOO_FAR)
         at = seen.place.rows.indices() + ahead - seen.place.keys.start
         inside = (at >= 0) & (at < size)
         pick = lambda x: jnp.take_along_axis(x, at[:, None], axis=1, mode="clip")[:, 0]
