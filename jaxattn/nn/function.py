@@ -85,7 +85,8 @@ class AttentionFn:
         del precision, force_fp32_for_softmax  # never less than these ask for
         named = (("query", query), ("key", key), ("value", value))
         q, k, v = promote_dtype(tuple(as_array(x, name) for name, x in named), dtype=dtype)
-        rule = self.mask & (Causal() if is_causal else EVERYTHING)
+        causal, positions = as_flax_counts(is_causal, self.positions)
+        rule = self.mask & causal
         if mask is not None:
             rule &= as_mask(mask)
         score = items_of(self.score)
@@ -102,9 +103,6 @@ class AttentionFn:
             dropped = Dropout(dropout_rate, dropout_rng, shared=broadcast_dropout)
         observe, show = self.look(module, q, k.shape[-3])
         options = self.options | {"score": score, "dropout": dropped, "observe": observe}
-        positions = self.positions
-        if is_causal and positions is None:  # as Flax has it, also where t != s
-            positions = Positions(0, 0)
         got = attend(q, k, v, mask=rule, positions=positions, **options)
         show(got.observed)
         return got.out
@@ -173,6 +171,13 @@ def attention_fn(
     for item in items_of(score):
         check_item(item)
     return AttentionFn(mask, score, sinks, scale, observe, positions, backend)
+
+
+def as_flax_counts(is_causal: bool, positions: Given) -> tuple[Mask, Given]:
+    """(the mask, positions): for `is_causal` both count from 0, also where t != s."""
+    if not is_causal:
+        return EVERYTHING, positions
+    return Causal(), Positions(0, 0) if positions is None else positions
 
 
 def as_mask(mask: Any) -> Mask:

@@ -18,8 +18,7 @@ from jaxattn.attend import Scoring, attend
 from jaxattn.backends.protocol import Backend
 from jaxattn.backends.select import AUTO
 from jaxattn.dropout import Dropout, check_rate, is_no_rate
-from jaxattn.masks import Causal
-from jaxattn.nn.function import AttentionFn, as_mask, attention_fn
+from jaxattn.nn.function import AttentionFn, as_flax_counts, as_mask, attention_fn
 from jaxattn.positions import Given, Positions
 from jaxattn.rope import Rope, apply_rope
 
@@ -136,27 +135,26 @@ class MultiHeadAttention(nnx.MultiHeadAttention):
                 "rope is for self-attention, got inputs of their own for keys or values; attend "
                 "without it"
             )
-        turned: Any = positions if is_array(positions) else None
-        placed: Any = positions
-        fits = turned is not None if self.rope else turned is None or not crossed
-        if positions is not None and not fits:
+        of_inputs = is_array(positions)
+        if positions is not None and (crossed if of_inputs else self.rope is not None):
             raise ValueError(
                 f"positions are an array [*b t] for rope, and Positions(q=..., k=...) or END for "
                 f"keys from other inputs, got {_show(positions)}; pass the other"
             )
         q, k, v = self._project(inputs_q, inputs_k, inputs_v, qkv_sharding)
-        if turned is None:
-            t = q.shape[-3]
-            turned, length = jnp.arange(t), t if length is None else length
-        else:
-            each = jnp.broadcast_to(turned, q.shape[:-2])
+        turns: Any = positions
+        placed: Any = positions
+        if of_inputs:
+            each = jnp.broadcast_to(jnp.asarray(positions), q.shape[:-2])
             placed = Positions(each, each)
-        q, k = self._turn(q, k, turned, length)
-        rule, options = self._rule(Causal() if is_causal else EVERYTHING, mask, score)
+        else:
+            t = q.shape[-3]
+            turns, length = jnp.arange(t), t if length is None else length
+        q, k = self._turn(q, k, turns, length)
+        causal, placed = as_flax_counts(is_causal, placed)
+        rule, options = self._rule(causal, mask, score)
         observe, show = self._own.look(self if sow_weights else None, q, k.shape[-3])
         options |= {"dropout": self._dropout(deterministic, rngs), "observe": observe}
-        if is_causal and placed is None:  # as Flax has it, also where t != s
-            placed = Positions(0, 0)
         got = attend(q, k, v, mask=rule, positions=placed, **options)
         show(got.observed)
         return self.out(got.out, out_sharding=out_sharding)
