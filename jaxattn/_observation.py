@@ -41,8 +41,8 @@ class Seen(NamedTuple):
     lse: of the rows, over all keys and the sink.
     live: which rows see any key, here or in another tile.
     place: where the tile is.
+    positions: of its queries and keys.
     scored: whether scores came between `scaled` and `logits`.
-    positions: where its queries and keys are, for an observation that goes by it.
     """
 
     p: Float[Array, "t s"]
@@ -55,8 +55,8 @@ class Seen(NamedTuple):
     lse: Float[Array, " t"]
     live: Bool[Array, " t"]
     place: Place
+    positions: BoundPositions | Unplaced
     scored: bool = True
-    positions: BoundPositions | Unplaced = BoundPositions()
 
     @property
     def weights(self) -> Float[Array, "t s"]:
@@ -65,15 +65,20 @@ class Seen(NamedTuple):
     @property
     def q(self) -> Int[Array, " t"]:
         """The positions of the queries."""
-        return self._at.q(self.place)
+        return self.at.q(self.place)
 
     @property
     def k(self) -> Int[Array, " s"]:
         """The positions of the keys."""
-        return self._at.k(self.place)
+        return self.at.k(self.place)
 
     @property
-    def _at(self) -> BoundPositions:
+    def at(self) -> BoundPositions:
+        """The positions, if the call tells them.
+
+        Raises:
+          ValueError: it does not.
+        """
         if isinstance(self.positions, Unplaced):
             raise self.positions.refuse("an observation that reads `q` or `k`")
         return self.positions

@@ -14,7 +14,7 @@ from jaxattn._score import Score, check_scores
 from jaxattn._value import Sizes, Value, as_array, is_real, show
 from jaxattn._varying import vary, varying
 from jaxattn.dropout import Drop, Dropout
-from jaxattn.positions import Frame, frame_of
+from jaxattn.positions import BoundPositions, Frame, Unplaced, frame_of
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -28,13 +28,14 @@ class Sinks(Value):
 
 class Rule(NamedTuple):
     """What makes weights of the products q kᵀ: scale, then scores in order, then mask, softmax with
-    sinks, then dropout. All of it resolved."""
+    sinks, then dropout. All of it resolved. And where the tokens are, for observations."""
 
     scale: Float[Array, ""]
     score: tuple[Score, ...]
     mask: Mask
     sinks: Sinks | None
     dropout: Drop | None
+    positions: BoundPositions | Unplaced
 
 
 class Problem(NamedTuple):
@@ -106,6 +107,7 @@ def check(
         check_mask(mask).resolve(frame),
         _sinks(sinks, sizes, q.dtype),
         _dropout(dropout, frame),
+        frame.positions,
     )
     return Problem(q, k, v, rule), frame
 

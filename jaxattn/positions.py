@@ -99,23 +99,30 @@ class BoundPositions(Value):
         return _every(self.k_start, s) if self.k_each is None else self.k_each
 
 
-class Unplaced(Fixed):
-    """Stands for positions that a call of t != s does not tell."""
+class Counts(Fixed):
+    """How many queries and keys there are; they may be open in an exported function."""
 
     def __init__(self, sizes: Sizes) -> None:
         self.t, self.s = sizes.t, sizes.s
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Unplaced) and (self.t, self.s) == (other.t, other.s)
+        return isinstance(other, Counts) and (self.t, self.s) == (other.t, other.s)
 
     def __hash__(self) -> int:
         return hash((self.t, self.s))
 
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Unplaced(Value):
+    """Stands for positions that a call of t != s does not tell."""
+
+    of: Counts
+
     def refuse(self, name: str) -> ValueError:
         return ValueError(
-            f"{name} goes by positions, which have to be told when t != s, got t={self.t} queries "
-            f"and s={self.s} keys; pass positions=Positions(0, 0), where the first query is at the "
-            f"first key, or positions=END, where the last query is at the last key"
+            f"{name} goes by positions, which have to be told when t != s, got t={self.of.t} "
+            f"queries and s={self.of.s} keys; pass positions=Positions(0, 0), where the first "
+            f"query is at the first key, or positions=END, where the last query is at the last key"
         )
 
 
@@ -167,7 +174,7 @@ def frame_of(given: Any, sizes: Sizes) -> Frame:
     if isinstance(given, BoundPositions):
         return Frame(sizes, given)
     if given is None:
-        return Frame(sizes, BoundPositions() if sizes.t == sizes.s else Unplaced(sizes))
+        return Frame(sizes, BoundPositions() if sizes.t == sizes.s else Unplaced(Counts(sizes)))
     if given is not END and not isinstance(given, Positions):
         raise TypeError(
             f"positions are Positions(q=..., k=...) or END, got {show(given)}; for arrays pass "

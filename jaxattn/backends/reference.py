@@ -105,5 +105,17 @@ def one_head(
     if rule.sinks is not None:
         lse, share = lse.with_sink(part(rule.sinks).logits)
     queries, tops = seen.sum(axis=0, dtype=jnp.int32), logits.max(axis=1)
-    seen = Seen(whole, share, logits, scaled, seen, queries, tops, lse.value, ~blind, place)
+    seen = Seen(
+        whole,
+        share,
+        logits,
+        scaled,
+        seen,
+        queries,
+        tops,
+        lse.value,
+        ~blind,
+        place,
+        part(rule.positions),
+    )
     return out, peak, log_total, tuple(part(each).absorb(seen) for each in watched)

@@ -11,7 +11,7 @@ from jaxattn._axes import count_to
 from jaxattn._observation import QUERY, Observation, Seen, by_rows, known_lengths
 from jaxattn._serial import serial_tuple
 from jaxattn._value import Sizes
-from jaxattn.positions import BoundPositions, Frame
+from jaxattn.positions import Frame
 
 ROWS = 8  # that are taken at a time; the rows of a tile are a multiple of it
 
@@ -70,16 +70,16 @@ class Distance(Observation):
 
     def resolve(self, frame: Frame, dtype: Any) -> "BoundDistance":
         known_lengths(self, frame)
-        return BoundDistance(frame.where("Distance"), max(frame.s, frame.t, 2))
+        frame.where("Distance")  # or an error
+        return BoundDistance(max(frame.s, frame.t, 2))
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, repr=False)
 class BoundDistance(Observation):
-    """A `Distance` with positions. longest: of the two lengths, for the profile."""
+    """A `Distance` bound to a call. longest: of the two lengths, for the profile."""
 
     PER = QUERY
 
-    positions: BoundPositions
     longest: int
 
     @property
@@ -94,12 +94,11 @@ class BoundDistance(Observation):
     def absorb(self, seen: Seen) -> Moments:
         stops = (*self.edges[1:], None)
         place = seen.place
-        if self.positions.in_order:
+        if seen.at.in_order:
             k = count_to(place.keys.size)
-            from_first = place.rows.indices() + self.positions.ahead - place.keys.start
+            from_first = place.rows.indices() + seen.at.ahead - place.keys.start
         else:
-            k = self.positions.k(place)
-            k, from_first = k - k[0], self.positions.q(place) - k[0]
+            k, from_first = seen.k - seen.k[0], seen.q - seen.k[0]
 
         def row(p: Float[Array, " s"], norm: Float[Array, ""], from_first: Int[Array, ""]) -> Any:
             back = from_first - k

@@ -1,7 +1,7 @@
 """An observation of the user's own."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Concatenate
 
 import jax
@@ -12,7 +12,6 @@ from jaxattn._axes import AnyArray
 from jaxattn._function import Function
 from jaxattn._observation import HEAD, Observation, Per, Seen
 from jaxattn._value import Sizes
-from jaxattn.positions import BoundPositions, Frame, Unplaced
 
 
 def Fold(
@@ -48,7 +47,7 @@ def Fold(
         raise TypeError(f"a Fold is per HEAD, QUERY or KEY, got {per!r}")
     functions = start, absorb, _add if merge is None else merge, finish or _same
     begin, absorb_, merge_, end = map(Function, functions)
-    return _Fold(begin, absorb_, merge_, end, per, tuple(map(jnp.asarray, arrays)), None)
+    return _Fold(begin, absorb_, merge_, end, per, tuple(map(jnp.asarray, arrays)))
 
 
 def _add(a: Any, b: Any) -> Any:
@@ -67,7 +66,6 @@ class _Fold(Observation):
     finishes: Function
     of: Per
     arrays: tuple[Array, ...]
-    positions: BoundPositions | Unplaced | None
 
     def __repr__(self) -> str:
         return f"Fold({self.begins}, {self.absorbs}, {self.merges}, {self.finishes}, {self.of!r})"
@@ -76,15 +74,11 @@ class _Fold(Observation):
     def per(self) -> Per:
         return self.of
 
-    def resolve(self, frame: Frame, dtype: Any) -> "_Fold":
-        return replace(self, positions=frame.positions)
-
     def start(self, sizes: Sizes, dtype: Any) -> Any:
         return jax.tree.map(jnp.asarray, self.begins.call())
 
     def absorb(self, seen: Seen) -> Any:
-        placed = seen if self.positions is None else seen._replace(positions=self.positions)
-        return self.absorbs.call(placed, *self.arrays)
+        return self.absorbs.call(seen, *self.arrays)
 
     def merge(self, a: Any, b: Any) -> Any:
         return self.merges.call(a, b)

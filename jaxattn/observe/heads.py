@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from jaxattn._batched import add_clipped
 from jaxattn._observation import HEAD, Largest, Seen, Shares, Sum
 from jaxattn._value import Sizes, is_whole
-from jaxattn.positions import TOO_FAR, BoundPositions, Frame
+from jaxattn.positions import TOO_FAR, Frame
 
 
 @dataclass(frozen=True, repr=False)
@@ -68,30 +68,20 @@ class Diagonal(Sum):
             )
         super().__post_init__()
 
-    def resolve(self, frame: Frame, dtype: Any) -> "BoundDiagonal":
-        offset = min(max(self.offset, -TOO_FAR), TOO_FAR)
-        return BoundDiagonal(frame.where("Diagonal"), offset)
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class BoundDiagonal(Sum):
-    """A `Diagonal` with positions."""
-
-    PER = HEAD
-
-    positions: BoundPositions
-    offset: int
+    def resolve(self, frame: Frame, dtype: Any) -> "Diagonal":
+        frame.where("Diagonal")  # or an error
+        return Diagonal(min(max(self.offset, -TOO_FAR), TOO_FAR))
 
     def start(self, sizes: Sizes, dtype: Any) -> Pairs:
         return Pairs(jnp.zeros((), dtype), jnp.zeros((), dtype))
 
     def absorb(self, seen: Seen) -> Pairs:
-        if not self.positions.in_order:
-            on = seen.allowed & (self.positions.gap(seen.place) == -self.offset)
+        if not seen.at.in_order:
+            on = seen.allowed & (seen.at.gap(seen.place) == -self.offset)
             weights = jnp.where(on, seen.weights, 0)
             return Pairs(weights.sum(), on.sum(dtype=seen.p.dtype))
         size = seen.p.shape[1]
-        ahead = add_clipped(self.positions.ahead, self.offset, -TOO_FAR, TOO_FAR)
+        ahead = add_clipped(seen.at.ahead, self.offset, -TOO_FAR, TOO_FAR)
         at = seen.place.rows.indices() + ahead - seen.place.keys.start
         inside = (at >= 0) & (at < size)
         pick = lambda x: jnp.take_along_axis(x, at[:, None], axis=1, mode="clip")[:, 0]

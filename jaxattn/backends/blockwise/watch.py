@@ -74,8 +74,8 @@ def look(
     elif counts is not None:
         queries = jnp.where(counts, queries, 0)
     queries = queries.astype(jnp.int32)
-    seen = Seen(p, norm, logits, scaled, allowed, queries, peak, lse.value, live, place)
-    seen = seen._replace(scored=bool(rule.score))
+    rest = lse.value, live, place, rule.positions, bool(rule.score)
+    seen = Seen(p, norm, logits, scaled, allowed, queries, peak, *rest)
     once = seen if counts_rows is None else _new_rows(seen, counts_rows)
     added = tuple(each.absorb(seen if each.per is QUERY else once) for each in watch)
     return vary(added, varying(logits))
