@@ -67,8 +67,8 @@ def log_sum_exp(logits: Float[AnyArray, "t s"]) -> Float[Array, " t"]:
     """log Σ_s exp(logits), in nats: the logarithm of the denominator of the softmax."""
     peak_t = row_peak(logits)
     sum_t = jnp.exp(logits - peak_t[:, None]).sum(axis=1)
-    live_t = sum_t > 0
-    return jnp.where(live_t, peak_t + jnp.log(jnp.where(live_t, sum_t, 1)), -jnp.inf)
+    blind_t = sum_t == 0
+    return jnp.where(blind_t, -jnp.inf, peak_t + jnp.log(jnp.where(blind_t, 1, sum_t)))
 
 
 def weights(logits: Float[AnyArray, "t s"]) -> Float[Array, "t s"]:

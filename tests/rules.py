@@ -163,7 +163,9 @@ def ring(shape: Shape, roll=5) -> Shape:
     """The keys are slots of a ring buffer: in rolled order, some empty, which is far away."""
     k = np.arange(shape.s)
     k = np.roll(np.where(k < shape.s - 3, k, 2**29), roll)
-    return shape.at(np.arange(shape.t) + shape.s - shape.t - 3, k)
+    q = np.arange(shape.t) + shape.s - shape.t - 3
+    every = (None,) * len(shape.batch)  # [t] might be a start for each element of the batch
+    return shape.at(q[every], k[every])
 
 
 def shuffled(shape: Shape) -> Shape:

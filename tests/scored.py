@@ -117,30 +117,36 @@ def cap(size=2.0) -> Build:
 
 
 def function(what: str) -> Build:
-    """A user's function that closes over an array, and indexes it with what it is told."""
+    """A user's function that closes over an array, and indexes it with what it is told.
+
+    Positions can be far apart, as empty slots of a ring are: the index goes around.
+    """
 
     def build(shape, rng, dtype):
         q, k = shape.at_q[..., None, :, None], shape.at_k[..., None, None, :]
-        least, room = q.min() - k.max(), np.ptp(q) + np.ptp(k) + 1
+        around = shape.t + shape.s
         heads = np.arange(shape.h).reshape(-1, 1, 1)
-        first = np.arange((shape.batch or (1,))[0])[(..., *[None] * (len(shape.batch) + 2))]
+        elements = (shape.batch or (1,))[0]
+        first = np.arange(elements)[(..., *[None] * (len(shape.batch) + 2))]
         sizes, index, score, item = {
             "add-by-head-and-key": (
-                (shape.h, shape.s),
-                (heads, k),
-                lambda x: lambda logit, at: logit + x[0][at.head, at.k],
+                (shape.h, around),
+                (heads, k % around),
+                lambda x: lambda logit, at: logit + x[0][at.head, at.k % around],
                 theirs.Lookup,
             ),
             "add-by-distance": (
-                (room,),
-                (q - k - least,),
-                lambda x: lambda logit, at: logit + x[0][at.q - at.k - least],
+                (around,),
+                ((q - k) % around,),
+                lambda x: lambda logit, at: logit + x[0][(at.q - at.k) % around],
                 theirs.Lookup,
             ),
             "times-by-batch-and-query": (
-                ((shape.batch or (1,))[0], q.max() + 1),
-                (first, q),
-                lambda x: lambda logit, at: logit * x[0][at.batch[0] if at.batch else 0, at.q],
+                (elements, around),
+                (first, q % around),
+                lambda x: (
+                    lambda logit, at: logit * x[0][at.batch[0] if at.batch else 0, at.q % around]
+                ),
                 theirs.Gate,
             ),
         }[what]

@@ -120,6 +120,26 @@ def test_non_finite_query_stays_in_its_own_row(backend):
 
 
 @for_backends
+@pytest.mark.parametrize("bad", [np.nan, np.inf], ids=str)
+@pytest.mark.parametrize("sinks", [None, np.float32([0.5, -1])], ids=["plain", "sinks"])
+def test_logit_that_is_no_number_is_nan_in_its_own_row(bad, sinks, backend):
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((5, 2, 4)).astype(np.float32) for _ in range(3))
+    bias = np.zeros((2, 5, 5), np.float32)
+    bias[1, 3, 2] = bad  # seen
+    bias[0, 1, 4] = bad  # hidden
+    given = {"mask": ja.Causal(), "sinks": sinks, "backend": backend}
+    out, lse, _ = ja.attend(q, k, v, score=ja.Bias(bias), **given)
+    row = np.zeros((5, 2), bool)
+    row[3, 1] = True
+    assert np.isnan(out[row]).all()
+    assert np.isnan(lse[row]).all()
+    plain = ja.attend(q, k, v, **given)
+    np.testing.assert_array_equal(out[~row], plain.out[~row])
+    np.testing.assert_array_equal(lse[~row], plain.lse[~row])
+
+
+@for_backends
 def test_queries_that_see_nothing_make_no_nan_for_debug_nans(backend):
     blind = ja.Dense(np.arange(T)[:, None] != 2)
 

@@ -58,16 +58,20 @@ masks = st.recursive(
     max_leaves=3,
 )
 axes = st.sampled_from(["", "s", "t1", "ts", "h1s", "hts", "b1ts", "bhts", "bht1", "b111"])
-functions = st.sampled_from(["add-by-head-and-key", "add-by-distance", "times-by-batch-and-query"])
+adding = st.sampled_from(["add-by-head-and-key", "add-by-distance"])
 score = (
-    st.builds(scored.bias, axes, st.sampled_from([0.0, 0.0, 0.3]))
+    st.builds(scored.bias, axes)
     | st.builds(scored.alibi, st.booleans())
     | st.builds(scored.relative, st.booleans(), st.just(8), st.just(11))
     | st.builds(scored.cap, st.sampled_from([0.5, 2.0, 30.0]))
-    | st.builds(scored.function, functions)
+    | st.builds(scored.function, adding)
     | st.just(scored.cap_of_each_head)
 )
-scores = st.lists(score, max_size=2).map(lambda items: scored.chain(*items))
+# Not both: -inf times a negative number is no logit.
+hiding = st.builds(scored.bias, axes, st.just(0.3))
+times = st.builds(scored.function, st.just("times-by-batch-and-query"))
+several = st.lists(score | hiding, max_size=2) | st.lists(score | times, max_size=2)
+scores = several.map(lambda items: scored.chain(*items))
 backends = st.just(ja.Reference()) | st.builds(
     ja.Blockwise, st.sampled_from([None, 1, 3, 4, 8]), st.sampled_from([None, 1, 3, 5, 8])
 )
