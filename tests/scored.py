@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 import oracle
-import oracle_scores as theirs
 from numpy import ndarray
+from oracle import scores as theirs
 from rules import Shape
 
 import jaxattn as ja

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import oracle
-import oracle_observe
 import pytest
+from oracle import observe as truth
 from tolerance import assert_close, recomputed
 
 import jaxattn as ja
@@ -79,8 +79,8 @@ def test_observations(name):
     allowed = np.broadcast_to(True if allowed is None else allowed, (B, H, T, S))
     watched = {"map": see.Map(8), "received": see.Received()}
     got = attend(Q, K, V, *rule, observe=watched).observed
-    weights = oracle_observe.weights(Q, K, allowed)
-    truths = {"map": oracle_observe.cells(weights, 8), "received": oracle_observe.received(weights)}
+    weights = truth.weights(Q, K, allowed)
+    truths = {"map": truth.cells(weights, 8), "received": truth.received(weights)}
     for key, wants in truths.items():
         for have, want in zip(jax.tree.leaves(got[key]), wants, strict=True):
             limit = 64 * np.finfo(np.float32).eps * max(np.abs(want).max(), 1)

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import oracle
-import oracle_observe as truth
 import pytest
+from oracle import observe as truth
 
 import jaxattn as ja
 from jaxattn import observe as see

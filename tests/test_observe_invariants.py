@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import oracle
-import oracle_observe as truth
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from oracle import observe as truth
 
 import jaxattn as ja
 from jaxattn import observe as see

@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 import oracle
-import oracle_scores as scores
 import pytest
+from oracle import scores
 from test_oracle import SHAPES, assert_near, central, draw, draw_mask
 
 SHAPE = SHAPES["grouped"]

@@ -8,8 +8,8 @@ from functools import partial
 import jax
 import ml_dtypes
 import numpy as np
-import oracle_rope as oracle
 import pytest
+from oracle import rope as oracle
 from test_errors import assert_says
 from tolerance import eps
 

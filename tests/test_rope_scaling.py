@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
-import oracle_rope as oracle
 import pytest
+from oracle import rope as oracle
 
 from jaxattn.rope import (
     HALF,

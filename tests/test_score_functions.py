@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import oracle
-import oracle_scores
 import pytest
 from cases import SMALL
+from oracle import scores as theirs
 from small import BACKENDS, for_backends
 
 import jaxattn as ja
@@ -142,7 +142,7 @@ def test_function_that_closes_over_other_dtypes(backend):
 
     index = np.arange(SMALL.h)[:, None, None], (np.arange(SMALL.s) + shift[:, None]) % SMALL.s
     added = np.asarray(table, np.float64)[index] * np.asarray(on)[:, None, None]
-    want, _ = oracle.attention(q, k, v, extra=oracle.Extra((oracle_scores.Bias(added),)))
+    want, _ = oracle.attention(q, k, v, extra=oracle.Extra((theirs.Bias(added),)))
     got, pull = jax.vjp(out, table)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
     (dtable,) = pull(jnp.ones_like(got))

@@ -8,9 +8,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracle_scores
 import pytest
 from cases import DTYPES, SMALL
+from oracle import scores as theirs
 from problem import Asked
 from rules import both, causal, shuffled, window
 from rules import dense as dense_mask
@@ -99,7 +99,7 @@ PARTIAL = [(1, 3, 6, 11, 13), (2, 1, 1, 11, 1), (3, 1, 1, 13)]
 def test_bias_that_broadcasts_in_part_over_a_batch_of_rank_2(shape):
     def build(_, rng, dtype):
         array = rng.standard_normal(shape).astype(dtype)
-        return Scored((array,), lambda x: [ja.Bias(x[0])], lambda x: [oracle_scores.Bias(x[0])])
+        return Scored((array,), lambda x: [ja.Bias(x[0])], lambda x: [theirs.Bias(x[0])])
 
     Asked(RANK_2.at(ja.END), causal(), build).check(TILED)
 

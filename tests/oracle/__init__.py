@@ -19,12 +19,13 @@ Logits are scaled, then changed by the items of `Extra.score` from left to right
 from typing import Any, NamedTuple
 
 import numpy as np
-import oracle_scores as scores
 from numpy import ndarray
+
+from . import scores
 
 
 class Extra(NamedTuple):
-    """score: items of oracle_scores. sinks: [h], logits that join the denominator and lse only.
+    """score: items of `scores`. sinks: [h], logits that join the denominator and lse only.
 
     keep: booleans that broadcast to [*b h t s]; the weights after the softmax are multiplied by
     keep / (1 - rate).

@@ -6,8 +6,9 @@ Weights are [b h t s]; what is per query or key is [b t h ...] or [b s h ...], a
 from typing import NamedTuple
 
 import numpy as np
-import oracle
 from numpy import ndarray
+
+from . import by_head, softmax
 
 
 class Weights(NamedTuple):
@@ -21,10 +22,10 @@ class Weights(NamedTuple):
 
 def weights(q: ndarray, k: ndarray, allowed: ndarray) -> Weights:
     """Of q [b t h d] and k [b s n d], scaled by 1/√d."""
-    q, k, _ = oracle.by_head(q, k, k, np.float64)
+    q, k, _ = by_head(q, k, k, np.float64)
     logits = q @ k.swapaxes(-1, -2) * q.shape[-1] ** -0.5
     allowed = np.broadcast_to(allowed, logits.shape)
-    p, lse, *_ = oracle.softmax(logits, allowed)
+    p, lse, *_ = softmax(logits, allowed)
     return Weights(p, np.where(allowed, logits, -np.inf), lse, allowed)
 
 
