@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxattn._lowering import platform
 from jaxattn._serial import serial_tuple
 
 AnyArray: TypeAlias = Array | np.ndarray
@@ -55,7 +56,7 @@ def dot(a: AnyArray, b: AnyArray) -> Array:
 
     A CPU multiplies in it anyway, and asking for it there costs time in small products.
     """
-    exact = None if jax.default_backend() == "cpu" else jax.lax.Precision.HIGHEST
+    exact = None if platform() == "cpu" else jax.lax.Precision.HIGHEST
     return jnp.matmul(a, b, precision=exact)
 
 

@@ -156,7 +156,7 @@ _keep.multiple_results = True
 def keep(functions_of: Any, results: Any) -> Any:
     """`results`, in a program that keeps alive the functions in the values `functions_of`.
 
-    Where a program is differentiated after it was traced, they are called again.
+    They are called where it is lowered, as is its transpose: after they were last seen.
     """
     parts = [part for part in _fixed(functions_of) if isinstance(part, Function)]
     if not parts:
@@ -166,10 +166,19 @@ def keep(functions_of: Any, results: Any) -> Any:
     return jax.tree.unflatten(structure, _keep.bind(*leaves, functions=calls))
 
 
+def _keep_jvp(xs: Any, dxs: Any, *, functions: Any) -> tuple[Any, Any]:
+    moved = [not isinstance(dx, ad.Zero) for dx in dxs]
+    kept = iter(
+        _keep.bind(*(dx for dx, it in zip(dxs, moved, strict=True) if it), functions=functions)
+    )
+    tangents = [next(kept) if it else dx for dx, it in zip(dxs, moved, strict=True)]
+    return _keep.bind(*xs, functions=functions), tangents
+
+
 _keep.def_impl(lambda *xs, functions: list(xs))
 _keep.def_abstract_eval(lambda *xs, functions: list(xs))
 mlir.register_lowering(_keep, lambda context, *xs, functions: xs)
-ad.primitive_jvps[_keep] = lambda xs, dxs, *, functions: (_keep.bind(*xs, functions=functions), dxs)
+ad.primitive_jvps[_keep] = _keep_jvp
 ad.primitive_transposes[_keep] = lambda cts, *xs, functions: cts
 batching.primitive_batchers[_keep] = lambda xs, dims, *, functions: (
     _keep.bind(*xs, functions=functions),

@@ -6,7 +6,7 @@ As a whole it may also be a static argument of `jax.jit`: it has equality and a 
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from enum import Enum
 from typing import Any, ClassVar, NamedTuple
@@ -103,6 +103,19 @@ class Zero:
 
 
 jax.tree_util.register_pytree_node(Zero, lambda _: ((), None), lambda *_: Zero())
+
+
+def push(f: Callable[..., Any], primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> Any:
+    """The tangent of f(*primals) along trees of tangents, which have `Zero` for those of zeros."""
+    leaves, structure = jax.tree.flatten(primals)
+    dleaves = jax.tree.leaves(tangents, is_leaf=lambda x: isinstance(x, Zero))
+    which = [i for i, dx in enumerate(dleaves) if not isinstance(dx, Zero)]
+
+    def along(*some: Array) -> Any:
+        every = dict(enumerate(leaves)) | dict(zip(which, some, strict=True))
+        return f(*jax.tree.unflatten(structure, [every[i] for i in range(len(leaves))]))
+
+    return jax.jvp(along, [leaves[i] for i in which], [dleaves[i] for i in which])[1]
 
 
 class Fixed:

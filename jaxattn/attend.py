@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Real
 
@@ -25,6 +24,7 @@ from jaxattn._softmax import LogSumExp
 from jaxattn._trace import At
 from jaxattn._varying import vary, varying
 from jaxattn.backends.protocol import Backend, Call
+from jaxattn.backends.rule import answer
 from jaxattn.backends.select import AUTO, check_backend
 from jaxattn.dropout import Dropout
 from jaxattn.masks import EVERYTHING, Mask
@@ -135,9 +135,8 @@ def solve(
     observations = check_observations(observe, frame, problem.q.dtype)
     watched = tuple(observations.values())
     problem, watched = vary((problem, watched), varying(problem, watched))
-    call = Call(problem, watched, from_lse=False, platform=jax.default_backend())
-    results = run(check_backend(backend).choose(call), problem, watched)
-    out, lse, states, live = keep(watched, results)
+    check_backend(backend).choose(Call(problem, watched))
+    out, lse, states, live = keep(watched, run(backend, problem, watched))
     return Attended(out, lse, finish(observations, states, live))
 
 
@@ -162,7 +161,7 @@ def _run(
         out, peak, log_total = jnp.zeros((*q.shape[:-1], v.shape[-1])), nothing - jnp.inf, nothing
         states = states_of_no_pairs(sizes, watched, acc)
     else:
-        out, peak, log_total, states = backend.run(problem, watched)
+        out, peak, log_total, states = answer(backend, problem, watched)
     lse = LogSumExp(peak, log_total)
     if sinks is not None:
         lse, share = lse.with_sink(sinks.logits)

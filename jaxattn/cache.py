@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Int, Integer, Real
 
 from jaxattn._axes import AnyArray, AnyInteger, AnyNumber, Attended, count_to
 from jaxattn._batched import as_indices, uncut
+from jaxattn._lowering import Target, lowered
 from jaxattn._mask import EVERYTHING, Mask
 from jaxattn._observation import Observation
 from jaxattn._problem import check
@@ -285,24 +286,14 @@ def _put(old: Array, new: Array, at: Int[Array, "*b t"]) -> Array:
     lead = math.prod(at.shape[:-1])
     flat, slots = old.reshape(lead, *old.shape[-3:]), at.reshape(lead, -1)
     new = new.reshape(lead, *new.shape[-3:]).astype(old.dtype)
-    if old.dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
-        return _scatter_bits(flat, new, slots).reshape(old.shape)
-    return _scatter(flat, new, slots).reshape(old.shape)
+    return lowered(_scatter, flat, new, slots, like=flat).reshape(old.shape)
 
 
-def _scatter(flat: Array, new: Array, slots: Array) -> Array:
+def _scatter(target: Target, flat: Array, new: Array, slots: Array) -> Array:
     lead = count_to(flat.shape[0])[:, None]
-    return flat.at[lead, slots].set(new, mode="drop", unique_indices=True)
-
-
-@jax.custom_jvp
-def _scatter_bits(flat: Array, new: Array, slots: Array) -> Array:
-    """XLA for CPUs has no scatter of bfloat16: it would convert the cache there and back."""
-    bits = lambda x: jax.lax.bitcast_convert_type(x, jnp.uint16)
-    return jax.lax.bitcast_convert_type(_scatter(bits(flat), bits(new), slots), flat.dtype)
-
-
-@_scatter_bits.defjvp
-def _scatter_bits_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
-    flat, new, slots = primals
-    return _scatter_bits(flat, new, slots), _scatter(tangents[0], tangents[1], slots)
+    put = lambda x, new: x.at[lead, slots].set(new, mode="drop", unique_indices=True)
+    if target.platform == "cpu" and flat.dtype == jnp.bfloat16 and not target.order:
+        # XLA for CPUs has no scatter of bfloat16: it would convert the cache there and back.
+        bits = lambda x: jax.lax.bitcast_convert_type(x, jnp.uint16)
+        return jax.lax.bitcast_convert_type(put(bits(flat), bits(new)), flat.dtype)
+    return put(flat, new)

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from jaxattn._lowering import host_platform, lowered_for
 from jaxattn._mask import Mask, check_mask
 from jaxattn._observation import Observation, check_observations
 from jaxattn._problem import check
@@ -78,14 +79,15 @@ def explain(
     problem = jax.eval_shape(lambda q, k, v: check(q, k, v, *rule)[0], *arrays)
     frame = frame_of(positions, problem.sizes)
     watched = tuple(check_observations(observe, frame, problem.q.dtype).values())
-    call = Call(problem, watched, from_lse=False, platform=jax.default_backend())
+    call = Call(problem, watched, platform=host_platform())
     chosen = check_backend(backend).choose(call)
     memory: Any = (
         run.of(problem, watched).lower(chosen, problem, watched).compile().memory_analysis()
     )
     cost = Cost()
     if not problem.is_empty:
-        cost = chosen.cost(problem, check_mask(mask).resolve(frame), watched)
+        with lowered_for(host_platform()):
+            cost = chosen.cost(problem, check_mask(mask).resolve(frame), watched)
     return Explanation(
         **vars(cost),
         backend=chosen,

@@ -12,51 +12,118 @@ import pytest
 from small import K, Q, V, check_against_oracle
 
 import jaxattn as ja
-from jaxattn.backends.blockwise.backend import derived
-from jaxattn.backends.blockwise.rule import Folded
-from jaxattn.backends.protocol import Cost
+from jaxattn._lowering import platform
+from jaxattn._value import Zero
+from jaxattn.backends.protocol import Cost, Results
 
 
 @dataclass(frozen=True)
 class Host(ja.Backend):
-    """A forward pass in NumPy, outside JAX: it has no derivative of its own."""
+    """A forward pass in NumPy, outside JAX, and gradients: neither has a derivative of its own.
+
+    order: the highest derivative that it takes part in.
+    """
 
     platforms: tuple[str, ...] = ("cpu",)
+    order: int = 9
 
     def refuses(self, call):
         rule = call.problem.rule
-        if call.platform not in self.platforms:
+        if call.platform not in (None, *self.platforms):
             return f"it runs on {', '.join(self.platforms)}"
         if jax.tree.leaves(rule.mask) or rule.score or rule.dropout or rule.mask != ja.EVERYTHING:
             return "it knows no mask, score or dropout"
+        if call.order > self.order:
+            return f"it has no derivative of order {call.order}"
         return "it observes nothing" if call.watched else None
 
-    def forward(self, q, k, v, rule, watched, hits):
-        def answer(q, k, v, scale):
-            out, lse = oracle.attention(q, k, v, None, scale)
-            return np.float32(out), np.float32(lse)
-
-        shapes = jax.eval_shape(lambda x, y: (x[..., : y.shape[-1]], x[..., 0]), q, v)
-        out = jax.ShapeDtypeStruct((*q.shape[:-1], v.shape[-1]), q.dtype)
-        out, lse = jax.pure_callback(answer, (out, shapes[1]), q, k, v, rule.scale)
-        return Folded(out, lse, jnp.zeros_like(lse), ())
-
     def run(self, problem, watched):
-        return derived(self.forward, problem, watched)
+        q, k, v, rule = problem
+        lse = jax.ShapeDtypeStruct(q.shape[:-1], q.dtype)
+        out = jax.ShapeDtypeStruct((*q.shape[:-1], v.shape[-1]), q.dtype)
+        answer = in_numpy(lambda q, k, v, scale: oracle.attention(q, k, v, None, scale))
+        args = q, k, v, rule.scale
+        out, lse = jax.pure_callback(answer, (out, lse), *args, vmap_method="sequential")
+        return Results(out, lse, jnp.zeros_like(lse), ())
+
+    def tangent(self, problem, watched, results, moving):
+        return ja.Blockwise().tangent(problem, watched, results, moving)
+
+    def transpose(self, problem, watched, results, moving, cotangents):
+        dproblem, dwatched = moving
+        if any(isinstance(x, Zero) for x in dproblem[:3]) or jax.tree.leaves(dproblem.rule):
+            return NotImplemented
+        answer = in_numpy(lambda *x: oracle.gradients(*x[:3], None, *x[3:])[:3])
+        args = *problem[:3], problem.rule.scale, cotangents.out, cotangents.log_total
+        dq, dk, dv = jax.pure_callback(answer, dproblem[:3], *args, vmap_method="sequential")
+        CALLED.append("transpose")
+        return dproblem._replace(q=dq, k=dk, v=dv), dwatched
 
     def cost(self, problem, mask, watched):
         return Cost(heads=1, batch=1, visited=1, tiles=1)
 
 
+CALLED = []
+
+
+def in_numpy(answer):
+    return lambda *args: tuple(np.float32(x) for x in answer(*map(np.asarray, args)))
+
+
 def test_it_answers_with_every_derivative_though_it_has_none():
+    CALLED.clear()
     check_against_oracle(Host(), ja.EVERYTHING, None)
+    assert CALLED, "the gradients are its own"
 
     def product(backend):
-        """A Hessian product: the forward pass is called again, and never differentiated."""
-        loss = lambda q: (ja.attend(q, K, V, backend=backend).out ** 2).sum()
-        return jax.jvp(jax.grad(loss), (jnp.asarray(Q),), (jnp.asarray(Q),))[1]
+        """A Hessian product: its passes are called again, and never differentiated."""
+        loss = lambda q, k, v: (ja.attend(q, k, v, backend=backend).out ** 2).sum()
+        point = tuple(map(jnp.asarray, (Q, K, V)))
+        return jax.jvp(jax.grad(loss, argnums=(0, 1, 2)), point, point)[1]
 
-    np.testing.assert_allclose(product(Host()), product(ja.Reference()), rtol=1e-3, atol=1e-4)
+    for x, y in zip(product(Host()), product(ja.Reference()), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4)
+
+
+def test_its_gradients_can_be_mapped():
+    loss = lambda q, k, v, backend: (ja.attention(q, k, v, backend=backend) ** 2).sum()
+    gradients = jax.vmap(jax.grad(loss, argnums=(0, 1, 2)), (0, None, 0, None))
+    point = Q, K[0], V
+    CALLED.clear()
+    for x, y in zip(gradients(*point, Host()), gradients(*point, ja.Reference()), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+    assert CALLED
+
+
+def test_another_one_takes_a_derivative_that_it_refuses():
+    only_forward = Host(order=0)
+    loss = lambda backend: lambda q: (ja.attention(q, K, V, backend=backend) ** 2).sum()
+    with pytest.raises(ja.Unsupported, match=r"Host.* no derivative of order 1.*AUTO"):
+        jax.grad(loss(only_forward))(Q)
+    first = ja.Auto((only_forward, *ja.AUTO.order))
+    want = jax.grad(loss(ja.AUTO))(Q)
+    np.testing.assert_allclose(jax.grad(loss(first))(Q), want, rtol=1e-4, atol=1e-5)
+
+
+def test_the_platform_is_that_of_lowering():
+    elsewhere = Host(("cuda",))
+    f = jax.jit(lambda q: ja.attention(q, K, V, backend=elsewhere))
+    with pytest.raises(ja.Unsupported, match="it runs on cuda"):
+        f(Q)
+    chosen = []
+
+    class Told(ja.Blockwise):
+        def run(self, problem, watched):
+            chosen.append(platform())
+            return super().run(problem, watched)
+
+    first = ja.Auto((elsewhere, Told()))
+    np.testing.assert_array_equal(ja.attention(Q, K, V, backend=first), ja.attention(Q, K, V))
+    assert chosen == ["cpu"]
+    trace = jax.jit(lambda q: ja.attention(q, K, V, backend=Told())).trace(Q)
+    for name in ("cuda", "tpu", "cpu"):
+        trace.lower(lowering_platforms=(name,))
+    assert chosen == ["cpu", "cuda", "tpu", "cpu"]
 
 
 CANNOT = {
@@ -83,21 +150,21 @@ def test_auto_takes_the_first_that_can():
     first = ja.Auto((Host(), *ja.AUTO.order))
     told = ja.explain(Q, K, V, backend=first)
     assert told.backend == Host()
-    assert told.turned_down[ja.Blockwise()] == "Host(platforms=('cpu',)) comes first"
+    assert told.turned_down[ja.Blockwise()] == "Host(platforms=('cpu',), order=9) comes first"
     assert told.tiles == 1
     assert repr(ja.AUTO) == "AUTO"
     assert repr(first).startswith("Auto(Host(")
 
 
 def test_it_depends_on_the_platform():
-    elsewhere = Host(("gpu",))
+    elsewhere = Host(("cuda",))
     told = ja.explain(Q, K, V, backend=ja.Auto((elsewhere, *ja.AUTO.order)))
-    assert told.turned_down[elsewhere] == "it runs on gpu"
+    assert told.turned_down[elsewhere] == "it runs on cuda"
 
 
 def test_where_none_can_every_reason_is_told():
-    none = ja.Auto((Host(("gpu",)), Host(("tpu",))))
-    with pytest.raises(ja.Unsupported, match=r"no backend can.*runs on gpu.*runs on tpu"):
+    none = ja.Auto((Host(("cuda",)), Host(("tpu",))))
+    with pytest.raises(ja.Unsupported, match=r"no backend can.*runs on cuda.*runs on tpu"):
         ja.attention(Q, K, V, backend=none)
 
 

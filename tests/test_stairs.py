@@ -12,6 +12,7 @@ from test_tiles import problem_of
 
 import jaxattn as ja
 from jaxattn import observe as see
+from jaxattn._lowering import lowered_for
 from jaxattn.backends.blockwise import stairs
 
 SQUARE = Shape((1,), 800, 800, 4, 2, 8, 6)
@@ -33,7 +34,8 @@ CASES = {
 def ways(shape, mask, backend=BACKEND):
     """The walk, and the stairs of each block of queries."""
     problem = problem_of(shape, mask)
-    walk = backend.forward(problem)
+    with lowered_for("cpu"):
+        walk = backend.forward(problem)
     return walk, [stairs.find(walk, problem.rule.mask, i) for i in range(walk.plan.q_blocks)]
 
 

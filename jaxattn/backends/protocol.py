@@ -1,13 +1,14 @@
 """What a backend answers. Each is a frozen value, and belongs to the compiled program."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from jaxattn._mask import Mask
 from jaxattn._observation import Observation
 from jaxattn._problem import Problem
+from jaxattn._softmax import LogSumExp
 
 
 class Unsupported(ValueError):
@@ -18,13 +19,46 @@ class Call(NamedTuple):
     """What is asked of a backend.
 
     from_lse: only observations, from an lse that is given.
-    platform: as JAX names it: "cpu", "gpu", "tpu".
+    platform: that of the program: "cpu", "cuda", "rocm", "tpu" or "other"; None where it is not
+      known yet, and only what holds on every platform can be said.
+    order: how many derivatives are taken: 0 for results, 1 for tangents or gradients, and so on.
     """
 
     problem: Problem
     watched: tuple[Observation, ...]
-    from_lse: bool
-    platform: str
+    from_lse: bool = False
+    platform: str | None = None
+    order: int = 0
+
+
+class Results(NamedTuple):
+    """Of a problem without its sinks, in the accumulator's dtype. states: of the observations.
+
+    lse = peak + log_total, kept apart because their sum, rounded, would spoil exp(logits - lse)
+    where lse is large. The peak counts as a constant.
+    """
+
+    out: Float[Array, "*b t h e"]
+    peak: Float[Array, "*b t h"]
+    log_total: Float[Array, "*b t h"]
+    states: tuple[Any, ...]
+
+    @property
+    def lse(self) -> LogSumExp:
+        return LogSumExp(self.peak, self.log_total)
+
+
+class Moves(NamedTuple):
+    """The tangents of `Results`, or cotangents. states: None for arrays of integers."""
+
+    out: Float[Array, "*b t h e"]
+    log_total: Float[Array, "*b t h"]
+    states: tuple[Any, ...]
+
+
+Moving: TypeAlias = tuple[Problem, tuple[Observation, ...]]
+"""A problem and observations with tangents in place of their arrays, and `Zero` where there are
+none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +88,9 @@ class Cost:
 class Backend:
     """Base of backends: how attention is computed.
 
-    A problem that it is given is not empty, and it has not refused it. DRAWBACK: why `AUTO` takes
-    it after others that can do the same.
+    A problem that it is given is not empty, and it has not refused it. It is asked where a program
+    is lowered, so `_lowering.platform` tells for what. DRAWBACK: why `AUTO` takes it after others
+    that can do the same.
     """
 
     DRAWBACK: ClassVar[str] = ""
@@ -64,18 +99,43 @@ class Backend:
         """Why this backend cannot do what is asked; None where it can."""
         raise NotImplementedError(f"{type(self).__name__}.refuses")
 
-    def run(self, problem: Problem, watched: tuple[Observation, ...]) -> tuple[Any, ...]:
-        """(out [*b t h e], peak, log_total [*b t h], states of observations), without the sinks.
-
-        In the accumulator's dtype; lse is peak + log_total.
-        """
+    def run(self, problem: Problem, watched: tuple[Observation, ...]) -> Results:
+        """The results. Never differentiated: that is what `tangent` is for."""
         raise NotImplementedError(f"{type(self).__name__}.run")
 
     def observe(
-        self, problem: Problem, watched: tuple[Observation, ...], lse: Array
+        self, problem: Problem, watched: tuple[Observation, ...], lse: Float[Array, "*b t h"]
     ) -> tuple[Any, ...]:
-        """The states of observations, from the lse [*b t h] of the problem."""
+        """The states of observations, from the lse of the problem; JAX differentiates it."""
         raise NotImplementedError(f"{type(self).__name__}.observe")
+
+    def tangent(
+        self,
+        problem: Problem,
+        watched: tuple[Observation, ...],
+        results: Results,
+        moving: Moving,
+    ) -> Moves:
+        """The tangents of the results of any backend, in plain JAX, which differentiates it again
+        and transposes it.
+
+        A backend without a rule of its own takes that of `Blockwise()`.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.tangent")
+
+    def transpose(
+        self,
+        problem: Problem,
+        watched: tuple[Observation, ...],
+        results: Results,
+        moving: Moving,
+        cotangents: Moves,
+    ) -> Moving:
+        """The transpose of `tangent`: from the cotangents of its results those of `moving`, which
+        has shapes in place of arrays. Never differentiated; NotImplemented if JAX shall make it.
+        """
+        del problem, watched, results, moving, cotangents
+        return NotImplemented
 
     def cost(self, problem: Problem, mask: Mask, watched: tuple[Observation, ...]) -> Cost:
         """What a call costs. mask: that of the problem, which has shapes only."""

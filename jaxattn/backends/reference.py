@@ -15,8 +15,8 @@ from jaxattn._mask import Mask
 from jaxattn._observation import HEAD, Observation, Seen
 from jaxattn._problem import Problem, Rule
 from jaxattn._softmax import LogSumExp
-from jaxattn._value import Block, Place, Sizes, Span
-from jaxattn.backends.protocol import Backend, Call, Cost
+from jaxattn._value import Block, Place, Sizes, Span, push
+from jaxattn.backends.protocol import Backend, Call, Cost, Moves, Moving, Results
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Reference(Backend):
             flops=2 * count * sizes.t * sizes.s * features,
         )
 
-    def run(self, problem: Problem, watched: tuple[Observation, ...]) -> tuple[Any, ...]:
+    def run(self, problem: Problem, watched: tuple[Observation, ...]) -> Results:
         q, k, v, rule = problem
         sizes, acc = problem.sizes, accumulator(q.dtype)
         repeat = lambda x: jnp.repeat(x, sizes.h // problem.kv_heads, axis=-2)
@@ -56,7 +56,18 @@ class Reference(Backend):
         for axis in reversed(range(len(sizes.batch))):
             index = [0 if i == axis else None for i in range(len(sizes.batch))]
             each = jax.vmap(each, in_axes=(0, 0, 0, *index, None))
-        return each(q, k, v, *(count_to(size) for size in (*sizes.batch, sizes.h)))
+        return Results(*each(q, k, v, *(count_to(size) for size in (*sizes.batch, sizes.h))))
+
+    def tangent(
+        self,
+        problem: Problem,
+        watched: tuple[Observation, ...],
+        results: Results,
+        moving: Moving,
+    ) -> Moves:
+        """By JAX, of the steps themselves."""
+        out, _, log_total, states = push(self.run, (problem, watched), moving)
+        return Moves(out, log_total, states)
 
 
 def one_head(

@@ -1,14 +1,14 @@
 """Observations from the lse of any kernel."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Real
 
 from jaxattn._axes import AnyArray, AnyNumber, accumulator
-from jaxattn._function import Compiled
+from jaxattn._function import Compiled, keep
 from jaxattn._mask import Mask
 from jaxattn._mesh import sharded_as
 from jaxattn._observation import Observation, check_observations, finish, states_of_no_pairs
@@ -17,6 +17,7 @@ from jaxattn._value import as_array
 from jaxattn._varying import vary, varying
 from jaxattn.attend import Scoring
 from jaxattn.backends.protocol import Backend, Call
+from jaxattn.backends.rule import observed
 from jaxattn.backends.select import AUTO, check_backend
 from jaxattn.masks import EVERYTHING
 from jaxattn.positions import Given
@@ -60,8 +61,8 @@ def observe(
     lse = lse.astype(accumulator(problem.q.dtype))
     axes = varying(problem, watched, lse)
     problem, watched, lse = vary((problem, watched, lse), axes)
-    call = Call(problem, watched, from_lse=True, platform=jax.default_backend())
-    states = _run(check_backend(backend).choose(call), problem, watched, lse)
+    check_backend(backend).choose(Call(problem, watched, from_lse=True))
+    states = keep(watched, _run(backend, problem, watched, lse))
     return finish(observations, states, ~jnp.isneginf(lse))
 
 
@@ -71,5 +72,5 @@ def _run(
 ) -> tuple[Any, ...]:
     if problem.is_empty:
         return states_of_no_pairs(problem.sizes, watched, lse.dtype)
-    compute = sharded_as(problem.q, backend.observe, tuple(each.per for each in watched))
+    compute = sharded_as(problem.q, partial(observed, backend), tuple(each.per for each in watched))
     return compute(problem, watched, lse)

@@ -1,7 +1,6 @@
 """Exact attention in linear memory, in plain JAX, on every platform and with every derivative."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,18 +10,19 @@ from jax.core import Tracer
 from jaxtyping import Array
 
 from jaxattn._axes import ceil_div
+from jaxattn._lowering import platform
 from jaxattn._mask import Mask
 from jaxattn._observation import Observation
 from jaxattn._problem import Problem
 from jaxattn._softmax import LogSumExp
-from jaxattn._value import as_int, is_whole
+from jaxattn._value import Zero, as_int, is_whole
 from jaxattn.backends.blockwise.cost import visited_pairs
 from jaxattn.backends.blockwise.forward import forward
 from jaxattn.backends.blockwise.plan import make_plan, whole_rows
-from jaxattn.backends.blockwise.rule import Folded, Hits, Passes, fold
+from jaxattn.backends.blockwise.rule import moves
 from jaxattn.backends.blockwise.sweep import sweep
 from jaxattn.backends.blockwise.walk import Walk
-from jaxattn.backends.protocol import Backend, Call, Cost
+from jaxattn.backends.protocol import Backend, Call, Cost, Moves, Moving, Results
 
 
 @dataclass(frozen=True)
@@ -56,38 +56,60 @@ class Blockwise(Backend):
 
     def forward(self, problem: Problem) -> Walk:
         """How the score matrices of a problem are gone through forward."""
-        return self._forward(problem, self.tangent(problem))
+        return self._forward(problem, self.again(problem))
 
-    def _forward(self, problem: Problem, tangent: Walk) -> Walk:
+    def _forward(self, problem: Problem, again: Walk) -> Walk:
         if self.q_block is not None or self.k_block is not None:
-            return tangent
-        args = problem.rule.mask, problem.sizes, problem.kv_heads, jax.default_backend()
-        return tangent._replace(plan=whole_rows(tangent.plan, *args))
+            return again
+        args = problem.rule.mask, problem.sizes, problem.kv_heads, platform()
+        return again._replace(plan=whole_rows(again.plan, *args))
 
-    def tangent(self, problem: Problem) -> Walk:
-        """As `forward`, in the tangent rule and where observations are made from lse."""
-        sizes, n, platform = problem.sizes, problem.kv_heads, jax.default_backend()
-        plan = make_plan(problem.rule.mask, sizes, n, platform, self.q_block, self.k_block)
+    def again(self, problem: Problem) -> Walk:
+        """As `forward`, where lse is known: for tangents and observations."""
+        sizes, n = problem.sizes, problem.kv_heads
+        plan = make_plan(problem.rule.mask, sizes, n, platform(), self.q_block, self.k_block)
         return Walk(plan, sizes, n)
 
-    def run(self, problem: Problem, watched: tuple[Observation, ...]) -> Folded:
-        tangent = self.tangent(problem)
-        walk = self._forward(problem, tangent)
-        hits = walk.find_hits(problem.rule.mask)
-        return derived(Forward(walk, tangent), problem, watched, tangent, hits)
+    def run(self, problem: Problem, watched: tuple[Observation, ...]) -> Results:
+        """Where a row takes several tiles its lse is known only after them, and the observations
+        take a second sweep.
+        """
+        again = self.again(problem)
+        walk, lead = self._forward(problem, again), problem.sizes.batch
+        q, k, v, rule = _flat(problem)
+        at_once = walk.plan.k_tiles == 1 or not watched
+        hits = walk.find_hits(rule.mask)
+        made = forward(walk, q, k, v, rule, hits, watched if at_once else ())
+        results = Results(*made)
+        if not at_once:
+            hits = again.find_hits(rule.mask, held=True)
+            states = sweep(again, q, k, rule, watched, hits, results.lse)
+            results = results._replace(states=states)
+        return _unflat(results, lead)
 
     def observe(
         self, problem: Problem, watched: tuple[Observation, ...], lse: Array
     ) -> tuple[Any, ...]:
-        sizes, walk = problem.sizes, self.tangent(problem)
-        flat = lambda x, n: x.reshape(math.prod(sizes.batch), *x.shape[-n:])
-        q, k, lse = flat(problem.q, 3), flat(problem.k, 3), flat(lse, 2)
+        walk, lead = self.again(problem), problem.sizes.batch
+        q, k, _, rule = _flat(problem)
+        lse = _one_axis(lse, len(lead))
         # A peak, which counts as a constant, and the rest.
         peak = jax.lax.stop_gradient(lse)
         parts = LogSumExp(peak, jnp.where(jnp.isneginf(peak), 0, lse - peak))
-        hits = walk.find_hits(problem.rule.mask, held=True)
-        states = sweep(walk, q, k, problem.rule, watched, hits, parts)
-        return jax.tree.map(lambda x: x.reshape(*sizes.batch, *x.shape[1:]), states)
+        hits = walk.find_hits(rule.mask, held=True)
+        return _unflat(sweep(walk, q, k, rule, watched, hits, parts), lead)
+
+    def tangent(
+        self,
+        problem: Problem,
+        watched: tuple[Observation, ...],
+        results: Results,
+        moving: Moving,
+    ) -> Moves:
+        walk, lead = self.again(problem), problem.sizes.batch
+        results = jax.tree.map(lambda x: _one_axis(x, len(lead)), results._replace(states=()))
+        moving = _flat(moving[0]), moving[1]
+        return _unflat(moves(walk, _flat(problem), watched, results, moving), lead)
 
     def cost(self, problem: Problem, mask: Mask, watched: tuple[Observation, ...]) -> Cost:
         walk, visited, flops = self.forward(problem), None, None
@@ -108,42 +130,17 @@ class Blockwise(Backend):
         )
 
 
-@dataclass(frozen=True)
-class Forward:
-    """The forward pass of `Blockwise`, as the rule of derivatives takes it."""
-
-    walk: Walk
-    tangent: Walk
-
-    def __call__(self, q: Array, k: Array, v: Array, rule: Any, watched: Any, hits: Hits) -> Folded:
-        """Where a row takes several tiles its lse is known only after them, and the observations
-        take a second sweep.
-        """
-        if self.walk.plan.k_tiles == 1 or not watched:
-            return Folded(*forward(self.walk, q, k, v, rule, hits.forward, watched))
-        out, peak, log_total, _ = forward(self.walk, q, k, v, rule, hits.forward, ())
-        lse = LogSumExp(peak, log_total)
-        states = sweep(self.tangent, q, k, rule, watched, hits.tangent, lse)
-        return Folded(out, peak, log_total, states)
+def _flat(problem: Problem) -> Problem:
+    """The problem, or tangents of it, with all its batch axes in q, k and v as one."""
+    fit = lambda x: x if isinstance(x, Zero) else _one_axis(x, x.ndim - 3)
+    return problem._replace(q=fit(problem.q), k=fit(problem.k), v=fit(problem.v))
 
 
-def derived(
-    forward: Callable[..., Folded],
-    problem: Problem,
-    watched: tuple[Observation, ...],
-    tangent: Walk | None = None,
-    hits: Array | None = None,
-) -> Folded:
-    """What a forward pass gives for a problem, over its batch axes, with every derivative.
+def _one_axis(x: Array, lead: int) -> Array:
+    """x with its first `lead` axes as one."""
+    return x.reshape(math.prod(x.shape[:lead]), *x.shape[lead:])
 
-    forward: any pass (q, k, v, rule, watched, hits) -> `Folded`, with one batch axis. It is never
-      differentiated itself. Needs equality and a hash.
-    tangent: the walk of the rule; planned for the sizes if not given.
-    hits: what the pass has found out of the mask for itself, if anything.
-    """
-    sizes, tangent = problem.sizes, tangent or Blockwise().tangent(problem)
-    flat = lambda x: x.reshape(math.prod(sizes.batch), *x.shape[-3:])
-    q, k, v = (flat(x) for x in (problem.q, problem.k, problem.v))
-    found = Hits(hits, tangent.find_hits(problem.rule.mask, held=True))
-    folded = fold(Passes(forward, tangent), q, k, v, problem.rule, watched, found)
-    return jax.tree.map(lambda x: x.reshape(*sizes.batch, *x.shape[1:]), folded)
+
+def _unflat(tree: Any, lead: tuple[int, ...]) -> Any:
+    """The tree with the batch axes again."""
+    return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), tree)

@@ -88,7 +88,7 @@ def make_plan(
     mask: Mask,
     sizes: Sizes,
     kv_heads: int,
-    platform: str,
+    platform: str | None,
     q_block: int | None = None,
     k_block: int | None = None,
 ) -> Plan:
@@ -130,7 +130,7 @@ def make_plan(
     return Plan(batch, heads, q_block, k_block, q_blocks, ceil_div(span, k_block), unrolled)
 
 
-def whole_rows(plan: Plan, mask: Mask, sizes: Sizes, kv_heads: int, platform: str) -> Plan:
+def whole_rows(plan: Plan, mask: Mask, sizes: Sizes, kv_heads: int, platform: str | None) -> Plan:
     """`plan` for the forward pass: with all keys of a row in one tile, where that is as fast.
 
     Then the final lse is at hand in the tile. Not where a mask may leave out tiles in between, and

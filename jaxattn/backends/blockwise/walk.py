@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 from jaxattn._axes import Index, ceil_div, count_to, cut, cut_axis, larger, smaller
 from jaxattn._finite import finite, nan_unless_finite
+from jaxattn._lowering import platform
 from jaxattn._mask import Mask
 from jaxattn._value import Block, Place, Sizes, Span, Value, unflatten_index
 from jaxattn._varying import vary
@@ -325,7 +326,7 @@ def read_keys(x: Any, run: Run, keys: Span) -> Float[Array, "batches kv c d"]:
 def _read(x: Any, starts: tuple[Index, ...], sizes: tuple[int, ...]) -> Array:
     rest = x.shape[len(sizes) :]
     starts, sizes = (*starts, *(0,) * len(rest)), (*sizes, *rest)
-    if x.dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
+    if x.dtype == jnp.bfloat16 and platform() == "cpu":
         return _read_here(sizes, x, starts)
     return cut(x, starts, sizes)
 

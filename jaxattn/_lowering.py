@@ -1,0 +1,296 @@
+"""Programs that are made where they are lowered, for the platform that they are lowered for.
+
+While JAX traces a function it is not known where that will run: what is exported for a GPU is
+traced on a host that may have none. So a call is one equation, of which only the shapes of its
+results are known, until it is lowered; so are its derivatives, its transpose and what `jax.vmap`
+makes of it. What they compute is traced then.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jaxtyping import Array
+
+from jaxattn._varying import NOWHERE, vary, varying
+
+PLATFORMS = "cpu", "cuda", "rocm", "tpu"
+OTHER = "other"
+
+Shapes: TypeAlias = tuple[jax.ShapeDtypeStruct, ...]
+
+
+class Target(NamedTuple):
+    """What a program is made for.
+
+    platform: one of `PLATFORMS`, or `OTHER`.
+    order: how many derivatives JAX will take of what is made.
+    """
+
+    platform: str
+    order: int = 0
+
+
+_platform: ContextVar[str | None] = ContextVar("platform", default=None)
+
+
+def platform() -> str | None:
+    """The platform for which a program is being made; None where that is not known."""
+    return _platform.get()
+
+
+@contextmanager
+def lowered_for(platform: str) -> Iterator[None]:
+    """What is traced inside is made for this platform."""
+    before = _platform.set(platform)
+    try:
+        yield
+    finally:
+        _platform.reset(before)
+
+
+def host_platform() -> str:
+    """The platform on which arrays are by default."""
+    name = jax.default_backend()
+    if name == "gpu":
+        name = "rocm" if "rocm" in jax.devices()[0].client.platform_version.lower() else "cuda"
+    return name if name in PLATFORMS else OTHER
+
+
+def lowered(compute: Any, *trees: Any, like: Any, linear: bool = False) -> Any:
+    """compute(target, *trees), made where the program is lowered.
+
+    Args:
+      compute: takes a `Target` and trees of arrays; has equality and a hash. It may have a method
+        `transpose(target, *trees, cotangents)`, which gets shapes in place of the arrays of the
+        last tree, and gives their cotangents, in a tree like it; NotImplemented if JAX shall
+        transpose it.
+      like: what has the shapes and dtypes of the result.
+      linear: whether it is linear in the last tree.
+    """
+    leaves, structure = jax.tree.flatten(trees)
+    shapes, result = jax.tree.flatten(like)
+    shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in shapes)
+    last = len(jax.tree.leaves(trees[-1])) if linear else 0
+    given = Given(shapes, last, compute, structure, result)
+    return jax.tree.unflatten(result, _bind(map(jnp.asarray, leaves), given))
+
+
+@dataclass(frozen=True, repr=False)
+class Program:
+    """What an equation computes.
+
+    shapes: of its results.
+    linear: in how many of its arguments, the last ones, it is linear: in all of these together.
+    """
+
+    shapes: Shapes
+    linear: int
+
+    def run(self, target: Target, *args: Array) -> Sequence[Array]:
+        """The results."""
+        raise NotImplementedError(f"{type(self).__name__}.run")
+
+    def pull(
+        self, target: Target, args: Sequence[Any], cotangents: Sequence[Array]
+    ) -> Sequence[Array]:
+        """The cotangents of the arguments that only their shapes stand for."""
+        asked = _asked(args)
+        zeros = [jnp.zeros(args[i].shape, args[i].dtype) for i in asked]
+        along = lambda *some: list(self.run(target, *_with(args, asked, some)))
+        return jax.vjp(along, *vary(zeros, varying(cotangents)))[1](list(cotangents))
+
+
+@dataclass(frozen=True, repr=False)
+class Given(Program):
+    """`compute`, of trees."""
+
+    compute: Any
+    structure: Any
+    result: Any
+
+    def __repr__(self) -> str:
+        return repr(self.compute)
+
+    def run(self, target: Target, *args: Array) -> Sequence[Array]:
+        trees = jax.tree.unflatten(self.structure, args)
+        return jax.tree.leaves(self.compute(target, *trees))
+
+    def pull(
+        self, target: Target, args: Sequence[Any], cotangents: Sequence[Array]
+    ) -> Sequence[Array]:
+        whole = _asked(args) == list(range(len(args) - self.linear, len(args)))
+        if whole and hasattr(self.compute, "transpose"):
+            trees = jax.tree.unflatten(self.structure, args)
+            of_results = jax.tree.unflatten(self.result, cotangents)
+            pulled = self.compute.transpose(target, *trees, of_results)
+            if pulled is not NotImplemented:
+                return jax.tree.leaves(pulled)
+        return super().pull(target, args, cotangents)
+
+
+@dataclass(frozen=True, repr=False)
+class Moved(Program):
+    """The tangents of the results that have any, as some arguments of `program` move.
+
+    Of its arguments, and then the tangents of those in the places `which`.
+    """
+
+    program: Program
+    which: tuple[int, ...]
+
+    def __repr__(self) -> str:
+        return f"tangent of {self.program!r}"
+
+    def run(self, target: Target, *args: Array) -> Sequence[Array]:
+        n = len(args) - self.linear
+        inner = target._replace(order=target.order + 1)
+
+        def along(*some: Array) -> list[Array]:
+            return _real(self.program.run(inner, *_with(args[:n], self.which, some)))
+
+        return jax.jvp(along, [args[i] for i in self.which], list(args[n:]))[1]
+
+
+@dataclass(frozen=True, repr=False)
+class Pulled(Program):
+    """The cotangents of some arguments of `program`, those in the places `which`.
+
+    Of its other arguments, and then the cotangents of its results.
+    """
+
+    program: Program
+    which: tuple[int, ...]
+
+    def __repr__(self) -> str:
+        return f"transpose of {self.program!r}"
+
+    def run(self, target: Target, *args: Array) -> Sequence[Array]:
+        known, cotangents = list(args[: -self.linear]), args[-self.linear :]
+        for place, shape in zip(self.which, self.shapes, strict=True):
+            known.insert(place, shape)  # pyright: ignore[reportArgumentType]
+        return self.program.pull(target, known, cotangents)
+
+
+@dataclass(frozen=True, repr=False)
+class Mapped(Program):
+    """`program`, mapped over the first axis of its results and of the arguments with an axis 0."""
+
+    program: Program
+    axes: tuple[int | None, ...]
+
+    def __repr__(self) -> str:
+        return f"map of {self.program!r}"
+
+    def run(self, target: Target, *args: Array) -> Sequence[Array]:
+        return jax.vmap(partial(self.program.run, target), self.axes)(*args)
+
+    def pull(
+        self, target: Target, args: Sequence[Any], cotangents: Sequence[Array]
+    ) -> Sequence[Array]:
+        asked = _asked(args)
+        known = [i for i in range(len(args)) if i not in asked]
+        shapes = [jax.ShapeDtypeStruct(args[i].shape[1:], args[i].dtype) for i in asked]
+
+        def one(known_args: list[Array], cotangents: list[Array]) -> Sequence[Array]:
+            every = _with(_with(args, asked, shapes), known, known_args)
+            return self.program.pull(target, every, cotangents)
+
+        axes = [self.axes[i] for i in known], 0
+        return jax.vmap(one, axes)([args[i] for i in known], list(cotangents))
+
+
+def _asked(args: Sequence[Any]) -> list[int]:
+    return [i for i, x in enumerate(args) if isinstance(x, jax.ShapeDtypeStruct)]
+
+
+def _with(args: Sequence[Any], which: Sequence[int], others: Sequence[Any]) -> list[Any]:
+    """`args` with `others` in the places `which`."""
+    every = dict(enumerate(args)) | dict(zip(which, others, strict=True))
+    return [every[i] for i in range(len(args))]
+
+
+def _real(results: Sequence[Any]) -> list[Any]:
+    """Those that have a derivative."""
+    return [x for x in results if jnp.issubdtype(x.dtype, jnp.inexact)]
+
+
+_lowered = Primitive("lowered")
+_lowered.multiple_results = True
+
+
+def _bind(args: Any, program: Program, x64: bool | None = None) -> list[Array]:
+    x64 = jax.config.jax_enable_x64 if x64 is None else x64  # pyright: ignore
+    return _lowered.bind(*args, program=program, x64=x64)
+
+
+def _run(target: str, *args: Any, program: Program, x64: bool) -> Sequence[Array]:
+    same = jax.config.jax_enable_x64 == x64  # pyright: ignore[reportAttributeAccessIssue]
+    with lowered_for(target), nullcontext() if same else jax.enable_x64(x64):
+        return program.run(Target(target), *args)
+
+
+def _impl(*args: Any, program: Program, x64: bool) -> Sequence[Array]:
+    if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
+        return _run(host_platform(), *args, program=program, x64=x64)
+    return jax.jit(partial(_bind, program=program, x64=x64))(args)
+
+
+def _results(*avals: Any, program: Program, x64: bool) -> Sequence[Any]:
+    axes = NOWHERE.union(*(x.mat.varying for x in avals))
+    zeros = lambda: vary([jnp.zeros(x.shape, x.dtype) for x in program.shapes], axes)
+    return jax.make_jaxpr(zeros)().out_avals
+
+
+def _jvp(primals: Any, tangents: Any, *, program: Program, x64: bool) -> tuple[Any, Any]:
+    n = len(primals) - program.linear
+    bind = partial(_bind, x64=x64)
+    results, moves = bind(primals, program), []
+    along = lambda dxs: [not isinstance(dx, ad.Zero) for dx in dxs]
+    if any(along(tangents[n:])):
+        moves.append(bind((*primals[:n], *map(ad.instantiate_zeros, tangents[n:])), program))
+    if which := tuple(i for i, moved in enumerate(along(tangents[:n])) if moved):
+        shapes = tuple(_real(program.shapes))
+        moved = Moved(shapes, len(which), program, which)
+        moves.append(bind((*primals, *(tangents[i] for i in which)), moved))
+    total = iter(jax.tree.map(lambda *xs: sum(xs[1:], xs[0]), *moves)) if moves else iter(())
+    still = lambda x: ad.Zero(jax.typeof(x).to_tangent_aval())
+    return results, [next(total, None) if _real([x]) else still(x) for x in results]
+
+
+def _transpose(cotangents: Any, *args: Any, program: Program, x64: bool) -> list[Any]:
+    which = tuple(i for i, x in enumerate(args) if ad.is_undefined_primal(x))
+    shapes = tuple(jax.ShapeDtypeStruct(args[i].aval.shape, args[i].aval.dtype) for i in which)
+    known = [x for x in args if not ad.is_undefined_primal(x)]
+    pulled = Pulled(shapes, len(cotangents), program, which)
+    found = _bind((*known, *map(ad.instantiate_zeros, cotangents)), pulled, x64)
+    return _with([None] * len(args), which, found)
+
+
+def _batch(args: Any, dims: Any, *, program: Program, x64: bool) -> tuple[list[Array], list[int]]:
+    n = len(args) - program.linear
+    size = next(x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None)
+    grow = lambda shape: jax.ShapeDtypeStruct((size, *shape.shape), shape.dtype)
+    first = lambda i, x, d: x if d is None and i < n else batching.bdim_at_front(x, d, size)
+    moved = [first(i, x, d) for i, (x, d) in enumerate(zip(args, dims, strict=True))]
+    axes = tuple(None if d is None and i < n else 0 for i, d in enumerate(dims))
+    shapes = tuple(map(grow, program.shapes))
+    mapped = Mapped(shapes, program.linear, program, axes)
+    return _bind(moved, mapped, x64), [0] * len(shapes)
+
+
+_lowered.def_impl(_impl)
+_lowered.def_abstract_eval(_results)
+ad.primitive_jvps[_lowered] = _jvp
+ad.primitive_transposes[_lowered] = _transpose
+batching.primitive_batchers[_lowered] = _batch
+for name in PLATFORMS:
+    mlir.register_lowering(_lowered, mlir.lower_fun(partial(_run, name)), platform=name)
+mlir.register_lowering(_lowered, mlir.lower_fun(partial(_run, OTHER)))
