@@ -15,8 +15,9 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Primitive
+from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
+from jax.interpreters import partial_eval as pe
 from jaxtyping import Array
 
 from jaxattn._varying import NOWHERE, vary, varying
@@ -71,7 +72,7 @@ def lowered(compute: Any, *trees: Any, like: Any, linear: bool = False) -> Any:
       compute: takes a `Target` and trees of arrays; has equality and a hash. It may have a method
         `transpose(target, *trees, cotangents)`, which gets shapes in place of the arrays of the
         last tree, and gives their cotangents, in a tree like it; NotImplemented if JAX shall
-        transpose it.
+        transpose it. The cotangents of the results are None where they are zeros.
       like: what has the shapes and dtypes of the result.
       linear: whether it is linear in the last tree.
     """
@@ -99,13 +100,25 @@ class Program:
         raise NotImplementedError(f"{type(self).__name__}.run")
 
     def pull(
-        self, target: Target, args: Sequence[Any], cotangents: Sequence[Array]
+        self, target: Target, args: Sequence[Any], cotangents: Sequence[Array | None]
     ) -> Sequence[Array]:
-        """The cotangents of the arguments that only their shapes stand for."""
-        asked = _asked(args)
+        """The cotangents of the arguments that only their shapes stand for.
+
+        cotangents: of the results; None for zeros.
+        """
+        asked, of = _asked(args), [i for i, x in enumerate(cotangents) if x is not None]
         zeros = [jnp.zeros(args[i].shape, args[i].dtype) for i in asked]
-        along = lambda *some: list(self.run(target, *_with(args, asked, some)))
-        return jax.vjp(along, *vary(zeros, varying(cotangents)))[1](list(cotangents))
+
+        def along(*some: Array) -> list[Array]:
+            results = self.run(target, *_with(args, asked, some))
+            return [results[i] for i in of]
+
+        pulled = lambda *cts: jax.vjp(along, *vary(zeros, varying(cts)))[1](list(cts))
+        # Without the results of zeros, which `jax.vjp` makes on the way.
+        known = [cotangents[i] for i in of]
+        closed = jax.make_jaxpr(pulled)(*known)
+        jaxpr, _ = pe.dce_jaxpr(closed.jaxpr, [True] * len(asked), instantiate=True)
+        return jaxpr_as_fun(ClosedJaxpr(jaxpr, closed.consts))(*known)
 
 
 @dataclass(frozen=True, repr=False)
@@ -124,7 +137,7 @@ class Given(Program):
         return jax.tree.leaves(self.compute(target, *trees))
 
     def pull(
-        self, target: Target, args: Sequence[Any], cotangents: Sequence[Array]
+        self, target: Target, args: Sequence[Any], cotangents: Sequence[Array | None]
     ) -> Sequence[Array]:
         whole = _asked(args) == list(range(len(args) - self.linear, len(args)))
         if whole and hasattr(self.compute, "transpose"):
@@ -163,20 +176,23 @@ class Moved(Program):
 class Pulled(Program):
     """The cotangents of some arguments of `program`, those in the places `which`.
 
-    Of its other arguments, and then the cotangents of its results.
+    Of its other arguments, and then the cotangents of its results that have any: `moving`.
     """
 
     program: Program
     which: tuple[int, ...]
+    moving: tuple[bool, ...]
 
     def __repr__(self) -> str:
         return f"transpose of {self.program!r}"
 
     def run(self, target: Target, *args: Array) -> Sequence[Array]:
-        known, cotangents = list(args[: -self.linear]), args[-self.linear :]
+        n = len(args) - self.linear
+        known, cotangents = list[Any](args[:n]), iter(args[n:])
         for place, shape in zip(self.which, self.shapes, strict=True):
-            known.insert(place, shape)  # pyright: ignore[reportArgumentType]
-        return self.program.pull(target, known, cotangents)
+            known.insert(place, shape)
+        every = [next(cotangents) if moves else None for moves in self.moving]
+        return self.program.pull(target, known, every)
 
 
 @dataclass(frozen=True, repr=False)
@@ -193,13 +209,13 @@ class Mapped(Program):
         return jax.vmap(partial(self.program.run, target), self.axes)(*args)
 
     def pull(
-        self, target: Target, args: Sequence[Any], cotangents: Sequence[Array]
+        self, target: Target, args: Sequence[Any], cotangents: Sequence[Array | None]
     ) -> Sequence[Array]:
         asked = _asked(args)
         known = [i for i in range(len(args)) if i not in asked]
         shapes = [jax.ShapeDtypeStruct(args[i].shape[1:], args[i].dtype) for i in asked]
 
-        def one(known_args: list[Array], cotangents: list[Array]) -> Sequence[Array]:
+        def one(known_args: list[Array], cotangents: list[Array | None]) -> Sequence[Array]:
             every = _with(_with(args, asked, shapes), known, known_args)
             return self.program.pull(target, every, cotangents)
 
@@ -269,9 +285,12 @@ def _transpose(cotangents: Any, *args: Any, program: Program, x64: bool) -> list
     which = tuple(i for i, x in enumerate(args) if ad.is_undefined_primal(x))
     shapes = tuple(jax.ShapeDtypeStruct(args[i].aval.shape, args[i].aval.dtype) for i in which)
     known = [x for x in args if not ad.is_undefined_primal(x)]
-    pulled = Pulled(shapes, len(cotangents), program, which)
-    found = _bind((*known, *map(ad.instantiate_zeros, cotangents)), pulled, x64)
-    return _with([None] * len(args), which, found)
+    moving = tuple(not isinstance(ct, ad.Zero) for ct in cotangents)
+    if not any(moving):
+        return [None] * len(args)
+    moved = [ct for ct, moves in zip(cotangents, moving, strict=True) if moves]
+    pulled = Pulled(shapes, len(moved), program, which, moving)
+    return _with([None] * len(args), which, _bind((*known, *moved), pulled, x64))
 
 
 def _batch(args: Any, dims: Any, *, program: Program, x64: bool) -> tuple[list[Array], list[int]]:

@@ -54,7 +54,9 @@ class Host(ja.Backend):
         if any(isinstance(x, Zero) for x in dproblem[:3]) or jax.tree.leaves(dproblem.rule):
             return NotImplemented
         answer = in_numpy(lambda *x: oracle.gradients(*x[:3], None, *x[3:])[:3])
-        args = *problem[:3], problem.rule.scale, cotangents.out, cotangents.log_total
+        shown = zip(cotangents[:2], (results.out, results.log_total), strict=True)
+        dout, dlse = (jnp.zeros_like(x) if ct is None else ct for ct, x in shown)
+        args = *problem[:3], problem.rule.scale, dout, dlse
         dq, dk, dv = jax.pure_callback(answer, dproblem[:3], *args, vmap_method="sequential")
         CALLED.append("transpose")
         return dproblem._replace(q=dq, k=dk, v=dv), dwatched

@@ -75,3 +75,28 @@ def test_a_function_in_a_value_is_not_written_down():
     f = lambda q, fold: ja.attend(q, q, q, observe={"x": fold}).observed
     with pytest.raises(TypeError, match="inside the function that is exported"):
         again(f, q, fold)
+
+
+@pytest.mark.parametrize("order", [0, 1], ids=["results", "gradients"])
+def test_a_program_has_the_precision_of_the_platform_it_is_for(order):
+    """A GPU and a TPU multiply float32 in less, if they are not told otherwise."""
+    loss = lambda q: ja.attention(q, q, q, mask=ja.Causal()).sum()
+    traced = jax.jit(jax.grad(loss) if order else loss).trace(draw(2, 64, 2, 8))
+    program = lambda *names: traced.lower(lowering_platforms=names).as_text()
+    for name in ("cuda", "rocm", "tpu"):
+        text = program(name)
+        assert text.count("dot_general") == text.count("precision = [HIGHEST, HIGHEST]") > 0
+    assert "HIGHEST" not in program("cpu")
+    assert program("cuda", "cpu").count("HIGHEST") == program("cuda").count("HIGHEST")
+
+
+def test_a_program_has_the_plan_of_the_platform_it_is_for():
+    """Many heads are a tile on a GPU, one on a CPU."""
+    x = jax.ShapeDtypeStruct((2048, 4, 8), jnp.float32)
+    traced = jax.jit(lambda x: ja.attention(x, x, x)).trace(x)
+    program = lambda name: traced.lower(lowering_platforms=(name,)).as_text()
+    tile = "4x512x2048xf32"
+    assert tile in program("cuda")
+    assert tile not in program("cpu")
+    many = jax.export.export(jax.jit(lambda x: ja.attention(x, x, x)), platforms=("cpu", "cuda"))
+    assert many(x).platforms == ("cpu", "cuda")

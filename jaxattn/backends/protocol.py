@@ -49,10 +49,13 @@ class Results(NamedTuple):
 
 
 class Moves(NamedTuple):
-    """The tangents of `Results`, or cotangents. states: None for arrays of integers."""
+    """The tangents of `Results`, or cotangents; None for a cotangent of zeros.
 
-    out: Float[Array, "*b t h e"]
-    log_total: Float[Array, "*b t h"]
+    states: None for arrays of integers.
+    """
+
+    out: Float[Array, "*b t h e"] | None
+    log_total: Float[Array, "*b t h"] | None
     states: tuple[Any, ...]
 
 
