@@ -247,6 +247,9 @@ def _bind(args: Any, program: Program, x64: bool | None = None) -> list[Array]:
     return _lowered.bind(*args, program=program, x64=x64)
 
 
+_compiled = jax.jit(_bind, static_argnames=("program", "x64"))
+
+
 def _run(target: str, *args: Any, program: Program, x64: bool) -> Sequence[Array]:
     same = jax.config.jax_enable_x64 == x64  # pyright: ignore[reportAttributeAccessIssue]
     with lowered_for(target), nullcontext() if same else jax.enable_x64(x64):
@@ -256,7 +259,7 @@ def _run(target: str, *args: Any, program: Program, x64: bool) -> Sequence[Array
 def _impl(*args: Any, program: Program, x64: bool) -> Sequence[Array]:
     if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
         return _run(host_platform(), *args, program=program, x64=x64)
-    return jax.jit(partial(_bind, program=program, x64=x64))(args)
+    return _compiled(args, program=program, x64=x64)
 
 
 def _results(*avals: Any, program: Program, x64: bool) -> Sequence[Any]:
