@@ -8,6 +8,7 @@ import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -46,23 +47,16 @@ STYLES = {
 OTHER = Style("#555555", "x")
 
 
-@dataclass(frozen=True)
-class Curve:
-    """One contender's line: a value at every length, and whether it was run there."""
-
-    contender: str
-    lengths: tuple[int, ...]
-    values: tuple[float, ...]
-    ran: tuple[bool, ...]
+Curve = list[tuple[int, float, bool]]
+"""A value at every length, and whether the contender was run there."""
 
 
 @dataclass(frozen=True)
 class Plot:
-    """Panels of curves by title, that share their axes."""
+    """Panels by title, that share their axes: the curves of contenders."""
 
-    title: str
-    unit: str
-    panels: dict[str, list[Curve]]
+    label: str
+    panels: dict[str, dict[str, Curve]]
     logarithmic: bool = True
 
 
@@ -74,15 +68,14 @@ class Dots:
 
 
 def plots(results: Results) -> dict[str, Plot | Dots]:
-    """Every plot that the results have points for, by its key in `report.PLOTS`."""
-    times_of = lambda f, factor: lambda w, c: None if not (x := f(w, c)) else x * factor
-    time, share = times_of(results.seconds, 1e3), times_of(results.share, 100)
-    memory = times_of(results.temp_bytes, 1 / MIB)
-    speed = "Share of a matrix product's speed"
+    """Every plot that the results have points for, by its key in file names."""
+    scaled = lambda f, factor: lambda w, c: None if not (x := f(w, c)) else x * factor
+    time, share = scaled(results.seconds, 1e3), scaled(results.share, 100)
+    memory = scaled(results.temp_bytes, 1 / MIB)
     found: dict[str, Plot | Dots] = {
-        "time": Plot("Time of a call", "ms", curves(results, time)),
-        "memory": Plot("Temporary memory", "MiB", curves(results, memory)),
-        "share": Plot(speed, "%", curves(results, share), logarithmic=False),
+        "time": Plot("Time of a call, ms", curves(results, time)),
+        "memory": Plot("Temporary memory, MiB", curves(results, memory)),
+        "share": Plot("Share of a matrix product's speed, %", curves(results, share), False),
         "options": dots(results),
     }
     return {key: plot for key, plot in found.items() if plot.panels}
@@ -92,21 +85,21 @@ FEWEST_LENGTHS = 6
 """A curve through fewer is not worth a panel; the tables have the numbers."""
 
 
-def curves(results: Results, value: Callable[[str, str], float | None]) -> dict[str, list[Curve]]:
+def curves(
+    results: Results, value: Callable[[str, str], float | None]
+) -> dict[str, dict[str, Curve]]:
     """A panel for forward and gradient, full and causal: the shapes measured at most lengths."""
-    panels: dict[str, list[Curve]] = {}
-    for kind, mask in ((k, m) for k in ("forward", "gradient") for m in ("full", "causal")):
-        works = _longest_family(results, kind, mask)
-        lines = []
+    panels: dict[str, dict[str, Curve]] = {}
+    for kind, mask in product(("forward", "gradient"), ("full", "causal")):
+        lines = {}
         for contender in (c for c in results.contenders if c not in (PLAIN, COMPAT)):
-            points = [
+            line = [
                 (w["queries"], x, bool(results.samples(w["name"], contender)))
-                for w in works
+                for w in _longest_family(results, kind, mask)
                 if (x := value(w["name"], contender)) is not None
             ]
-            if points:
-                lines.append(Curve(contender, *zip(*sorted(points), strict=True)))
-        if any(len(line.lengths) >= FEWEST_LENGTHS for line in lines):
+            lines |= {contender: sorted(line)} if line else {}
+        if any(len(line) >= FEWEST_LENGTHS for line in lines.values()):
             panels[f"{kind}, {mask}"] = lines
     return panels
 
@@ -129,16 +122,20 @@ def dots(results: Results) -> Dots:
     over jaxattn's without the option.
     """
     panels: dict[str, dict[str, dict[str, float]]] = {}
-    everyone = [c for c in results.contenders if c not in (PLAIN, COMPAT)]
     for kind in ("forward", "gradient"):
         works = [w for w in results.works if w["kind"] == kind and option_of(w)]
         works = [w for w in works if results.samples(w["name"], PLAIN)]
         lengths = [w["queries"] for w in works]
         length = max(lengths, key=lambda t: (lengths.count(t), t), default=0)
-        rows = {}
-        for work in (w for w in works if w["queries"] == length):
-            ratios = {c: results.ratio(work["name"], c, PLAIN) for c in everyone}
-            rows[option_of(work)] = {c: x for c, x in ratios.items() if x is not None}
+        rows = {
+            option_of(w): {
+                c: x
+                for c in results.contenders
+                if c not in (PLAIN, COMPAT) and (x := results.ratio(w["name"], c, PLAIN))
+            }
+            for w in works
+            if w["queries"] == length
+        }
         if rows:
             by_ours = sorted(rows.items(), key=lambda row: row[1].get(OURS, 0))
             panels[f"{kind}, {length:,} tokens"] = dict(by_ours)
@@ -158,36 +155,34 @@ def draw(figure: Figure, plot: Plot) -> None:
     columns = min(2, len(plot.panels))
     rows = -(-len(plot.panels) // columns)
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-    for ax, (title, panel) in zip(axes, plot.panels.items(), strict=False):
-        for curve in sorted(panel, key=lambda c: c.contender == OURS):
-            _draw_curve(ax, curve)
+    for ax, (title, lines) in zip(axes, plot.panels.items(), strict=False):
+        for contender in sorted(lines, key=lambda c: c == OURS):
+            _draw_curve(ax, contender, lines[contender])
         ax.set_title(title.capitalize(), pad=10)
     for ax in axes[len(plot.panels) :]:
         ax.set_visible(False)
     _scale(axes[0], plot)
     for i, ax in enumerate(axes):
         if i % columns == 0:
-            ax.set_ylabel(f"{plot.title}, {plot.unit}")
+            ax.set_ylabel(plot.label)
         if i + columns >= len(plot.panels):
             ax.set_xlabel("tokens")
             ax.tick_params(labelbottom=True)
     figure.draw_without_rendering()
-    for ax, panel in zip(axes, plot.panels.values(), strict=False):
-        _label(ax, panel)
+    for ax, lines in zip(axes, plot.panels.values(), strict=False):
+        _label(ax, lines)
 
 
-def _draw_curve(ax: Axes, curve: Curve) -> None:
-    its, front = STYLES.get(curve.contender, OTHER), curve.contender == OURS
+def _draw_curve(ax: Axes, contender: str, curve: Curve) -> None:
+    its, front = STYLES.get(contender, OTHER), contender == OURS
     look: dict[str, Any] = {"color": its.colour, "linewidth": its.width, "linestyle": its.line}
-    ax.plot(curve.lengths, curve.values, **look, zorder=3 + front)
+    ax.plot(*list(zip(*curve, strict=True))[:2], **look, zorder=3 + front)
     marks = {"linestyle": "none", "marker": its.marker, "markersize": its.size}
     hollow = {"markeredgecolor": its.colour, "markeredgewidth": 1.4, "markerfacecolor": "white"}
     solid = {"markeredgecolor": "white", "markeredgewidth": 0.6, "markerfacecolor": its.colour}
-    for ran, edge in ((True, solid), (False, hollow)):
-        points = list(zip(curve.lengths, curve.values, curve.ran, strict=True))
-        at = [(t, y) for t, y, r in points if r is ran]
-        if at:
-            ax.plot(*zip(*at, strict=True), **marks, **edge, zorder=4 + front)
+    for ran, face in ((True, solid), (False, hollow)):
+        if at := [(t, y) for t, y, r in curve if r is ran]:
+            ax.plot(*zip(*at, strict=True), **marks, **face, zorder=4 + front)
 
 
 def ticks(axis: Axis, form: str, at: Sequence[float] | None = None) -> None:
@@ -200,8 +195,8 @@ def ticks(axis: Axis, form: str, at: Sequence[float] | None = None) -> None:
 
 def _scale(ax: Axes, plot: Plot) -> None:
     """Both axes of every panel, which share them; room at the right for labels."""
-    lines = [c for panel in plot.panels.values() for c in panel]
-    lengths = sorted({t for c in lines for t in c.lengths})
+    points = [x for lines in plot.panels.values() for line in lines.values() for x in line]
+    lengths = sorted({t for t, _, _ in points})
     ax.set_xscale("log", base=2)
     ax.set_xlim(lengths[0] / 1.3, lengths[-1] * (lengths[-1] / lengths[0]) ** 0.3)
     marks = [t for t in lengths if t & (t - 1) == 0]
@@ -212,26 +207,26 @@ def _scale(ax: Axes, plot: Plot) -> None:
         ax.margins(y=0.07)
         ticks(ax.yaxis, "{x:,.10g}")
     else:
-        ax.set_ylim(0, max(100, 1.05 * max(max(c.values) for c in lines)))
+        ax.set_ylim(0, max(100, 1.05 * max(y for _, y, _ in points)))
 
 
-def _label(ax: Axes, lines: Sequence[Curve]) -> None:
+def _label(ax: Axes, lines: dict[str, Curve]) -> None:
     """Names in a column beside the longest line, pushed apart where they would overlap."""
-    ends = [(c, ax.transData.transform((c.lengths[-1], c.values[-1]))) for c in lines]
-    ends.sort(key=lambda end: end[1][1])
-    column = max(float(at[0]) for _, at in ends)
+    ends = [(c, line[-1][:2], ax.transData.transform(line[-1][:2])) for c, line in lines.items()]
+    ends.sort(key=lambda end: end[2][1])
+    column = max(float(at[0]) for _, _, at in ends)
     gap, points = ax.figure.dpi * 15 / 72, 72 / ax.figure.dpi
-    heights = _apart([float(at[1]) for _, at in ends], gap, floor=ax.bbox.y0 + gap / 2)
-    for (curve, at), height in zip(ends, heights, strict=True):
+    heights = _apart([float(at[1]) for _, _, at in ends], gap, floor=ax.bbox.y0 + gap / 2)
+    for (contender, end, at), height in zip(ends, heights, strict=True):
         ax.annotate(
-            curve.contender,
-            xy=(curve.lengths[-1], curve.values[-1]),
+            contender,
+            xy=end,
             xytext=(11 + (column - at[0]) * points, (height - at[1]) * points),
             textcoords="offset points",
             va="center",
-            color=STYLES.get(curve.contender, OTHER).colour,
+            color=STYLES.get(contender, OTHER).colour,
             fontsize=11.5,
-            fontweight="bold" if curve.contender == OURS else "normal",
+            fontweight="bold" if contender == OURS else "normal",
             annotation_clip=False,
         ).set_in_layout(False)
 

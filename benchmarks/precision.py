@@ -10,7 +10,7 @@ its steps are written out, each rounded as in bfloat16.
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any
 
 import jax
@@ -38,47 +38,22 @@ ARRAYS = ("out", "lse", "dq", "dk", "dv")
 LARGEST_FLOAT64 = 1e-12
 
 
-@dataclass(frozen=True)
-class Error:
-    """Of one array of one library."""
-
-    max: float
-    rms: float
-
-
-@dataclass(frozen=True)
-class Row:
-    dtype: str
-    tokens: int
-    inputs: str
-    array: str
-    jaxattn: Error
-    jax_nn: Error
-
-
-def measure(lengths: Sequence[int] = LENGTHS) -> list[Row]:
-    """A row for every dtype, length, kind of inputs and array."""
+def measure(lengths: Sequence[int] = LENGTHS) -> list[dict[str, Any]]:
+    """A row for every dtype, length, kind of inputs and array: the errors of both libraries."""
     rows = []
-    for dtype, kind in DTYPES.items():
-        for t in lengths:
-            for inputs, factor in INPUTS.items():
-                arrays = _inputs(t, factor, kind)
-                want = _expected(*arrays)
-                with jax.enable_x64(dtype == "float64"):
-                    given = [jnp.asarray(x) for x in arrays]
-                    theirs = _steps_of_jax_nn if dtype == "float16" else _jax_nn
-                    found = [jax.jit(f)(*given) for f in (_jaxattn, theirs)]
-                    errors = [[_error(g, w) for g, w in zip(x, want, strict=True)] for x in found]
-                pairs = zip(ARRAYS, *errors, strict=True)
-                rows += [Row(dtype, t, inputs, array, ours, its) for array, ours, its in pairs]
+    for dtype, t, inputs in product(DTYPES, lengths, INPUTS):
+        random = np.random.default_rng(t).standard_normal((4, 1, t, HEADS, FEATURES))
+        random[0] *= INPUTS[inputs]
+        arrays = random.astype(DTYPES[dtype])  # q, k, v and cotangent
+        want = _expected(*arrays)
+        with jax.enable_x64(dtype == "float64"):
+            theirs = _steps_of_jax_nn if dtype == "float16" else _jax_nn
+            found = [jax.jit(f)(*map(jnp.asarray, arrays)) for f in (_jaxattn, theirs)]
+            ours, its = ([_error(x, y) for x, y in zip(got, want, strict=True)] for got in found)
+        for array, errors, others in zip(ARRAYS, ours, its, strict=True):
+            about = {"dtype": dtype, "tokens": t, "inputs": inputs, "array": array}
+            rows.append({**about, "jaxattn": errors, "jax_nn": others})
     return rows
-
-
-def _inputs(t: int, factor: float, dtype: Any) -> list[np.ndarray]:
-    """q, k, v and cotangent, [1 t h d]."""
-    random = np.random.default_rng(t)
-    q, k, v, cotangent = random.standard_normal((4, 1, t, HEADS, FEATURES))
-    return [x.astype(dtype) for x in (q * factor, k, v, cotangent)]
 
 
 def _expected(q, k, v, cotangent) -> list[np.ndarray]:
@@ -112,10 +87,10 @@ def _steps_of_jax_nn(q, k, v, cotangent):
     return (out, lse, *pull(cotangent))
 
 
-def _error(got: jax.Array, want: np.ndarray) -> Error:
+def _error(got: jax.Array, want: np.ndarray) -> dict[str, float]:
     off = np.asarray(got).astype(np.float64).reshape(want.shape) - want
     rms = np.sqrt(np.mean(off**2) / np.mean(want**2))
-    return Error(float(np.abs(off).max() / np.abs(want).max()), float(rms))
+    return {"max": float(np.abs(off).max() / np.abs(want).max()), "rms": float(rms)}
 
 
 def claims(rows: Sequence[Mapping[str, Any]]) -> list[tables.Line]:
@@ -172,11 +147,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else list(arguments)
     options = parser("benchmarks.precision", __doc__)
     options.add_argument("--tokens", type=int, nargs="+", default=LENGTHS, metavar="T")
-    rows = [asdict(row) for row in measure(options.parse_args(given).tokens)]
+    chosen = options.parse_args(given)
+    rows = measure(chosen.tokens)
     data = {**machine.header("benchmarks.precision", given), "rows": rows}
-    folder = options.parse_args(given).out
-    save(data, folder / "precision.json")
-    write_report(data, folder)
+    save(data, chosen.out / "precision.json")
+    write_report(data, chosen.out)
     return tables.conclude(claims(rows))
 
 

@@ -1,6 +1,8 @@
 """The report of a results file of `python -m benchmarks`. Every number comes from the file."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from string import Template
 from typing import Any
 
 from benchmarks import machine, plots
@@ -9,68 +11,7 @@ from benchmarks.results import Results
 from benchmarks.tables import Columns, Verdict, mebibytes, milliseconds, table, times
 from benchmarks.targets import verdicts
 
-PLOTS = {
-    "time": ("Time against length", "Median of a call; both axes logarithmic."),
-    "memory": (
-        "Temporary memory against length",
-        "Both axes logarithmic. Hollow: compiled, so its need is known, but not run, as it would "
-        "not fit.",
-    ),
-    "share": (
-        "Share of a matrix product's speed against length",
-        "100 % is a large square matrix product measured in the same run.",
-    ),
-    "options": (
-        "Time with each option",
-        "Every call over jaxattn's own without the option, in the same rounds. A contender that is "
-        "not on a line has no such option, or was not run.",
-    ),
-}
-"""The plots of a report, and what they show; each is NAME-<key>.png and .svg."""
-
-_SUMMARY = (
-    "float32, batch 1, 12 heads, 64 features, T tokens. Median milliseconds of a call; how many "
-    "times as long as jaxattn another takes (above 1, jaxattn is faster), the median of the "
-    "ratios of interleaved rounds; temporary memory of the compiled program."
-)
-_OPTIONS = (
-    "Median milliseconds of a call of jaxattn; how many times as long it takes as the same call "
-    "without the option; how many times as long as jaxattn another takes (above 1, jaxattn is "
-    "faster; blank: it has no such option, or it did not fit): medians of the ratios of "
-    "interleaved rounds. Temporary memory of the compiled program. The soft cap is 30, "
-    "the relative bias has 32 buckets, dropout drops 0.1 of the weights, a dense mask hides half "
-    "of the pairs, and segments are eight documents of equal length."
-)
-_DROP_IN = (
-    "`jaxattn.compat.dot_product_attention`, called as `jax.nn.dot_product_attention` is. Median "
-    "milliseconds, and its time over jax.nn's, round by round (below 1, it is faster)."
-)
-_TIME = (
-    "Median milliseconds of a call, and in brackets how many times as long as jaxattn it takes "
-    "(the median of the rounds' ratios: above 1, jaxattn is faster). ± is half the interquartile "
-    "range of jaxattn's samples."
-)
-_MEMORY = (
-    "Temporary memory is what the compiled program allocates beyond its inputs and results "
-    "(`memory_analysis().temp_size_in_bytes`). Compile time is tracing, lowering and compiling, "
-    "with cold caches."
-)
-_SPEED = (
-    "GFLOP/s, and in brackets the share of a large square matrix product of the same dtype, "
-    "measured in the same run ({peaks})."
-)
-_METHOD = """\
-- Before it is timed, every contender's output, and every gradient, is compared with float64
-  NumPy; a contender that is off by more than its dtype's rounding allows gets no time.
-- Contenders take turns, in an order that rotates: each round times every one of them once. A
-  sample is one call or, for short calls, as many as fill about 2 ms (20 ms on a GPU). Before a
-  short sample there is a pause and an untimed call.
-- FLOPs: a multiply and an add are two, and only the pairs that the mask allows count (causal:
-  half). Forward is 2 · pairs · (d + e); a gradient, which is forward and backward, 3.5 times that.
-- A gradient returns the output too, so that nobody leaves the forward pass out.
-- Inputs are random normal numbers, already on the device. PyTorch gets its own layout,
-  [b, h, t, d] contiguous, and a window's mask, beforehand; JAX contenders read [b, t, h, d].
-- A contender that would need more than 40 % of the memory that is free is not run."""
+TEMPLATE = Path(__file__).with_name("report.template.md")
 
 
 def report(data: Mapping[str, Any]) -> dict[str, bytes]:
@@ -84,32 +25,38 @@ def report(data: Mapping[str, Any]) -> dict[str, bytes]:
 
 
 def markdown(results: Results, drawn: Sequence[str] = ()) -> str:
-    """The report; `drawn` are the keys of `PLOTS` that there are."""
-    name, judged = results.data["name"], verdicts(results)
-    sections = [
-        ("Summary", _SUMMARY, headline(results)),
-        ("Targets", _targets(judged) if judged else ""),
-        ("Options", _OPTIONS, options(results)),
-        ("In place of jax.nn", _DROP_IN, drop_in(results)),
-        *((PLOTS[x][0], f"![{PLOTS[x][0]}]({name}-{x}.png)", PLOTS[x][1]) for x in drawn),
-        ("Time", _TIME, _times(results)),
-        ("Temporary memory and compile time", _MEMORY, _memory(results)),
-        ("Speed", _SPEED.format(peaks=_peaks(results)), _speeds(results)),
-        ("Not timed", _not_timed(results)),
-        ("How it was measured", _METHOD),
-    ]
-    shown = ["\n\n".join((f"## {title}", *rest)) for title, *rest in sections if rest[-1]]
-    return "\n\n".join([f"# Benchmarks: {name}", _about(results), *shown]) + "\n"
+    """The template filled in, without the sections of what there is not.
+
+    drawn: the plots that there are, of `plots.plots`; each is NAME-<key>.png and .svg.
+    """
+    name = results.data["name"]
+    values = {
+        "name": name,
+        "about": _about(results),
+        "summary": headline(results),
+        "targets": _targets(verdicts(results)),
+        "options": options(results),
+        "drop_in": drop_in(results),
+        "times": _times(results),
+        "memory": _memory(results),
+        "speeds": _speeds(results),
+        "peaks": _peaks(results),
+        "not_timed": _not_timed(results),
+    }
+    for key in ("time", "memory", "share", "options"):
+        values[f"{key}_plot"] = f"{name}-{key}.png" if key in drawn else ""
+    sections = map(Template, TEMPLATE.read_text().split("\n## "))
+    there = (x for x in sections if all(values[key] for key in x.get_identifiers()))
+    return "\n## ".join(section.substitute(values) for section in there)
 
 
 def _about(results: Results) -> str:
     data = results.data
-    machine_ = data["machine"]
-    instructions = ", ".join(machine_["cpu_instructions"])
-    cpu = f"{machine_['cpu']}, {machine_['cores']} cores" + (instructions and f" ({instructions})")
-    memory = f"{machine_['memory_bytes'] / 2**30:.0f} GiB"
-    where = f"{machine_['accelerator']}; host: {cpu}" if machine_["accelerator"] else cpu
-    where = f"{where}, {memory}, {machine_['system']} {machine_['architecture']}"
+    its = data["machine"]
+    instructions = ", ".join(its["cpu_instructions"])
+    where = f"{its['cpu']}, {its['cores']} cores" + (instructions and f" ({instructions})")
+    where = f"{its['accelerator']}; host: {where}" if its["accelerator"] else where
+    where += f", {its['memory_bytes'] / 2**30:.0f} GiB, {its['system']} {its['architecture']}"
     load = data.get("load_before")
     quiet = "" if load is None else f"; load average before it: {load}"
     return machine.about(data, where, f"Matrix product: {_peaks(results)}") + quiet
