@@ -21,19 +21,9 @@ import numpy as np
 from flax import nnx
 
 import jaxattn
+from benchmarks import options
 from benchmarks.gate import Pattern
-from benchmarks.options import (
-    BIAS,
-    CAUSAL,
-    COMPAT,
-    DENSE_MASK,
-    FLAX,
-    JAX_NN,
-    NOTHING,
-    OURS,
-    PLAIN,
-    Arrays,
-)
+from benchmarks.options import Arrays
 from benchmarks.timing import Built, build
 from benchmarks.workloads import FLOAT32, Inputs, Workload
 from jaxattn import compat
@@ -62,7 +52,7 @@ class Contender:
 
 def missing(name: str, work: Workload) -> str | None:
     """Why a contender cannot run a workload, as far as that is in the table of options."""
-    if work.option == NOTHING or name in work.option.others:
+    if work.option == options.NOTHING or name in work.option.others:
         return None
     return f"{name} has no {work.option.title}"
 
@@ -101,10 +91,10 @@ def _kept(ja: ModuleType, work: Workload, extra: Arrays, rows: int) -> Pattern:
     return Pattern(np.asarray(read_off(work.batch, work.heads, rows)), np.asarray(of_one))
 
 
-def _as_jax_nn(call: Callable[..., jax.Array], q, k, v, work: Workload, extra: Arrays, **cudnn):
-    """Its window looks ahead, for cuDNN, unless is_causal is given too."""
+def _by_jax_nn(call: Callable[..., jax.Array], q, k, v, work: Workload, extra: Arrays, **cudnn):
+    """By `jax.nn.dot_product_attention`, or what is called as it is."""
     given: dict[str, Any] = dict(cudnn)
-    if work.mask.causal and (work.mask.left is None or cudnn):
+    if work.mask.causal and (work.mask.left is None or cudnn):  # else cuDNN's window looks ahead
         given["is_causal"] = True
     if work.mask.left is not None:
         given["local_window_size"] = (work.mask.left, 0)
@@ -125,31 +115,18 @@ def _seen(work: Workload, extra: Arrays) -> jax.Array | None:
     return extra.get("seen") if ids is None else (ids[:, None] == ids[None, :])[None, None]
 
 
-def jax_nn(q: jax.Array, k: jax.Array, v: jax.Array, work: Workload, extra: Arrays) -> jax.Array:
-    return _as_jax_nn(jax.nn.dot_product_attention, q, k, v, work, extra)
-
-
-def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, work: Workload, extra: Arrays) -> jax.Array:
-    call = jax.nn.dot_product_attention
-    return _as_jax_nn(call, q, k, v, work, extra, implementation="cudnn")
-
-
-def _compat(q: jax.Array, k: jax.Array, v: jax.Array, work: Workload, extra: Arrays) -> jax.Array:
-    return _as_jax_nn(compat.dot_product_attention, q, k, v, work, extra)
-
-
 def _flax(q: jax.Array, k: jax.Array, v: jax.Array, work: Workload, extra: Arrays) -> jax.Array:
-    given: dict[str, Any] = {"is_causal": True} if work.mask == CAUSAL else {}
+    given: dict[str, Any] = {"is_causal": True} if work.mask == options.CAUSAL else {}
     if (seen := _seen(work, extra)) is not None:
         given["mask"] = seen
     if work.mask.left is not None:  # it has no window of its own
         ahead_ts = _ahead_ts(work)
         given["mask"] = ((-work.mask.left <= ahead_ts) & (ahead_ts <= 0))[None, None]
-    if work.option == BIAS:
+    if work.option == options.BIAS:
         given["bias"] = extra["bias"].astype(q.dtype)
     if work.option.rate:
-        given |= {"dropout_rate": work.option.rate, "deterministic": False}
-        given |= {"broadcast_dropout": False}
+        given |= {"dropout_rate": work.option.rate, "broadcast_dropout": False}
+        given |= {"deterministic": False}
         given["dropout_rng"] = jax.random.wrap_key_data(extra["key"])
     return nnx.dot_product_attention(q, k, v, **given)
 
@@ -200,7 +177,8 @@ def _without_option(work: Workload) -> Workload | None:
 
 def _drop_in(work: Workload) -> Workload | None:
     """What jax.nn has too, where keeping up counts: few tokens, and the length of the ratios."""
-    taken = work.option in (NOTHING, BIAS, DENSE_MASK) and work.mask.left is None
+    theirs = (options.NOTHING, options.BIAS, options.DENSE_MASK)
+    taken = work.option in theirs and work.mask.left is None
     forward = not work.gradient and work.queries == work.keys and work.batch == 1
     return work if taken and forward and (work.queries <= 128 or work.queries == 2048) else None
 
@@ -208,7 +186,7 @@ def _drop_in(work: Workload) -> Workload | None:
 def _flax_limits(work: Workload) -> str | None:
     if jax.default_backend() == "cpu" and work.scores > 2**29:
         return "it calls jax.nn.dot_product_attention, which takes seconds here: timed once"
-    return missing(FLAX, work)
+    return missing(options.FLAX, work)
 
 
 def _cudnn_limits(work: Workload) -> str | None:
@@ -217,13 +195,16 @@ def _cudnn_limits(work: Workload) -> str | None:
     return None if is_plain(work) else "options are measured with jax.nn's own implementation"
 
 
-JAXATTN = by_jaxattn(jaxattn, OURS)
-JAXATTN_PLAIN = by_jaxattn(jaxattn, PLAIN, asked=_without_option)
+JAXATTN = by_jaxattn(jaxattn, options.OURS)
+JAXATTN_PLAIN = by_jaxattn(jaxattn, options.PLAIN, asked=_without_option)
 """jaxattn without the option: what the option costs is a ratio of interleaved rounds too."""
-DROP_IN = Contender(COMPAT, partial(compiled, _compat), asked=_drop_in)
-XLA = Contender(JAX_NN, partial(compiled, jax_nn), partial(missing, JAX_NN))
-NNX = Contender(FLAX, partial(compiled, _flax), _flax_limits)
+_as_jax_nn = partial(_by_jax_nn, compat.dot_product_attention)
+DROP_IN = Contender(options.COMPAT, partial(compiled, _as_jax_nn), asked=_drop_in)
+_jax_nn = partial(_by_jax_nn, jax.nn.dot_product_attention)
+XLA = Contender(options.JAX_NN, partial(compiled, _jax_nn), partial(missing, options.JAX_NN))
+_cudnn = partial(_jax_nn, implementation="cudnn")
 CUDNN = Contender("jax.nn cuDNN", partial(compiled, _cudnn), _cudnn_limits)
+NNX = Contender(options.FLAX, partial(compiled, _flax), _flax_limits)
 
 
 def contenders(works: Sequence[Workload]) -> tuple[Contender, ...]:
@@ -231,11 +212,11 @@ def contenders(works: Sequence[Workload]) -> tuple[Contender, ...]:
 
     Those who are there for the sake of options only where some workload has one.
     """
-    options = not all(map(is_plain, works))
-    everyone = [JAXATTN, *([JAXATTN_PLAIN, DROP_IN] if options else []), XLA, NNX]
+    with_options = not all(map(is_plain, works))
+    everyone = [JAXATTN, *([JAXATTN_PLAIN, DROP_IN] if with_options else []), XLA, NNX]
     everyone += [CUDNN] if jax.default_backend() == "gpu" else []
     if importlib.util.find_spec("torch") is not None:
         from benchmarks.torch_contenders import torch_contenders
 
-        everyone += torch_contenders(options)
+        everyone += torch_contenders(with_options)
     return tuple(everyone)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 import jaxattn as ja
 from benchmarks import machine, run, tables
 from benchmarks.gate import Finding
-from benchmarks.results import Results, parser, save, write_report
+from benchmarks.results import Results, parser
 from benchmarks.timing import Budget, Built, build
 from jaxattn import cache as kv
 from jaxattn import nn
@@ -247,9 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             records = run.measure_all(ready, Budget(chosen.seconds, fewest=5))
             steps = STEPS if task.startswith("decoding") else 1
             data["workloads"].append({"name": task, "steps": steps, "contenders": records})
-    save(data, chosen.out / "flax-models.json")
-    write_report(data, chosen.out)
-    return tables.conclude(lines(Results(data)))
+    return tables.conclude(data, chosen.out / "flax-models.json", lines(Results(data)))
 
 
 if __name__ == "__main__":

@@ -282,7 +282,7 @@ def _chances(got: np.ndarray, want: np.ndarray, pieces: Sequence[Piece], rate: f
     error = float(np.sqrt(np.square(off * want).sum()) / size)
     shown: Shown = {"slope": (float(got @ want / size), 1, 0.02 + 8 * error)}
     if pieces[0].variance is not None:
-        variance = sum(float(np.sum(piece.variance)) for piece in pieces)
+        variance = sum(float(np.asarray(piece.variance).sum()) for piece in pieces)
         x = float(np.square(off).sum()) / variance * rate / (1 - rate)
         rows = sum(piece.want[..., 0].size for piece in pieces)  # features of a row drop alike
         shown["dropped"] = (x / (1 + x), rate, rate * (0.1 + 8 * (2 / rows) ** 0.5))

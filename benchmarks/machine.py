@@ -68,6 +68,7 @@ def facts() -> dict[str, Any]:
 
 
 def _version(package: str) -> str | None:
+    """None for what is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

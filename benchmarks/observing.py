@@ -22,22 +22,10 @@ from tqdm import tqdm
 
 import jaxattn
 from benchmarks import machine, run
+from benchmarks import observing_report as named
 from benchmarks.gate import Finding
-from benchmarks.observing_report import (
-    ENTROPY,
-    FOLD,
-    GRADIENT,
-    MATERIAL,
-    PLAIN,
-    SEEN,
-    SOWN,
-    THROUGH,
-    TOP,
-    TORCH,
-    lines,
-)
 from benchmarks.observing_report import report as report
-from benchmarks.results import parser, save, write_report
+from benchmarks.results import parser
 from benchmarks.tables import conclude
 from benchmarks.timing import Budget, Built, build
 from tests.oracle import observe as truly
@@ -60,11 +48,11 @@ def wanted(see: ModuleType) -> dict[str, dict[str, Any]]:
     entropy = {"entropy": see.Entropy()}
     four = {"map": see.Map(CELLS), "received": see.Received(), **entropy, "max": see.MaxLogit()}
     return {
-        PLAIN: {},
-        SEEN: four,
-        TOP: {**four, "top": see.TopKeys(COUNT)},
-        ENTROPY: entropy,
-        FOLD: {"entropy": see.Fold(lambda: 0.0, entropy_of, per=see.QUERY)},
+        named.PLAIN: {},
+        named.SEEN: four,
+        named.TOP: {**four, "top": see.TopKeys(COUNT)},
+        named.ENTROPY: entropy,
+        named.FOLD: {"entropy": see.Fold(lambda: 0.0, entropy_of, per=see.QUERY)},
     }
 
 
@@ -128,17 +116,20 @@ def contenders(causal: bool, arrays: Arrays) -> dict[str, Callable[[], Built]]:
     functions: dict[str, Any] = {name: partial(OURS, name) for name in wanted(jaxattn.observe)}
     t = arrays[0].shape[1]
     if t in (1024, 4096):
-        functions |= {GRADIENT: partial(_gradient, PLAIN), THROUGH: partial(_gradient, ENTROPY)}
+        functions |= {
+            named.GRADIENT: partial(_gradient, named.PLAIN),
+            named.THROUGH: partial(_gradient, named.ENTROPY),
+        }
     peers = 4 * HEADS * t * t <= LARGEST_MATRIX
     if peers:
-        functions[MATERIAL] = partial(_by_softmax, False)
-        functions[f"{MATERIAL}, top 8"] = partial(_by_softmax, True)
-        functions[SOWN] = _sown_by_flax
+        functions[named.MATERIAL] = partial(_by_softmax, False)
+        functions[f"{named.MATERIAL}, top 8"] = partial(_by_softmax, True)
+        functions[named.SOWN] = _sown_by_flax
     found = {name: partial(build, partial(f, causal), *arrays) for name, f in functions.items()}
     if peers and importlib.util.find_spec("torch") is not None:
         from benchmarks.torch_contenders import eager
 
-        found[TORCH] = partial(eager, CELLS, causal, *arrays)
+        found[named.TORCH] = partial(eager, CELLS, causal, *arrays)
     return found
 
 
@@ -156,7 +147,7 @@ def truth(arrays: Arrays, causal: bool, head: int) -> dict[str, np.ndarray]:
     parts: dict[str, list[np.ndarray]] = {x: [] for x in ("map", "entropy", "top", "out")}
     received, largest = np.zeros(t), -np.inf
     for rows in np.array_split(np.arange(t), -(-t // max(512, down))):
-        w = truly.weights(q[:, rows], k, np.arange(t) <= rows[:, None] if causal else np.True_)
+        w = truly.weights(q[:, rows], k, np.arange(t) <= (rows[:, None] if causal else t))
         cells = w.p.reshape(len(rows) // down, down, t // down, down)
         parts["map"].append(cells.sum(axis=(1, 3)) / down)
         parts["entropy"].append(truly.entropy(w)[0][0, :, 0])
@@ -171,7 +162,7 @@ def truth(arrays: Arrays, causal: bool, head: int) -> dict[str, np.ndarray]:
 def errors(got: Mapping[str, Any], want: Mapping[str, np.ndarray], head: int) -> dict[str, float]:
     """The largest error of each statistic of a head; of top keys, the share that differ."""
     found = {}
-    for name in want.keys() & got.keys():
+    for name in (x for x in want if x in got):
         x = np.asarray(got[name])
         x = x[0, head] if name == "map" else x[head] if name == "max" else x[0, :, head]
         if name == "top":  # peers show any keys where a query sees fewer
@@ -208,7 +199,7 @@ def checking(want: Mapping[str, np.ndarray]) -> run.Check:
 def exactness(t: int) -> dict[str, float]:
     """Errors of one head against float64, causal; of top keys the share that differ."""
     arrays = inputs(t)
-    got = jax.jit(partial(OURS, TOP, True))(*(x[:, :, :1] for x in arrays))
+    got = jax.jit(partial(OURS, named.TOP, True))(*(x[:, :, :1] for x in arrays))
     return errors(got, truth(arrays, True, 0), 0)
 
 
@@ -229,9 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     for t, causal in tqdm([(t, c) for t in chosen.tokens for c in (False, True)], unit="length"):
         data["workloads"].append(measure_length(t, causal, Budget(chosen.seconds, fewest=5)))
-    save(data, chosen.out / "observing.json")
-    write_report(data, chosen.out)
-    return conclude(lines(data))
+    return conclude(data, chosen.out / "observing.json", named.lines(data))
 
 
 if __name__ == "__main__":

@@ -6,22 +6,10 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks import machine
+from benchmarks import machine, tables
 from benchmarks.options import FLAX, JAX_NN
-from benchmarks.plots import DASHES, STYLES, Style, figure_bytes, ticks
+from benchmarks.plots import DASHES, LOOKS, Look, figure_bytes, look, ticks
 from benchmarks.results import MIB, Results
-from benchmarks.tables import (
-    Columns,
-    Line,
-    Target,
-    judge,
-    lines_table,
-    mebibytes,
-    milliseconds,
-    ratio,
-    table,
-    times,
-)
 
 PLAIN, SEEN, TOP = "jaxattn, unobserved", "jaxattn", "jaxattn, top 8"
 ENTROPY, FOLD = "jaxattn, entropy", "jaxattn, entropy by Fold"
@@ -39,25 +27,26 @@ RATIOS = (
 EXACT = {"entropy": 1e-5, "received": 1e-5, "map": 1e-6, "top": 0.0}
 
 
-def lines(data: Mapping[str, Any]) -> list[Line]:
+def lines(data: Mapping[str, Any]) -> list[tables.Line]:
     """Every target that these results can decide."""
     results, found = Results(data), []
     for text, t, who, other, limit in RATIOS:
         works = [f"{mask}-t{t}" for mask in ("full", "causal")]
-        got = judge(Target(text, limit, works, ratio(other, who), "{:.2f}", who), results)
+        target = tables.Target(text, limit, works, tables.ratio(other, who), "{:.2f}", who)
+        got = tables.judge(target, results)
         if got.worst is not None:
             where = f"{got.measured} ({got.worst.partition('-')[0]})"
-            found.append(Line(f"{text}: at most {limit:g}", where, got.met is not False))
+            found.append(tables.Line(f"{text}: at most {limit:g}", where, got.met is not False))
     memory = [results.temp_bytes(f"{mask}-t16384", TOP) for mask in ("full", "causal")]
     most = max((x for x in memory if x is not None), default=None)
     if most is not None:
         text = "temporary memory at 16,384 tokens: at most 64 MiB"
-        found.append(Line(text, f"{most / MIB:.1f} MiB", most <= 64 * MIB))
+        found.append(tables.Line(text, f"{most / MIB:.1f} MiB", most <= 64 * MIB))
     tokens, off = data["exactness"]["tokens"], data["exactness"]["errors"]
     for name, limit in EXACT.items():
         what = "share of top keys that differ" if name == "top" else f"largest error of {name}"
         text = f"{what}, one head, causal, {tokens:,} tokens: at most {limit:g}"
-        found.append(Line(text, f"{off[name]:.1e}", off[name] <= limit))
+        found.append(tables.Line(text, f"{off[name]:.1e}", off[name] <= limit))
     return found
 
 
@@ -79,34 +68,34 @@ def markdown(data: Mapping[str, Any]) -> str:
         "jaxattn unobserved (median of the ratios of interleaved rounds); temporary memory of the "
         "compiled program. A blank: not measured; peers up to a matrix of weights of 1 GiB.",
         "![Time and temporary memory by length](observing.png)",
-        lines_table(lines(data), "Target", "Worst", "Met", left=2),
+        tables.lines_table(lines(data), "Target", "Worst", "Met", left=2),
     ]
 
     def time(work: str, name: str) -> str:
-        of = times(results.ratio(work, name, GRADIENT if name == THROUGH else PLAIN))
-        seconds = milliseconds(results.seconds(work, name))
+        of = tables.times(results.ratio(work, name, GRADIENT if name == THROUGH else PLAIN))
+        seconds = tables.milliseconds(results.seconds(work, name))
         return f"{seconds} ({of})" if seconds else ""
 
-    memory = lambda work, name: mebibytes(results.temp_bytes(work, name))
+    memory = lambda work, name: tables.mebibytes(results.temp_bytes(work, name))
     for mask in ("full", "causal"):
         works = [work for work in results.works if work["mask"] == mask]
         names = list(dict.fromkeys(name for work in works for name in work["contenders"]))
         for title, cell in (("Time", time), ("Temporary memory in MiB", memory)):
-            columns: Columns = {"": str}
+            columns: tables.Columns = {"": str}
             columns |= {
                 f"{work['tokens']:,}": lambda name, work=work, cell=cell: cell(work["name"], name)
                 for work in works
             }
-            parts += [f"## {title}, {mask}", table(names, columns, left=1)]
+            parts += [f"## {title}, {mask}", tables.table(names, columns, left=1)]
     return "\n\n".join(parts) + "\n"
 
 
-LINES: Mapping[str, tuple[str, Style]] = {
-    SEEN: ("jaxattn, observed", STYLES["jaxattn"]),
-    PLAIN: (PLAIN, Style("#0072B2", "o", 1.4, 4.5, DASHES)),
-    MATERIAL: (MATERIAL, STYLES[JAX_NN]),
-    SOWN: (SOWN, STYLES[FLAX]),
-    TORCH: (TORCH, Style("#007A5A", "^", size=6.5)),
+LINES: Mapping[str, tuple[str, Look]] = {
+    SEEN: ("jaxattn, observed", LOOKS["jaxattn"]),
+    PLAIN: (PLAIN, look("#0072B2", "o", 1.4, 4.5, DASHES)),
+    MATERIAL: (MATERIAL, LOOKS[JAX_NN]),
+    SOWN: (SOWN, LOOKS[FLAX]),
+    TORCH: (TORCH, look("#007A5A", "^", size=6.5)),
 }
 
 
@@ -126,9 +115,7 @@ def _draw(ax: Axes, title: str, works: Any, value: Any) -> None:
     for name, (label, its) in LINES.items():
         points = [(w["tokens"], x) for w in works if (x := value(w["name"], name))]
         if points:
-            look = {"color": its.colour, "linestyle": its.line, "linewidth": its.width}
-            marks = {"marker": its.marker, "markersize": its.size}
-            ax.plot(*zip(*points, strict=True), **look, **marks, label=label)
+            ax.plot(*zip(*points, strict=True), **its, label=label)
     ax.set(xscale="log", yscale="log", xlabel="Tokens")
     ax.set_title(title, pad=10)
     ticks(ax.xaxis, "{x:,.0f}", [work["tokens"] for work in works])

@@ -19,33 +19,30 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
-from benchmarks.options import COMPAT, FLAX, FLEX, JAX_NN, OURS, PLAIN, SDPA, TITLES
-from benchmarks.results import MIB, Results
+from benchmarks.options import COMPAT, FLAX, FLEX, JAX_NN, OURS, PLAIN, SDPA
+from benchmarks.results import MIB, Results, option_of
+
+Look = dict[str, Any]
+"""How a contender looks, in matplotlib's words."""
 
 
-@dataclass(frozen=True)
-class Style:
-    """How a contender looks: told apart by marker and label as much as by colour."""
-
-    colour: str
-    marker: str
-    width: float = 1.6
-    size: float = 5.5
-    line: Any = "-"
+def look(colour: str, marker: str, width: float = 1.6, size: float = 5.5, line: Any = "-") -> Look:
+    """Contenders are told apart by marker and label as much as by colour."""
+    of_line = {"color": colour, "linewidth": width, "linestyle": line}
+    return of_line | {"marker": marker, "markersize": size}
 
 
 DASHES = (0, (2.2, 2.2))
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
-STYLES = {
-    OURS: Style("#0072B2", "o", 2.6, 7),
-    JAX_NN: Style("#E06A00", "s", 1.8, 6),
-    FLAX: Style("#9B4F96", "D", 1.8, 4, DASHES),
-    "jax.nn cuDNN": Style("#8A6D00", "v"),
-    SDPA: Style("#007A5A", "^", size=6.5),
-    FLEX: Style("#56B4E9", "P", size=6.5),
+LOOKS = {
+    OURS: look("#0072B2", "o", 2.6, 7),
+    JAX_NN: look("#E06A00", "s", 1.8, 6),
+    FLAX: look("#9B4F96", "D", 1.8, 4, DASHES),
+    "jax.nn cuDNN": look("#8A6D00", "v"),
+    SDPA: look("#007A5A", "^", size=6.5),
+    FLEX: look("#56B4E9", "P", size=6.5),
 }
-OTHER = Style("#555555", "x")
-
+OTHER = look("#555555", "x")
 
 Curve = list[tuple[int, float, bool]]
 """A value at every length, and whether the contender was run there."""
@@ -143,13 +140,6 @@ def dots(results: Results) -> Dots:
     return Dots({title: {x: rows.get(x, {}) for x in labels} for title, rows in panels.items()})
 
 
-def option_of(work: Any) -> str:
-    """The option of a workload, or its documents, in words; empty for neither."""
-    mask = work["mask"] if work["mask"].startswith("segments") else ""
-    option = work.get("option") or mask
-    return TITLES.get(option, option)
-
-
 def draw(figure: Figure, plot: Plot) -> None:
     """The panels two to a row, on the same axes, each line labelled at the right."""
     columns = min(2, len(plot.panels))
@@ -174,12 +164,11 @@ def draw(figure: Figure, plot: Plot) -> None:
 
 
 def _draw_curve(ax: Axes, contender: str, curve: Curve) -> None:
-    its, front = STYLES.get(contender, OTHER), contender == OURS
-    look: dict[str, Any] = {"color": its.colour, "linewidth": its.width, "linestyle": its.line}
-    ax.plot(*list(zip(*curve, strict=True))[:2], **look, zorder=3 + front)
-    marks = {"linestyle": "none", "marker": its.marker, "markersize": its.size}
-    hollow = {"markeredgecolor": its.colour, "markeredgewidth": 1.4, "markerfacecolor": "white"}
-    solid = {"markeredgecolor": "white", "markeredgewidth": 0.6, "markerfacecolor": its.colour}
+    its, front = LOOKS.get(contender, OTHER), contender == OURS
+    ax.plot(*list(zip(*curve, strict=True))[:2], **its | {"marker": ""}, zorder=3 + front)
+    marks, colour = its | {"linestyle": "none"}, its["color"]
+    hollow = {"markeredgecolor": colour, "markeredgewidth": 1.4, "markerfacecolor": "white"}
+    solid = {"markeredgecolor": "white", "markeredgewidth": 0.6, "markerfacecolor": colour}
     for ran, face in ((True, solid), (False, hollow)):
         if at := [(t, y) for t, y, r in curve if r is ran]:
             ax.plot(*zip(*at, strict=True), **marks, **face, zorder=4 + front)
@@ -224,7 +213,7 @@ def _label(ax: Axes, lines: dict[str, Curve]) -> None:
             xytext=(11 + (column - at[0]) * points, (height - at[1]) * points),
             textcoords="offset points",
             va="center",
-            color=STYLES.get(contender, OTHER).colour,
+            color=LOOKS.get(contender, OTHER)["color"],
             fontsize=11.5,
             fontweight="bold" if contender == OURS else "normal",
             annotation_clip=False,
@@ -253,8 +242,8 @@ def draw_dots(figure: Figure, plot: Dots) -> None:
         ax.set_title(title.capitalize(), pad=10)
     figure.supxlabel("times as long as jaxattn without the option", fontsize=12, color="#222222")
     shown = {c for rows in plot.panels.values() for row in rows.values() for c in row}
-    named = [c for c in STYLES if c in shown] + sorted(shown - set(STYLES))
-    handles = [Line2D([], [], **_mark(c), linestyle="none", label=c) for c in named]
+    named = [c for c in LOOKS if c in shown] + sorted(shown - set(LOOKS))
+    handles = [Line2D([], [], **_mark(c), label=c) for c in named]
     figure.legend(
         handles=handles,
         loc="outside upper left",
@@ -266,10 +255,10 @@ def draw_dots(figure: Figure, plot: Dots) -> None:
     )
 
 
-def _mark(contender: str) -> dict[str, Any]:
-    its = STYLES.get(contender, OTHER)
-    look = {"marker": its.marker, "markersize": its.size + 2, "color": its.colour}
-    return look | {"markeredgecolor": "white"}
+def _mark(contender: str) -> Look:
+    its = LOOKS.get(contender, OTHER)
+    larger = {"markersize": its["markersize"] + 2, "markeredgecolor": "white"}
+    return its | larger | {"linestyle": "none"}
 
 
 def _draw_rows(ax: Axes, rows: dict[str, dict[str, float]]) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 
 import jaxattn as ja
 from benchmarks import machine, tables
-from benchmarks.results import parser, save, write_report
+from benchmarks.results import parser
 from tests import oracle
 
 HEADS, FEATURES = 2, 64
@@ -150,9 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = options.parse_args(given)
     rows = measure(chosen.tokens)
     data = {**machine.header("benchmarks.precision", given), "rows": rows}
-    save(data, chosen.out / "precision.json")
-    write_report(data, chosen.out)
-    return tables.conclude(claims(rows))
+    return tables.conclude(data, chosen.out / "precision.json", claims(rows))
 
 
 if __name__ == "__main__":

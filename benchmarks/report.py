@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks import machine, plots
 from benchmarks.options import COMPAT, FLAX, FLEX, JAX_NN, OURS, PLAIN
-from benchmarks.results import Results
+from benchmarks.results import Results, option_of
 from benchmarks.tables import Columns, Verdict, mebibytes, milliseconds, table, times
 from benchmarks.targets import verdicts
 
@@ -85,7 +85,7 @@ def headline(results: Results) -> str:
         for w in results.works
         if all(w[k] == v for k, v in _HEADLINE.items())
         and w["queries"] == w["keys"] in HEADLINE_LENGTHS
-        and not plots.option_of(w)
+        and not option_of(w)
     ]
     others = [c for c in results.contenders if c not in _ASIDE]
     columns: Columns = {
@@ -112,11 +112,11 @@ def _mebibytes(results: Results, names: Sequence[str]) -> Columns:
 
 def options(results: Results) -> str:
     """A row for every workload with an option; empty if there is none."""
-    works = [w for w in results.works if plots.option_of(w) and results.seconds(w["name"], PLAIN)]
+    works = [w for w in results.works if option_of(w) and results.seconds(w["name"], PLAIN)]
     timed = lambda c: any(results.samples(w["name"], c) for w in works)
     others = [c for c in results.contenders if c not in (OURS, PLAIN, COMPAT) and timed(c)]
     columns: Columns = {
-        "Option": plots.option_of,
+        "Option": option_of,
         "Computation": lambda w: w["kind"],
         "T": lambda w: str(w["queries"]),
         f"{OURS}, ms": lambda w: milliseconds(results.seconds(w["name"], OURS)),
@@ -134,7 +134,7 @@ def drop_in(results: Results) -> str:
     found: dict[str, dict[int, str]] = {}
     for work in works:
         cell = _with_ratio(results, work["name"], COMPAT, JAX_NN)
-        found.setdefault(plots.option_of(work) or work["mask"], {})[work["queries"]] = cell
+        found.setdefault(option_of(work) or work["mask"], {})[work["queries"]] = cell
     columns: Columns = {"Forward": lambda row: row[0]}
     columns |= {f"T = {t}": lambda row, t=t: row[1].get(t, "") for t in lengths}
     return table(list(found.items()), columns, left=1)

@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.options import TITLES
 from benchmarks.timing import interquartile, paired_ratio, peak_gflops
 
 FOLDER = Path(__file__).parent / "results"
@@ -89,6 +90,13 @@ def write_report(data: Mapping[str, Any], folder: Path) -> None:
     files: Mapping[str, bytes] = module.report(data)
     for name, content in files.items():
         write_atomically(folder / name, content)
+
+
+def option_of(work: Mapping[str, Any]) -> str:
+    """The option of a workload, or its documents, in words; empty for neither."""
+    mask = work["mask"] if work["mask"].startswith("segments") else ""
+    option = work.get("option") or mask
+    return TITLES.get(option, option)
 
 
 @dataclass(frozen=True)

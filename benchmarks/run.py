@@ -193,7 +193,7 @@ def admit(builder: Callable[[], Built], check: Check) -> tuple[Record, tuple[Bui
     return record, (built, got)
 
 
-def add_times(records: Mapping[str, Record], admitted: dict[str, Built], timing: Budget) -> None:
+def add_times(records: dict[str, Record], admitted: dict[str, Built], timing: Budget) -> None:
     """Times contenders in turns, and lets go of them."""
     for name, its in measure(admitted, timing).items():
         seconds = its.seconds

@@ -2,17 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from types import MappingProxyType
 
-from benchmarks.options import (
-    BIAS,
-    CAUSAL,
-    DENSE_MASK,
-    OPTIONS,
-    STRUCTURED,
-    segments,
-    window,
-)
+from benchmarks import options
+from benchmarks.options import BIAS, CAUSAL, DENSE_MASK, OPTIONS, STRUCTURED
 from benchmarks.workloads import BFLOAT16, FLOAT32, Workload, over, with_options
 
 
@@ -27,13 +19,13 @@ def _step(work: Workload) -> Workload:
 FORWARD = Workload(1, 1)
 FORWARD_CAUSAL = replace(FORWARD, mask=CAUSAL)
 GRADIENT, GRADIENT_CAUSAL = _step(FORWARD), _step(FORWARD_CAUSAL)
-WINDOW = replace(FORWARD, mask=window(512))
-PACKED = replace(FORWARD, mask=segments(8))
+WINDOW = replace(FORWARD, mask=options.window(512))
+PACKED = replace(FORWARD, mask=options.segments(8))
 
 SMOKE = (
     *over((9, 128), FORWARD),
     *over((128,), FORWARD_CAUSAL),
-    *over((128,), replace(FORWARD, mask=window(32))),
+    *over((128,), replace(FORWARD, mask=options.window(32))),
     *over((9,), GRADIENT),
     *over((64,), replace(GRADIENT_CAUSAL, batch=2, kv_heads=4)),
     *(one for work in over((64,), FORWARD) for one in with_options(OPTIONS, work)),
@@ -134,13 +126,11 @@ QUERIES = (
 )
 """Few queries over many keys, and what the longest ones take to compile: about three minutes."""
 
-SETS: Mapping[str, tuple[Workload, ...]] = MappingProxyType(
-    {
-        "smoke": SMOKE,
-        "default": DEFAULT,
-        "options": OPTIONS_SET,
-        "queries": QUERIES,
-        "full": FULL,
-        "gpu": GPU,
-    }
-)
+SETS: Mapping[str, tuple[Workload, ...]] = {
+    "smoke": SMOKE,
+    "default": DEFAULT,
+    "options": OPTIONS_SET,
+    "queries": QUERIES,
+    "full": FULL,
+    "gpu": GPU,
+}

@@ -1,12 +1,13 @@
 """Markdown tables, numbers as they stand in them, and targets beside what was measured."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from benchmarks.options import OURS
-from benchmarks.results import MIB, Results
+from benchmarks.results import MIB, Results, save, write_report
 
 Columns: TypeAlias = dict[str, Callable[[Any], str]]
 """The heads of a table, and what stands under each for a row."""
@@ -109,8 +110,13 @@ def lines_table(lines: Sequence[Line], *head: str, left: int) -> str:
     return table(lines, dict(zip(head, cells, strict=True)), left=left)
 
 
-def conclude(lines: Sequence[Line]) -> int:
-    """Prints them. Returns an exit status: 0 if all hold, else 1."""
+def conclude(data: Mapping[str, Any], path: Path, lines: Sequence[Line]) -> int:
+    """Saves the results, writes their report, and prints what holds.
+
+    Returns an exit status: 0 if all hold, else 1.
+    """
+    save(data, path)
+    write_report(data, path.parent)
     for text, found, holds in lines:
         print(f"{'holds' if holds else 'FAILS'}: {text}: {found}")
     return 0 if all(line.holds for line in lines) else 1

@@ -143,20 +143,20 @@ def _flex(device: str, work: Workload, inputs: Inputs) -> Built:
     q, k, v = (_tensor(x, work.dtype, device) for x in (inputs.q, inputs.k, inputs.v))
     extra = {name: torch.from_numpy(x).to(device) for name, x in inputs.extra.items()}
     score = None if work.option.flex is None else work.option.flex(extra, work.queries)
-    seen, block = _mask_mod(work, extra), None
-    torch.compiler.reset()
-    begin = time.perf_counter()
-    if seen is not None:
-        block = flex.create_block_mask(seen, None, None, work.queries, work.keys, device=device)
-    compiled: Any = torch.compile(flex.flex_attention, dynamic=False)
-    given = {"score_mod": score, "block_mask": block, "enable_gqa": work.kv_heads != work.heads}
+    given = {"score_mod": score, "enable_gqa": work.kv_heads != work.heads}
 
     def run() -> list[Any]:
         with torch.no_grad():
             return [compiled(q, k, v, **given)]
 
     with warnings.catch_warnings(), torch._inductor.config.patch(force_disable_caches=True):
-        warnings.simplefilter("ignore")  # that the caches are off
+        warnings.simplefilter("ignore")  # that the caches are off, and what torch itself deprecates
+        torch.compiler.reset()
+        begin = time.perf_counter()
+        compiled: Any = torch.compile(flex.flex_attention, dynamic=False)
+        if (seen := _mask_mod(work, extra)) is not None:
+            sizes = work.queries, work.keys
+            given["block_mask"] = flex.create_block_mask(seen, None, None, *sizes, device=device)
         run()
     seconds, needs = time.perf_counter() - begin, 2 * work.bytes
     wait = partial(_wait, device)

@@ -7,6 +7,7 @@ of the three counts: most of it is noise.
 """
 
 import importlib
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from tqdm import tqdm
 
 import jaxattn
 from benchmarks import contenders, machine, observing, run, tables
+from benchmarks import observing_report as named
 from benchmarks.results import Results, parser, save, write_report
 from benchmarks.sets import SETS
 from benchmarks.timing import Budget, build, paired_ratio
@@ -81,7 +83,7 @@ def of_observing(
     for t, causal in tqdm([(t, c) for t in tokens for c in (False, True)], desc="observing"):
         arrays = observing.inputs(t)
         check = observing.checking(observing.truth(arrays, causal, observing.CHECKED))
-        for what in (observing.PLAIN, observing.SEEN, observing.TOP, observing.ENTROPY):
+        for what in (named.PLAIN, named.SEEN, named.TOP, named.ENTROPY):
             built = {
                 who: (partial(build, partial(observing.observed, ja, what, causal), *arrays), check)
                 for who, ja in versions.items()
@@ -115,8 +117,9 @@ def report(data: Mapping[str, Any]) -> dict[str, bytes]:
         f"{SLOWER} the median of {RUNS} runs, which are all there.",
         "",
     ]
-    both = lambda work, key: [work["contenders"][who][key] for who in (BEFORE, AFTER)]
-    ms = lambda work, who: f"{1e3 * median(work['contenders'][who]['samples_s']):.2f}"
+    of = lambda work, who, key: work["contenders"][who][key] or math.nan
+    both = lambda work, key: (of(work, who, key) for who in (BEFORE, AFTER))
+    ms = lambda work, who: f"{1e3 * median(of(work, who, 'samples_s')):.2f}"
     columns: tables.Columns = {
         "workload": lambda work: work["name"],
         "before, ms": lambda work: ms(work, BEFORE),

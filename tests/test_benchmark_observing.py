@@ -15,7 +15,12 @@ def test_observing_measures_and_reports(tmp_path):
     data = json.loads((tmp_path / "observing.json").read_text())
     assert [work["mask"] for work in data["workloads"]] == ["full", "causal"]
     records = data["workloads"][0]["contenders"]
-    assert {observing.PLAIN, observing.SEEN, observing.TOP, "jax.nn.softmax"} <= set(records)
+    assert {
+        observing_report.PLAIN,
+        observing_report.SEEN,
+        observing_report.TOP,
+        "jax.nn.softmax",
+    } <= set(records)
     assert all(record["status"] == "timed" for record in records.values())
     assert all(record["errors"]["out"]["off"] < 1e-5 for record in records.values())
     report = (tmp_path / "observing.md").read_text()
@@ -25,20 +30,20 @@ def test_observing_measures_and_reports(tmp_path):
 
 def test_a_contender_that_shows_something_else_is_not_timed(monkeypatch):
     arrays = observing.inputs(64)
-    right = observing.contenders(False, arrays)[observing.SEEN]
+    right = observing.contenders(False, arrays)[observing_report.SEEN]
 
     def wrong():
         built = right()
         zeros = {"entropy": np.zeros((1, 64, observing.HEADS))}
         return replace(built, run=lambda: built.run() | zeros)
 
-    both = {observing.SEEN: wrong, observing.PLAIN: right}
+    both = {observing_report.SEEN: wrong, observing_report.PLAIN: right}
     monkeypatch.setattr(observing, "contenders", lambda *_: both)
     records = observing.measure_length(64, False, QUICK)["contenders"]
-    assert records[observing.SEEN]["status"] == "wrong"
-    assert "entropy is off" in records[observing.SEEN]["reason"]
-    assert "samples_s" not in records[observing.SEEN]
-    assert records[observing.PLAIN]["status"] == "timed"
+    assert records[observing_report.SEEN]["status"] == "wrong"
+    assert "entropy is off" in records[observing_report.SEEN]["reason"]
+    assert "samples_s" not in records[observing_report.SEEN]
+    assert records[observing_report.PLAIN]["status"] == "timed"
 
 
 def _work(tokens, mask, seconds, temp=2**20):
