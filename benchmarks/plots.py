@@ -165,7 +165,8 @@ def draw(figure: Figure, plot: Plot) -> None:
 
 def _draw_curve(ax: Axes, contender: str, curve: Curve) -> None:
     its, front = LOOKS.get(contender, OTHER), contender == OURS
-    ax.plot(*list(zip(*curve, strict=True))[:2], **its | {"marker": ""}, zorder=3 + front)
+    line: Look = its | {"marker": ""}
+    ax.plot(*list(zip(*curve, strict=True))[:2], **line, zorder=3 + front)
     marks, colour = its | {"linestyle": "none"}, its["color"]
     hollow = {"markeredgecolor": colour, "markeredgewidth": 1.4, "markerfacecolor": "white"}
     solid = {"markeredgecolor": "white", "markeredgewidth": 0.6, "markerfacecolor": colour}

@@ -62,7 +62,7 @@ def load(path: Path) -> dict[str, Any]:
     data = json.loads(path.read_text())
     if "command" not in data or data.get("format", 1) != 1:
         raise ValueError(f"{path} is not a results file of format 1")
-    rows = data.get("rows", [{}])
+    rows = data.get("rows") or [{}]
     if "contenders" in rows[0] or "seconds" in rows[0]:
         data["workloads"] = [_workload(row) for row in data.pop("rows")]
     return data

@@ -117,9 +117,8 @@ def report(data: Mapping[str, Any]) -> dict[str, bytes]:
         f"{SLOWER} the median of {RUNS} runs, which are all there.",
         "",
     ]
-    of = lambda work, who, key: work["contenders"][who][key] or math.nan
-    both = lambda work, key: (of(work, who, key) for who in (BEFORE, AFTER))
-    ms = lambda work, who: f"{1e3 * median(of(work, who, 'samples_s')):.2f}"
+    both = lambda work, key: [work["contenders"][x].get(key) or math.nan for x in (BEFORE, AFTER)]
+    ms = lambda work, who: f"{1e3 * median(work['contenders'][who]['samples_s']):.2f}"
     columns: tables.Columns = {
         "workload": lambda work: work["name"],
         "before, ms": lambda work: ms(work, BEFORE),

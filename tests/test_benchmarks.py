@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 import time
 from collections import Counter
 from dataclasses import replace
@@ -15,7 +16,7 @@ from benchmarks import plots, report, run
 from benchmarks.contenders import XLA, Contender
 from benchmarks.gate import Gate, expected
 from benchmarks.options import CAUSAL, EVERY_PAIR, window
-from benchmarks.results import Results, load, save
+from benchmarks.results import FOLDER, Results, load, save
 from benchmarks.sets import DEFAULT, FORWARD, FORWARD_CAUSAL, FULL, GPU, SETS
 from benchmarks.targets import verdicts
 from benchmarks.timing import Budget, Built, measure, orders, paired_ratio
@@ -206,6 +207,20 @@ def test_report_shows_the_numbers_of_the_file(tmp_path):
     assert "made-up-memory.png" in text
     assert all(line.count("|") == 6 for line in text.splitlines() if line.startswith("| Forward"))
     assert "| forward, causal | 4096 |" in report.headline(results)
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.json")), ids=lambda path: path.stem)
+def test_reports_are_what_follows_from_the_results(path, tmp_path):
+    assert command.main(["--report", str(shutil.copy(path, tmp_path))]) == 0
+    (written,) = tmp_path.glob("*.md")
+    again = "run python -m benchmarks --report on it"
+    assert written.read_text() == (FOLDER / written.name).read_text(), again
+
+
+def test_a_file_of_another_format_is_refused(tmp_path):
+    (tmp_path / "other.json").write_text('{"format": 2, "command": "python -m benchmarks"}')
+    with pytest.raises(ValueError, match="not a results file of format 1"):
+        load(tmp_path / "other.json")
 
 
 def test_report_of_another_device_has_no_targets():
