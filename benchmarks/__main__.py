@@ -32,10 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     data: dict[str, Any] = {}
     status = 0
     measured = run.run(works, contenders(works), run.budget(options.seconds), options.matrix)
+    bar = tqdm(measured, total=len(works), unit="workload", dynamic_ncols=True)
     try:
-        for found in tqdm(measured, total=len(works), unit="workload", dynamic_ncols=True):
+        for found in bar:
             data = about | found
             save(data, options.out / f"{name}.json")
+            bar.set_description(f"last {found['workloads'][-1]['name']}")
     except KeyboardInterrupt:
         status = 130
     if data:
