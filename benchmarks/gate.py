@@ -105,7 +105,7 @@ def expected(
 ) -> list[Piece]:
     """The right values of the workload's outputs, all of them or a sample.
 
-    Where weights are dropped: those that are not `kept` or, without it, mean and variance.
+    Where weights are dropped: given what is `kept`; without it, mean and variance.
     """
     random = np.random.default_rng(seed)
     rows = np.arange(row_count(work, most_pairs))

@@ -41,8 +41,8 @@ def torch_contenders(options: bool) -> list[Contender]:
     if device is None:
         return []
     sdpa = Contender(SDPA, partial(_sdpa, device), _sdpa_limits)
-    limits = partial(_flex_limits, device)
-    return [sdpa, *([Contender(FLEX, partial(_flex, device), limits, _flex_asked)] * options)]
+    compiled = Contender(FLEX, partial(_flex, device), partial(_flex_limits, device), _flex_asked)
+    return [sdpa, compiled] if options else [sdpa]
 
 
 def _wait(device: str, got: Any) -> None:
