@@ -9,6 +9,7 @@ import pytest
 from benchmarks import machine
 from benchmarks.contenders import contenders
 from benchmarks.gate import Gate
+from benchmarks.run import admit
 from benchmarks.sets import SMOKE
 
 
@@ -18,26 +19,16 @@ def bench_attention(benchmark, work, contender):
     asked = contender.asked(work)
     if asked is None:
         pytest.skip(f"{contender.name} does not take part in this workload")
-    reason = contender.supports(asked)
-    if reason is not None:
+    if reason := contender.limits(asked):
         pytest.skip(f"{contender.name}: {reason}")
     inputs = asked.inputs()
-    built = contender.build(asked, inputs)  # compile time is recorded apart
-    got = built.run()
-    built.wait(got)
-    errors = Gate(asked, inputs).errors(built.outputs(got), built.read_off)
-    wrong = [e for e in errors if e.too_large]
-    assert not wrong, f"{contender.name} is wrong and gets no time: {wrong[0]}"
+    record, passed = admit(lambda: contender.build(asked, inputs), Gate(asked, inputs).check)
+    assert passed is not None, f"{contender.name} gets no time: {record['reason']}"
+    built, _ = passed
 
     benchmark.group = work.name
-    benchmark.extra_info.update(
-        flops=asked.flops,
-        bytes=asked.bytes,
-        compile_s=built.compile_seconds,
-        temp_bytes=built.temp_bytes(),
-        **machine.facts(),
-    )
-    rounds = {"rounds": 30, "warmup_rounds": 3}
-    benchmark.pedantic(lambda: built.wait(built.run()), **rounds)
+    facts = {x: record[x] for x in ("compile_s", "temp_bytes") if x in record}
+    benchmark.extra_info.update(flops=asked.flops, bytes=asked.bytes, **facts, **machine.facts())
+    benchmark.pedantic(built.result, rounds=30, warmup_rounds=3)
     if benchmark.enabled:
         benchmark.extra_info["gflops"] = asked.flops / benchmark.stats.stats.median / 1e9

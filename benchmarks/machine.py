@@ -1,8 +1,11 @@
-"""What the numbers were measured on."""
+"""What the numbers were measured on: how a results file and its report begin."""
 
 import os
 import platform
 import re
+import shlex
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,15 +22,44 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def header(program: str, given: Sequence[str]) -> dict[str, Any]:
+    """What was run, when and where. `given` are the arguments of `python -m program`."""
+    packages = ("jaxattn", "jax", "jaxlib", "flax", "torch", "numpy")
+    return {
+        "command": shlex.join(["python", "-m", program, *given]),
+        "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "machine": facts(),
+        "load_before": load_average(),
+        "versions": {"python": platform.python_version()} | {x: _version(x) for x in packages},
+    }
+
+
+def about(
+    data: Mapping[str, Any], where: str, *more: str, packages: Sequence[str] | None = None
+) -> str:
+    """Markdown: the machine, the software (all, or these packages), `more`, and the run."""
+    versions = data["versions"]
+    software = ", ".join(f"{k} {versions[k]}" for k in packages or versions if versions[k])
+    run = f"Measured {data['date']} by `{data['command']}`"
+    return "\n".join(f"- {x}" for x in (f"Machine: {where}", f"Software: {software}", *more, run))
+
+
+def about_times(data: Mapping[str, Any]) -> str:
+    """`about` where `data` holds times: cores and load matter."""
+    its = data["machine"]
+    where = f"{its['cpu']}, {its['cores']} cores, {its['platform']}"
+    return about(data, f"{where}; load before {data['load_before']}")
+
+
 def facts() -> dict[str, Any]:
     """The machine, as a results file records it."""
-    device = jax.devices()[0]
+    device, flags = jax.devices()[0], _cpuinfo("(?:flags|Features)").split()
     return {
         "platform": device.platform,
         "accelerator": None if device.platform == "cpu" else device.device_kind,
         "devices": jax.device_count(),
         "cpu": cpu_model(),
-        "cpu_instructions": [x for x in _INSTRUCTIONS if x in _cpu_flags()],
+        "cpu_instructions": [x for x in _INSTRUCTIONS if x in flags],
         "cores": cores(),
         "memory_bytes": _total_bytes(),
         "system": platform.system(),
@@ -35,13 +67,8 @@ def facts() -> dict[str, Any]:
     }
 
 
-def versions() -> dict[str, str | None]:
-    """Versions of Python and of everything that takes part; None for what is not installed."""
-    packages = ("jaxattn", "jax", "jaxlib", "flax", "torch", "numpy")
-    return {"python": platform.python_version()} | {name: _version(name) for name in packages}
-
-
 def _version(package: str) -> str | None:
+    """None for what is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -64,8 +91,12 @@ def available_bytes() -> int:
 
 
 def cpu_model() -> str:
-    found = re.search(r"^model name\s*:\s*(.+)$", _read("/proc/cpuinfo"), re.MULTILINE)
-    return found[1].strip() if found else platform.processor() or platform.machine()
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _cpuinfo(key: str) -> str:
+    found = re.search(rf"^{key}\s*:\s*(.+)$", _read("/proc/cpuinfo"), re.MULTILINE)
+    return found[1].strip() if found else ""
 
 
 def slug() -> str:
@@ -73,11 +104,6 @@ def slug() -> str:
     device = jax.devices()[0]
     what = cpu_model() if device.platform == "cpu" else device.device_kind
     return f"{device.platform}-{re.sub(r'[^a-z0-9]+', '-', what.lower()).strip('-')}"
-
-
-def _cpu_flags() -> set[str]:
-    found = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", _read("/proc/cpuinfo"), re.MULTILINE)
-    return set(found[1].split()) if found else set()
 
 
 def _total_bytes() -> int:

@@ -7,11 +7,11 @@ weights and reduce it. Flax sows weights, not logits, so there is no largest log
 checked against float64 before they are timed, and take turns.
 """
 
-import argparse
+import importlib.util
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -20,56 +20,46 @@ import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
-import jaxattn as ja
-from benchmarks import header, machine
-from benchmarks.built import Built, build
-from benchmarks.observing_report import (
-    ENTROPY,
-    FOLD,
-    GRADIENT,
-    PLAIN,
-    SEEN,
-    THROUGH,
-    TOP,
-    markdown,
-    plot,
-    targets,
-)
-from benchmarks.plots import figure_bytes
-from benchmarks.results import FOLDER, save_report, write_atomically
-from benchmarks.timing import Budget, measure
-from jaxattn import observe as see
+import jaxattn
+from benchmarks import machine, run
+from benchmarks import observing_report as named
+from benchmarks.gate import Finding
+from benchmarks.observing_report import report as report
+from benchmarks.results import parser
+from benchmarks.tables import conclude
+from benchmarks.timing import Budget, Built, build
+from tests.oracle import observe as truly
 
 HEADS, FEATURES, CELLS, COUNT = 12, 64, 256, 8
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
 LARGEST_MATRIX = 2**30  # bytes; beyond it a round of the peers takes minutes, then does not fit
+CHECKED = 5  # the head that is compared with float64
 Arrays = tuple[Any, Any, Any]
-FOUR: Mapping[str, see.Observation] = {
-    "map": see.Map(CELLS),
-    "received": see.Received(),
-    "entropy": see.Entropy(),
-    "max": see.MaxLogit(),
-}
 
 
-def entropy_of(seen: see.Seen) -> jax.Array:
-    """What a user would write for `Entropy`."""
-    surprise = seen.lse[:, None] - seen.logits
-    return jnp.where(seen.logits > -jnp.inf, seen.weights * surprise, 0).sum(axis=1)
+def wanted(see: ModuleType) -> dict[str, dict[str, Any]]:
+    """What each of our contenders observes. see: `jaxattn.observe`, of this version or another."""
+
+    def entropy_of(seen: Any) -> jax.Array:
+        """What a user would write for `Entropy`."""
+        surprise = seen.lse[:, None] - seen.logits
+        return jnp.where(seen.logits > -jnp.inf, seen.weights * surprise, 0).sum(axis=1)
+
+    entropy = {"entropy": see.Entropy()}
+    four = {"map": see.Map(CELLS), "received": see.Received(), **entropy, "max": see.MaxLogit()}
+    return {
+        named.PLAIN: {},
+        named.SEEN: four,
+        named.TOP: {**four, "top": see.TopKeys(COUNT)},
+        named.ENTROPY: entropy,
+        named.FOLD: {"entropy": see.Fold(lambda: 0.0, entropy_of, per=see.QUERY)},
+    }
 
 
-OURS: Mapping[str, Mapping[str, see.Observation]] = {
-    PLAIN: {},
-    SEEN: FOUR,
-    TOP: {**FOUR, "top": see.TopKeys(COUNT)},
-    ENTROPY: {"entropy": see.Entropy()},
-    FOLD: {"entropy": see.Fold(lambda: 0.0, entropy_of, per=see.QUERY)},
-}
-
-
-def jaxattn(wanted: Mapping[str, see.Observation], causal: bool, q, k, v) -> dict[str, Any]:
+def observed(ja: ModuleType, name: str, causal: bool, q: Any, k: Any, v: Any) -> dict[str, Any]:
+    """By jaxattn, which is given: this version, or another."""
     mask = ja.Causal() if causal else ja.EVERYTHING
-    got = ja.attend(q, k, v, mask=mask, observe=wanted)
+    got = ja.attend(q, k, v, mask=mask, observe=wanted(ja.observe)[name])
     shown = {**got.observed, "out": got.out}
     if "received" in shown:
         shown["received"] = shown["received"].mass
@@ -78,36 +68,32 @@ def jaxattn(wanted: Mapping[str, see.Observation], causal: bool, q, k, v) -> dic
     return shown
 
 
-def jaxattn_gradient(through: bool, causal: bool, q, k, v) -> dict[str, Any]:
-    def loss(q, k, v):
-        shown = jaxattn(OURS[ENTROPY] if through else {}, causal, q, k, v)
-        return sum(x.sum() for x in shown.values())
-
-    return dict(zip(("dq", "dk", "dv"), jax.grad(loss, (0, 1, 2))(q, k, v), strict=True))
+OURS = partial(observed, jaxattn)
 
 
-def jax_softmax(top: bool, causal: bool, q, k, v) -> dict[str, Any]:
+def _gradient(name: str, causal: bool, *arrays: Any) -> dict[str, Any]:
+    loss = lambda *arrays: sum(x.sum() for x in OURS(name, causal, *arrays).values())
+    return dict(zip(("dq", "dk", "dv"), jax.grad(loss, (0, 1, 2))(*arrays), strict=True))
+
+
+def _by_softmax(top: bool, causal: bool, q: Any, k: Any, v: Any) -> dict[str, Any]:
     """Weights by `jax.nn.softmax`, and what follows from them and the logits."""
     logits = jnp.einsum("bthd,bshd->bhts", q, k) / FEATURES**0.5
     if causal:
         logits = jnp.where(jnp.tril(jnp.ones(logits.shape[-2:], bool)), logits, -jnp.inf)
     weights = jax.nn.softmax(logits)
-    shown = _of_weights(weights, top)
-    return {
-        **shown,
-        "max": logits.max(axis=(0, 2, 3)),
-        "out": jnp.einsum("bhts,bshd->bthd", weights, v),
-    }
+    out = jnp.einsum("bhts,bshd->bthd", weights, v)
+    return {**_of_weights(weights, top), "max": logits.max(axis=(0, 2, 3)), "out": out}
 
 
-def flax_sown(top: bool, causal: bool, q, k, v) -> dict[str, Any]:
+def _sown_by_flax(causal: bool, q: Any, k: Any, v: Any) -> dict[str, Any]:
     """Weights as `nnx.dot_product_attention` sows them into a module."""
     mask = jnp.tril(jnp.ones((1, 1, q.shape[1], q.shape[1]), bool)) if causal else None
     attend = lambda module, *x: nnx.dot_product_attention(*x, mask=mask, module=module)
     sown: Any
     out, sown = nnx.capture(attend, nnx.Intermediate)(nnx.Module(), q, k, v)
     (weights,) = sown["attention_weights"].get_value()
-    return {**_of_weights(weights, top), "out": out}
+    return {**_of_weights(weights, False), "out": out}
 
 
 def _of_weights(weights: jax.Array, top: bool) -> dict[str, jax.Array]:
@@ -125,30 +111,26 @@ def _of_weights(weights: jax.Array, top: bool) -> dict[str, jax.Array]:
     return shown
 
 
-def contenders(causal: bool, t: int, gradients: bool) -> dict[str, Callable[..., Built]]:
+def contenders(causal: bool, arrays: Arrays) -> dict[str, Callable[[], Built]]:
     """Who is measured at a length: peers up to a matrix of LARGEST_MATRIX."""
-    jit = lambda f, *options: partial(build, partial(f, *options, causal))
-    found = {name: jit(jaxattn, wanted) for name, wanted in OURS.items()}
-    if gradients:
-        found |= {GRADIENT: jit(jaxattn_gradient, False), THROUGH: jit(jaxattn_gradient, True)}
-    if 4 * HEADS * t * t <= LARGEST_MATRIX:
-        found |= {
-            "jax.nn.softmax": jit(jax_softmax, False),
-            "jax.nn.softmax, top 8": jit(jax_softmax, True),
-            "Flax sow_weights": jit(flax_sown, False),
+    functions: dict[str, Any] = {name: partial(OURS, name) for name in wanted(jaxattn.observe)}
+    t = arrays[0].shape[1]
+    if t in (1024, 4096):
+        functions |= {
+            named.GRADIENT: partial(_gradient, named.PLAIN),
+            named.THROUGH: partial(_gradient, named.ENTROPY),
         }
-        if eager := _torch():
-            found["torch eager"] = partial(eager, causal)
+    peers = 4 * HEADS * t * t <= LARGEST_MATRIX
+    if peers:
+        functions[named.MATERIAL] = partial(_by_softmax, False)
+        functions[f"{named.MATERIAL}, top 8"] = partial(_by_softmax, True)
+        functions[named.SOWN] = _sown_by_flax
+    found = {name: partial(build, partial(f, causal), *arrays) for name, f in functions.items()}
+    if peers and importlib.util.find_spec("torch") is not None:
+        from benchmarks.torch_contenders import eager
+
+        found[named.TORCH] = partial(eager, CELLS, causal, *arrays)
     return found
-
-
-def _torch() -> Callable[..., Built] | None:
-    """None where torch is not installed."""
-    try:
-        from benchmarks.torch_eager import build
-    except ImportError:
-        return None
-    return build
 
 
 def inputs(t: int) -> Arrays:
@@ -159,46 +141,30 @@ def inputs(t: int) -> Arrays:
 
 def truth(arrays: Arrays, causal: bool, head: int) -> dict[str, np.ndarray]:
     """Everything that is shown of one head, in float64, some queries at a time."""
-    q, k, v = (np.asarray(x[0, :, head], np.float64) for x in arrays)
-    t = len(q)
+    q, k, v = (np.asarray(x[:, :, head : head + 1], np.float64) for x in arrays)
+    t = q.shape[1]
     down = max(t // CELLS, 1)
+    parts: dict[str, list[np.ndarray]] = {x: [] for x in ("map", "entropy", "top", "out")}
     received, largest = np.zeros(t), -np.inf
-    parts: dict[str, list[np.ndarray]] = {"map": [], "entropy": [], "top": [], "out": []}
-    for i in range(0, t, size := max(512, down)):
-        logits = q[i : i + size] @ k.T / FEATURES**0.5
-        if causal:
-            logits[np.arange(t) > np.arange(i, i + len(logits))[:, None]] = -np.inf
-        peak = logits.max(axis=1, keepdims=True)
-        p = np.exp(logits - peak)
-        total = p.sum(axis=1, keepdims=True)
-        p /= total
-        surprise = peak + np.log(total) - np.where(p > 0, logits, 0)
-        parts["entropy"].append((p * np.where(p > 0, surprise, 0)).sum(axis=1))
-        parts["top"].append(_top(p))
-        parts["out"].append(p @ v)
-        cells = p.reshape(-1, down, t // down, down)
+    for rows in np.array_split(np.arange(t), -(-t // max(512, down))):
+        w = truly.weights(q[:, rows], k, np.arange(t) <= (rows[:, None] if causal else t))
+        cells = w.p.reshape(len(rows) // down, down, t // down, down)
         parts["map"].append(cells.sum(axis=(1, 3)) / down)
-        received, largest = received + p.sum(axis=0), max(largest, peak.max())
+        parts["entropy"].append(truly.entropy(w)[0][0, :, 0])
+        parts["top"].append(truly.top_keys(w, COUNT)[1][0, :, 0])
+        parts["out"].append(w.p[0, 0] @ v[0, :, 0])
+        received += w.p[0, 0].sum(axis=0)
+        largest = max(largest, w.logits.max())
     joined = {name: np.concatenate(found) for name, found in parts.items()}
     return {**joined, "received": received, "max": np.asarray(largest)}
 
 
-def _top(p: np.ndarray) -> np.ndarray:
-    """The keys of the largest weights, from the largest down; -1 where a query sees fewer."""
-    at = np.argpartition(-p, COUNT, axis=1)[:, :COUNT]
-    order = np.argsort(-np.take_along_axis(p, at, axis=1), axis=1, kind="stable")
-    at = np.take_along_axis(at, order, axis=1)
-    return np.where(np.take_along_axis(p, at, axis=1) > 0, at, -1)
-
-
-def errors(got: Mapping[str, Any], want: Mapping[str, np.ndarray], head: int) -> dict:
+def errors(got: Mapping[str, Any], want: Mapping[str, np.ndarray], head: int) -> dict[str, float]:
     """The largest error of each statistic of a head; of top keys, the share that differ."""
     found = {}
-    for name, x in got.items():
-        if name not in want:
-            continue
-        of_head = {"map": lambda x: x[0, head], "max": lambda x: x[head]}
-        x = of_head.get(name, lambda x: x[0, :, head])(np.asarray(x))
+    for name in (x for x in want if x in got):
+        x = np.asarray(got[name])
+        x = x[0, head] if name == "map" else x[head] if name == "max" else x[0, :, head]
         if name == "top":  # peers show any keys where a query sees fewer
             real = want[name] >= 0
             found[name] = float((x != want[name])[real].mean())
@@ -211,71 +177,50 @@ LIMITS = {"map": 1e-6, "received": 1e-4, "entropy": 1e-4, "max": 1e-4, "out": 1e
 """Beyond these a contender is not timed: it would have computed something else."""
 
 
-def measure_length(t: int, causal: bool, gradients: bool, budget: Budget, say: Callable) -> dict:
-    arrays, head = inputs(t), 5
-    want = truth(arrays, causal, head)
-    built: dict[str, Built] = {}
-    found: dict[str, dict[str, Any]] = {}
-    for name, prepare in contenders(causal, t, gradients).items():
-        say(f"checking {name}")
-        one = prepare(*arrays)
-        got = one.run()
-        one.wait(got)
-        off = errors(got, want, head)
-        if bad := {key: value for key, value in off.items() if not value <= LIMITS[key]}:
-            raise AssertionError(f"{name} at {t} tokens is off from float64: {bad}")
-        built[name] = one
-        found[name] = {
-            "errors": off,
-            "temp_bytes": one.temp_bytes(),
-            "compile_seconds": one.compile_seconds,
-        }
-    samples = measure(built, budget, lambda done, of: say(f"round {done} of {of}"))
-    for name, its in samples.items():
-        found[name] |= {"seconds": its.seconds, "calls": its.calls}
-    return {"tokens": t, "mask": "causal" if causal else "full", "contenders": found}
+def measure_length(t: int, causal: bool, budget: Budget) -> dict[str, Any]:
+    """A workload of the results."""
+    arrays, mask = inputs(t), "causal" if causal else "full"
+    check = checking(truth(arrays, causal, CHECKED))
+    checked = {name: (builder, check) for name, builder in contenders(causal, arrays).items()}
+    records = run.measure_all(checked, budget)
+    return {"name": f"{mask}-t{t}", "tokens": t, "mask": mask, "contenders": records}
+
+
+def checking(want: Mapping[str, np.ndarray]) -> run.Check:
+    """Whether a contender shows what float64 does. Gradients are not compared."""
+
+    def check(built: Built, got: Any) -> list[Finding]:
+        off = errors(got, want, CHECKED)
+        return [Finding(name, {"off": (x, 0, LIMITS[name])}) for name, x in off.items()]
+
+    return check
 
 
 def exactness(t: int) -> dict[str, float]:
     """Errors of one head against float64, causal; of top keys the share that differ."""
     arrays = inputs(t)
-    got = jax.jit(partial(jaxattn, OURS[TOP], True))(*(x[:, :, :1] for x in arrays))
+    got = jax.jit(partial(OURS, named.TOP, True))(*(x[:, :, :1] for x in arrays))
     return errors(got, truth(arrays, True, 0), 0)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns 0 if every target is met, else 1."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.observing", description=__doc__)
-    parser.add_argument("--out", type=Path, default=FOLDER, metavar="DIR")
-    parser.add_argument("--tokens", type=int, nargs="+", default=LENGTHS, metavar="T")
-    parser.add_argument("--seconds", type=float, default=2.0, help="for the rounds of a length")
-    chosen = parser.parse_args(given)
-    works = [(t, causal) for t in chosen.tokens for causal in (False, True)]
+    options = parser("benchmarks.observing", __doc__, seconds=2.0)
+    options.add_argument("--tokens", type=int, nargs="+", default=LENGTHS, metavar="T")
+    chosen = options.parse_args(given)
+    tokens = min(4096, max(chosen.tokens))
     data: dict[str, Any] = {
-        **header.of_results("benchmarks.observing", given),
-        "load_before": machine.load_average(),
+        **machine.header("benchmarks.observing", given),
         "heads": HEADS,
         "features": FEATURES,
         "cells": CELLS,
-        "exactness": {"tokens": min(4096, max(chosen.tokens))},
-        "rows": [],
+        "exactness": {"tokens": tokens, "errors": exactness(tokens)},
+        "workloads": [],
     }
-    data["exactness"]["errors"] = exactness(data["exactness"]["tokens"])
-    for t, causal in (bar := tqdm(works, unit="length")):
-        bar.set_description(f"{t} tokens, {'causal' if causal else 'full'}")
-        gradients = t in (1024, 4096)
-        say = lambda text: bar.set_postfix_str(text)
-        data["rows"].append(
-            measure_length(t, causal, gradients, Budget(chosen.seconds, fewest=5), say)
-        )
-    save_report(data, markdown, chosen.out, "observing")
-    for kind in ("png", "svg"):
-        write_atomically(chosen.out / f"observing.{kind}", figure_bytes(lambda: plot(data), kind))
-    met = targets(data)
-    for target in met:
-        print(f"{'met ' if target.met else 'MISSED'}: {target.text}: {target.found}")
-    return 0 if all(target.met for target in met) else 1
+    for t, causal in tqdm([(t, c) for t in chosen.tokens for c in (False, True)], unit="length"):
+        data["workloads"].append(measure_length(t, causal, Budget(chosen.seconds, fewest=5)))
+    return conclude(data, chosen.out / "observing.json", named.lines(data))
 
 
 if __name__ == "__main__":

@@ -1,170 +1,122 @@
 """What follows from `observing.json`: targets, tables, and a plot by length."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from statistics import median
+from collections.abc import Mapping
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from benchmarks import header
-from benchmarks.style import OTHER, STYLES, Style
-from benchmarks.tables import MIB, mebibytes, milliseconds, table, times
-from benchmarks.timing import paired_ratio
+from benchmarks import machine, tables
+from benchmarks.options import FLAX, JAX_NN
+from benchmarks.plots import DASHES, LOOKS, Look, figure_bytes, look, ticks
+from benchmarks.results import MIB, Results
 
 PLAIN, SEEN, TOP = "jaxattn, unobserved", "jaxattn", "jaxattn, top 8"
 ENTROPY, FOLD = "jaxattn, entropy", "jaxattn, entropy by Fold"
 GRADIENT, THROUGH = "jaxattn, gradient", "jaxattn, gradient through entropy"
-MATERIAL = "jax.nn.softmax"
+MATERIAL, SOWN, TORCH = "jax.nn.softmax", "Flax sow_weights", "torch eager"
+
+RATIOS = (
+    ("the four at 4,096 tokens, of unobserved", 4096, SEEN, PLAIN, 1.3),
+    ("the four at 16,384 tokens, of unobserved", 16384, SEEN, PLAIN, 1.5),
+    ("the four and top 8 at 4,096 tokens, of unobserved", 4096, TOP, PLAIN, 1.9),
+    ("the four and top 8 at 16,384 tokens, of unobserved", 16384, TOP, PLAIN, 1.9),
+    ("a gradient through entropy, of the plain gradient", 4096, THROUGH, GRADIENT, 2.5),
+    ("entropy by a Fold, of Entropy", 4096, FOLD, ENTROPY, 1.3),
+)
+EXACT = {"entropy": 1e-5, "received": 1e-5, "map": 1e-6, "top": 0.0}
 
 
-@dataclass(frozen=True)
-class Target:
-    """A limit, and the worst that was found; None where nothing was measured."""
-
-    text: str
-    found: str
-    met: bool
-
-
-def targets(data: Mapping[str, Any]) -> list[Target]:
+def lines(data: Mapping[str, Any]) -> list[tables.Line]:
     """Every target that these results can decide."""
-    ratios = (
-        ("the four at 4,096 tokens, of unobserved", SEEN, PLAIN, 4096, 1.3),
-        ("the four at 16,384 tokens, of unobserved", SEEN, PLAIN, 16384, 1.5),
-        ("the four and top 8 at 4,096 tokens, of unobserved", TOP, PLAIN, 4096, 1.9),
-        ("the four and top 8 at 16,384 tokens, of unobserved", TOP, PLAIN, 16384, 1.9),
-        ("a gradient through entropy, of the plain gradient", THROUGH, GRADIENT, 4096, 2.5),
-        ("entropy by a Fold, of Entropy", FOLD, ENTROPY, 4096, 1.3),
-    )
-    found = []
-    for text, ours, other, t, limit in ratios:
-        numbers = [(x, row["mask"]) for row in _at(data, t) if (x := ratio(row, ours, other))]
-        if numbers:
-            worst, mask = max(numbers)
-            met = worst <= limit
-            found.append(Target(f"{text}: at most {limit:g}", f"{worst:.2f} ({mask})", met))
-    memory = [row["contenders"][TOP]["temp_bytes"] for row in _at(data, 16384)]
-    if memory and None not in memory:
+    results, found = Results(data), []
+    for text, t, who, other, limit in RATIOS:
+        works = [f"{mask}-t{t}" for mask in ("full", "causal")]
+        target = tables.Target(text, limit, works, tables.ratio(other, who), "{:.2f}", who)
+        got = tables.judge(target, results)
+        if got.worst is not None:
+            where = f"{got.measured} ({got.worst.partition('-')[0]})"
+            found.append(tables.Line(f"{text}: at most {limit:g}", where, got.met is not False))
+    memory = [results.temp_bytes(f"{mask}-t16384", TOP) for mask in ("full", "causal")]
+    most = max((x for x in memory if x is not None), default=None)
+    if most is not None:
         text = "temporary memory at 16,384 tokens: at most 64 MiB"
-        found.append(Target(text, f"{max(memory) / MIB:.1f} MiB", max(memory) <= 64 * MIB))
-    limits = {"entropy": 1e-5, "received": 1e-5, "map": 1e-6, "top": 0.0}
+        found.append(tables.Line(text, f"{most / MIB:.1f} MiB", most <= 64 * MIB))
     tokens, off = data["exactness"]["tokens"], data["exactness"]["errors"]
-    for name, limit in limits.items():
+    for name, limit in EXACT.items():
         what = "share of top keys that differ" if name == "top" else f"largest error of {name}"
         text = f"{what}, one head, causal, {tokens:,} tokens: at most {limit:g}"
-        found.append(Target(text, f"{off[name]:.1e}", off[name] <= limit))
+        found.append(tables.Line(text, f"{off[name]:.1e}", off[name] <= limit))
     return found
 
 
-def _at(data: Mapping[str, Any], t: int) -> list[Mapping[str, Any]]:
-    return [row for row in data["rows"] if row["tokens"] == t]
-
-
-def ratio(row: Mapping[str, Any], ours: str, other: str) -> float | None:
-    """The median over rounds; None where one of them was not measured."""
-    both = [row["contenders"].get(name) for name in (ours, other)]
-    if None in both:
-        return None
-    return paired_ratio(*(x["seconds"] for x in both))
+def report(data: Mapping[str, Any]) -> dict[str, bytes]:
+    """The files of the report by name."""
+    draw = lambda figure: plot(figure, Results(data))
+    files = {f"observing.{kind}": figure_bytes(draw, kind, 4.6) for kind in ("png", "svg")}
+    return {"observing.md": markdown(data).encode()} | files
 
 
 def markdown(data: Mapping[str, Any]) -> str:
+    results = Results(data)
     parts = [
         "# What looking costs",
-        header.of_times(data),
+        machine.about_times(data),
         f"Batch 1, {data['heads']} heads of {data['features']} features, float32. Observed: a map "
         f"of {data['cells']} × {data['cells']} cells, attention received, entropy, the largest "
         "logit. Milliseconds of a call (median), and in brackets how many times as long as "
         "jaxattn unobserved (median of the ratios of interleaved rounds); temporary memory of the "
         "compiled program. A blank: not measured; peers up to a matrix of weights of 1 GiB.",
         "![Time and temporary memory by length](observing.png)",
-        table(
-            ["Target", "Worst", "Met"],
-            [[x.text, x.found, "yes" if x.met else "**no**"] for x in targets(data)],
-            left=2,
-        ),
+        tables.lines_table(lines(data), "Target", "Worst", "Met", left=2),
     ]
+
+    def time(work: str, name: str) -> str:
+        of = tables.times(results.ratio(work, name, GRADIENT if name == THROUGH else PLAIN))
+        seconds = tables.milliseconds(results.seconds(work, name))
+        return f"{seconds} ({of})" if seconds else ""
+
+    memory = lambda work, name: tables.mebibytes(results.temp_bytes(work, name))
     for mask in ("full", "causal"):
-        rows = [row for row in data["rows"] if row["mask"] == mask]
-        names = list(dict.fromkeys(name for row in rows for name in row["contenders"]))
-        head = ["", *(f"{row['tokens']:,}" for row in rows)]
-        cells = [[name, *(_time(row, name) for row in rows)] for name in names]
-        memory = [[name, *(_memory(row, name) for row in rows)] for name in names]
-        parts += [
-            f"## Time, {mask}",
-            table(head, cells, left=1),
-            f"## Temporary memory in MiB, {mask}",
-            table(head, memory, left=1),
-        ]
+        works = [work for work in results.works if work["mask"] == mask]
+        names = list(dict.fromkeys(name for work in works for name in work["contenders"]))
+        for title, cell in (("Time", time), ("Temporary memory in MiB", memory)):
+            columns: tables.Columns = {"": str}
+            columns |= {
+                f"{work['tokens']:,}": lambda name, work=work, cell=cell: cell(work["name"], name)
+                for work in works
+            }
+            parts += [f"## {title}, {mask}", tables.table(names, columns, left=1)]
     return "\n\n".join(parts) + "\n"
 
 
-def _time(row: Mapping[str, Any], name: str) -> str:
-    found = row["contenders"].get(name)
-    if found is None:
-        return ""
-    base = GRADIENT if name == THROUGH else PLAIN
-    return f"{milliseconds(median(found['seconds']))} ({times(ratio(row, name, base))})"
+LINES: Mapping[str, tuple[str, Look]] = {
+    SEEN: ("jaxattn, observed", LOOKS["jaxattn"]),
+    PLAIN: (PLAIN, look("#0072B2", "o", 1.4, 4.5, DASHES)),
+    MATERIAL: (MATERIAL, LOOKS[JAX_NN]),
+    SOWN: (SOWN, LOOKS[FLAX]),
+    TORCH: (TORCH, look("#007A5A", "^", size=6.5)),
+}
 
 
-def _memory(row: Mapping[str, Any], name: str) -> str:
-    found = row["contenders"].get(name)
-    return "" if found is None else mebibytes(found["temp_bytes"])
-
-
-LINES: Sequence[tuple[str, str, Style]] = (
-    (SEEN, "jaxattn, observed", STYLES["jaxattn"]),
-    (PLAIN, "jaxattn, unobserved", Style("#0072B2", "o", 1.4, 4.5, (0, (2.2, 2.2)))),
-    (MATERIAL, "jax.nn.softmax", STYLES["jax.nn"]),
-    ("Flax sow_weights", "Flax sow_weights", STYLES["Flax NNX"]),
-    ("torch eager", "torch eager", Style("#007A5A", "^", size=6.5)),
-)
-
-
-def plot(data: Mapping[str, Any]) -> Figure:
+def plot(figure: Figure, results: Results) -> None:
     """Time and temporary memory by length, full attention; both axes logarithmic."""
-    rows = sorted((r for r in data["rows"] if r["mask"] == "full"), key=lambda r: r["tokens"])
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    works = [work for work in results.works if work["mask"] == "full"]
+    works.sort(key=lambda work: work["tokens"])
     left, right = figure.subplots(1, 2)
-    seconds = lambda found: median(found["seconds"]) * 1e3
-    memory = lambda found: found["temp_bytes"] and found["temp_bytes"] / MIB
-    for ax, title, value in ((left, "Time, ms", seconds), (right, "Temporary memory, MiB", memory)):
-        for name, label, style in LINES:
-            points = [
-                (row["tokens"], x)
-                for row in rows
-                if name in row["contenders"] and (x := value(row["contenders"][name]))
-            ]
-            if points:
-                _line(ax, points, label, style)
-        _axes(ax, title, [row["tokens"] for row in rows])
+    _draw(left, "Time, ms", works, lambda w, c: (results.seconds(w, c) or 0) * 1e3)
+    memory = lambda w, c: (results.temp_bytes(w, c) or 0) / MIB
+    _draw(right, "Temporary memory, MiB", works, memory)
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
-    return figure
 
 
-def _line(ax: Axes, points: Sequence[tuple[int, float]], label: str, style: Style) -> None:
-    xs, ys = zip(*points, strict=True)
-    ax.plot(
-        xs,
-        ys,
-        color=(style or OTHER).colour,
-        marker=style.marker,
-        markersize=style.size,
-        linewidth=style.width,
-        linestyle=style.line,
-        label=label,
-    )
-
-
-def _axes(ax: Axes, title: str, lengths: Sequence[int]) -> None:
+def _draw(ax: Axes, title: str, works: Any, value: Any) -> None:
+    for name, (label, its) in LINES.items():
+        points = [(w["tokens"], x) for w in works if (x := value(w["name"], name))]
+        if points:
+            ax.plot(*zip(*points, strict=True), **its, label=label)
     ax.set(xscale="log", yscale="log", xlabel="Tokens")
     ax.set_title(title, pad=10)
-    ax.xaxis.set_major_locator(FixedLocator(lengths))
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.10g}"))
-    ax.yaxis.set_minor_locator(NullLocator())
+    ticks(ax.xaxis, "{x:,.0f}", [work["tokens"] for work in works])
+    ticks(ax.yaxis, "{x:,.10g}")

@@ -1,19 +1,35 @@
-"""Reading and writing a results file, and what follows from one: medians, ratios, shares."""
+"""Results files, and what follows from one: medians, ratios, shares."""
 
+import importlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from argparse import ArgumentParser
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.peak import peak_gflops
-from benchmarks.timing import interquartile, paired_ratio
+from benchmarks.options import TITLES
+from benchmarks.timing import interquartile, paired_ratio, peak_gflops
 
 FOLDER = Path(__file__).parent / "results"
 """Where results go if nothing else is said."""
+
+MIB = 2**20
+
+
+def parser(program: str, doc: str | None, seconds: float | None = None) -> ArgumentParser:
+    """Of the command lines that write results; seconds: what is spent if nothing else is said."""
+    found = ArgumentParser(prog=f"python -m {program}", description=doc)
+    where = "where to write the results, the report and the plots (default: benchmarks/results)"
+    found.add_argument("--out", type=Path, default=FOLDER, metavar="DIR", help=where)
+    if seconds is not None:
+        what = f"time to spend on the rounds of a workload (default: {seconds:g})"
+        found.add_argument("--seconds", type=float, default=seconds, help=what)
+    return found
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -30,34 +46,57 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise
 
 
-def save(results: Mapping[str, Any], path: Path) -> None:
-    """Writes the results as JSON, a contender's record to a line, so that two files compare."""
-    top = {k: v for k, v in results.items() if k != "workloads"}
-    lines = [f'"{k}": {json.dumps(v)}' for k, v in top.items()]
-    works = []
-    for work in results["workloads"]:
-        facts = ", ".join(f'"{k}": {json.dumps(v)}' for k, v in work.items() if k != "contenders")
-        records = ",\n".join(
-            f"    {json.dumps(name)}: {json.dumps(record)}"
-            for name, record in work["contenders"].items()
-        )
-        works.append(f'  {{{facts}, "contenders": {{\n{records}}}}}')
-    lines.append('"workloads": [\n' + ",\n".join(works) + "\n]")
+def save(data: Mapping[str, Any], path: Path) -> None:
+    """Writes the results as JSON, a workload or row to a line, so that two files compare."""
+    lines = []
+    for key, value in data.items():
+        text = json.dumps(value)
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            text = "[\n" + ",\n".join(map(json.dumps, value)) + "\n]"
+        lines.append(f'"{key}": {text}')
     write_atomically(path, ("{" + ",\n".join(lines) + "}\n").encode())
-
-
-def save_report(data: Any, markdown: Callable[[Any], str], folder: Path, name: str) -> None:
-    """Writes the data as NAME.json, then what `markdown` makes of it as NAME.md."""
-    write_atomically(folder / f"{name}.json", (json.dumps(data, indent=1) + "\n").encode())
-    write_atomically(folder / f"{name}.md", markdown(data).encode())
 
 
 def load(path: Path) -> dict[str, Any]:
     """Raises ValueError for a file of another format."""
-    results = json.loads(path.read_text())
-    if results.get("format") != 1:
+    data = json.loads(path.read_text())
+    if "command" not in data or data.get("format", 1) != 1:
         raise ValueError(f"{path} is not a results file of format 1")
-    return results
+    rows = data.get("rows") or [{}]
+    if "contenders" in rows[0] or "seconds" in rows[0]:
+        data["workloads"] = [_workload(row) for row in data.pop("rows")]
+    return data
+
+
+def _workload(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a row as observing, flax_models and versions once wrote it."""
+    keys = {"seconds": "samples_s", "compile_seconds": "compile_s", "temp_bytes": "temp_bytes"}
+    records = row.get("contenders") or {
+        who: {old: row[old][who] for old in keys} for who in row["seconds"]
+    }
+    new = {
+        name: {"status": "timed"} | {keys[old]: x for old, x in record.items() if old in keys}
+        for name, record in records.items()
+    }
+    facts = {key: x for key, x in row.items() if key not in keys}
+    name = row.get("name") or row.get("task") or f"{row['mask']}-t{row['tokens']}"
+    return {**facts, "name": name, "contenders": new}
+
+
+def write_report(data: Mapping[str, Any], folder: Path) -> None:
+    """Writes what the program that measured the data makes of it, by its function `report`."""
+    program = data["command"].split()[2]  # of python -m program
+    module = importlib.import_module(f"benchmarks.{program.partition('.')[2] or 'report'}")
+    files: Mapping[str, bytes] = module.report(data)
+    for name, content in files.items():
+        write_atomically(folder / name, content)
+
+
+def option_of(work: Mapping[str, Any]) -> str:
+    """The option of a workload, or its documents, in words; empty for neither."""
+    mask = work["mask"] if work["mask"].startswith("segments") else ""
+    option = work.get("option") or mask
+    return TITLES.get(option, option)
 
 
 @dataclass(frozen=True)
@@ -72,15 +111,15 @@ class Results:
 
     @property
     def contenders(self) -> Sequence[str]:
-        return self.data["contenders"]
+        return list(dict.fromkeys(name for work in self.works for name in work["contenders"]))
 
-    def work(self, name: str) -> Mapping[str, Any] | None:
-        return next((w for w in self.works if w["name"] == name), None)
+    @cached_property
+    def _by_name(self) -> Mapping[str, Mapping[str, Any]]:
+        return {work["name"]: work for work in self.works}
 
     def record(self, work: str, contender: str) -> Mapping[str, Any]:
         """A contender's record; empty if there is none."""
-        found = self.work(work)
-        return {} if found is None else found["contenders"].get(contender, {})
+        return self._by_name.get(work, {"contenders": {}})["contenders"].get(contender, {})
 
     def samples(self, work: str, contender: str) -> Sequence[float]:
         """Seconds per call by round; empty if it was not timed."""
@@ -101,10 +140,6 @@ class Results:
         ours, theirs = self.samples(work, contender), self.samples(work, other)
         return paired_ratio(ours, theirs) if ours and theirs else None
 
-    def ratio_of_medians(self, work: str, contender: str, other: str) -> float | None:
-        ours, theirs = self.seconds(work, contender), self.seconds(work, other)
-        return ours / theirs if ours and theirs else None
-
     def temp_bytes(self, work: str, contender: str) -> int | None:
         return self.record(work, contender).get("temp_bytes")
 
@@ -117,12 +152,11 @@ class Results:
         return None if facts is None else peak_gflops(facts["samples_s"], facts["size"])
 
     def gflops(self, work: str, contender: str) -> float | None:
-        seconds, found = self.seconds(work, contender), self.work(work)
-        return found["flops"] / seconds / 1e9 if found and seconds else None
+        seconds = self.seconds(work, contender)
+        return self._by_name[work]["flops"] / seconds / 1e9 if seconds else None
 
     def share(self, work: str, contender: str) -> float | None:
         """GFLOP/s as a share of the matrix product's."""
-        found = self.work(work)
-        peak = None if found is None else self.peak(found["dtype"])
         gflops = self.gflops(work, contender)
+        peak = self.peak(self._by_name[work]["dtype"]) if gflops else None
         return gflops / peak if gflops and peak else None

@@ -1,8 +1,9 @@
-"""Runs workloads against contenders and returns everything that was measured, as plain data.
+"""Builds contenders, checks them, times them in turns, and says what was found, as plain data.
 
-The results, all of them JSON: `machine`, `versions`, `command`, `date`; `load_before`, the
-machine's load when the run began (near 0 if it was quiet); `peaks`, a matrix product for every
-dtype; and `workloads`, each with its facts and a record for every contender that takes part in it:
+The results, all of them JSON: `command`, `date`, `machine`, `versions`; `load_before`, the
+machine's load when the run began (near 0 if it was quiet); where shares are shown `peaks`, a matrix
+product for every dtype; and `workloads`, each with its name, its facts and a record for every
+contender that takes part in it:
 
     status           timed | unsupported | does not fit | wrong | failed
     reason           why it was not timed
@@ -15,27 +16,29 @@ dtype; and `workloads`, each with its facts and a record for every contender tha
 """
 
 import gc
+import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from statistics import median
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import machine
-from benchmarks.contenders import Contender, Entrant
-from benchmarks.gate import Gate, WrongPattern, summary
-from benchmarks.peak import MatrixProduct, matrix_size
-from benchmarks.reference import is_whole
-from benchmarks.timing import Budget, Samples, interquartile, measure
-from benchmarks.workloads import Inputs, Workload
+from benchmarks.contenders import Contender
+from benchmarks.gate import Finding, Gate, WrongPattern
+from benchmarks.timing import Budget, Built, build, interquartile, measure, peak_gflops
+from benchmarks.workloads import FLOAT32, Inputs, Workload
 
 SHARE_OF_MEMORY = 0.4
 """A contender that would take more of what is free is not run."""
 
-MOST_PAIRS = 2**24
-"""Workloads with more scores than this are checked on a sample."""
+Record = dict[str, Any]
+Check = Callable[[Built, Any], Sequence[Finding]]
+"""From a contender and what it returned to how right that is."""
 
 
 def budget(seconds: float) -> Budget:
@@ -45,47 +48,8 @@ def budget(seconds: float) -> Budget:
     return Budget(seconds, sample_seconds=0.02, pipelined=True)
 
 
-def run(
-    works: Sequence[Workload],
-    contenders: Sequence[Contender],
-    timing: Budget,
-    *,
-    name: str,
-    header: Mapping[str, Any],
-    matrix: int | None = None,
-    save: Callable[[dict[str, Any]], None] = lambda results: None,
-    say: Callable[[str], None] = lambda phase: None,
-) -> dict[str, Any]:
-    """Measures every workload. `save` gets the results so far after each; `say` the phase."""
-    say("matrix product")
-    size = matrix or matrix_size()
-    products = [
-        MatrixProduct(x, size, timing.pipelined)
-        for x in sorted({w.dtype for w in works}, key=lambda x: x.value)
-    ]
-    results: dict[str, Any] = {
-        "format": 1,
-        "name": name,
-        **header,
-        "load_before": machine.load_average(),
-        "contenders": [c.name for c in contenders],
-        "peaks": {},
-        "workloads": [],
-    }
-    with _no_compilation_cache():
-        for work in works:
-            record = measure_workload(work, contenders, timing, say)
-            say("matrix product")
-            for product in products:
-                product.measure()
-                results["peaks"][product.dtype.value] = product.facts()
-            results["workloads"].append(record)
-            save(results)
-    return results
-
-
 @contextmanager
-def _no_compilation_cache() -> Iterator[None]:
+def no_compilation_cache() -> Iterator[None]:
     """Compile times must be real: nothing comes from an earlier run's cache on disk."""
     flag = "jax_enable_compilation_cache"
     before = getattr(jax.config, flag)
@@ -96,97 +60,153 @@ def _no_compilation_cache() -> Iterator[None]:
         jax.config.update(flag, before)
 
 
-def measure_workload(
-    work: Workload,
+def run(
+    works: Sequence[Workload],
     contenders: Sequence[Contender],
     timing: Budget,
-    say: Callable[[str], None] = lambda phase: None,
+    matrix: int | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Measures every workload, and gives the results so far after each.
+
+    matrix: rows of the square matrices that speed is compared with.
+    """
+    dtypes = sorted({w.dtype for w in works}, key=lambda x: x.name)
+    products = [MatrixProduct(x, matrix, timing.pipelined) for x in dtypes]
+    results: dict[str, Any] = {"peaks": {}, "workloads": []}
+    with no_compilation_cache():
+        for work in works:
+            results["workloads"].append(measure_workload(work, contenders, timing))
+            for product in products:
+                results["peaks"][product.dtype.name] = product.measured_again()
+            yield results
+
+
+class MatrixProduct:
+    """What the machine can do: a large square matrix product, by XLA and by torch.
+
+    It is measured again after every workload, so that a share of it compares like with like even if
+    the machine's speed drifts in the course of a run.
+    """
+
+    def __init__(self, dtype: np.dtype, size: int | None, pipelined: bool) -> None:
+        self.dtype = dtype
+        self._size = size or (3072 if jax.default_backend() == "cpu" else 8192)
+        self._budget = Budget(0, 1, 1, sample_seconds=0.02, pipelined=pipelined)
+        shape = 2, self._size, self._size
+        a, b = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+        precision = jax.lax.Precision.HIGHEST if dtype == FLOAT32 else None
+        by_xla = lambda x, y: jnp.matmul(x, y, precision=precision)
+        self._products = {"XLA": build(by_xla, *(jnp.asarray(m, dtype) for m in (a, b)))}
+        if importlib.util.find_spec("torch") is not None:
+            from benchmarks import torch_contenders
+
+            by_torch = torch_contenders.product(a, b, dtype)
+            self._products |= {"torch": by_torch} if by_torch else {}
+        for product in self._products.values():
+            product.result()
+        self._samples: dict[str, list[float]] = {name: [] for name in self._products}
+
+    def measured_again(self) -> dict[str, Any]:
+        """What a results file says, with one more sample of each product."""
+        for name, samples in measure(self._products, self._budget).items():
+            self._samples[name] += [_rounded(x) for x in samples.seconds]
+        gflops = peak_gflops(self._samples, self._size)
+        return {"size": self._size, "samples_s": self._samples, "gflops": gflops}
+
+
+def measure_workload(
+    work: Workload, contenders: Sequence[Contender], timing: Budget
 ) -> dict[str, Any]:
     """Builds, checks and times every contender on one workload."""
     gates: dict[Workload, tuple[Inputs, Gate]] = {}
-    records: dict[str, dict[str, Any]] = {}
-    runners: dict[str, Entrant] = {}
+    records: dict[str, Record] = {}
+    admitted: dict[str, Built] = {}
     samples: dict[str, list[np.ndarray]] = {}
     for contender in contenders:
-        asked = contender.asked(work)
+        name, asked = contender.name, contender.asked(work)
         if asked is None:
             continue
+        if reason := contender.limits(asked):
+            records[name] = {"status": "unsupported", "reason": reason}
+            continue
         if asked not in gates:
-            say("float64 reference")
             inputs = asked.inputs()
-            gates[asked] = inputs, Gate(asked, inputs, MOST_PAIRS)
-        say(f"checking {contender.name}")
-        records[contender.name], passed = _admit(contender, asked, *gates[asked])
+            gates[asked] = inputs, Gate(asked, inputs)
+        inputs, gate = gates[asked]
+        records[name], passed = admit(partial(contender.build, asked, inputs), gate.check)
         if passed is not None:
-            runners[contender.name], sample = passed
+            admitted[name], got = passed
             if asked == work:
-                samples[contender.name] = sample
-    if samples and not is_whole(work, MOST_PAIRS):
-        for who, error in gates[work][1].dissenters(samples).items():
-            records[who] |= {"status": "wrong", "reason": f"against the others, {error}"}
-            del runners[who]
+                samples[name] = gate.sample(admitted[name].outputs(got))
+    if samples:
+        for name, finding in gates[work][1].dissenters(samples).items():
+            records[name] |= {"status": "wrong", "reason": f"against the others, {finding}"}
+            del admitted[name]
     del gates
-    timed = measure(runners, timing, lambda done, of: say(f"round {done} of {of}"))
-    for who, seconds in timed.items():
-        records[who] |= _times(seconds)
-    runners.clear()
-    gc.collect()
+    add_times(records, admitted, timing)
     return {**work.facts(), "contenders": records}
 
 
-def _admit(
-    contender: Contender, work: Workload, inputs: Inputs, gate: Gate
-) -> tuple[dict[str, Any], tuple[Entrant, list[np.ndarray]] | None]:
-    """Builds a contender and checks its results. Returns its record, and it if it may be timed."""
-    reason = contender.supports(work)
-    if reason is not None:
-        return {"status": "unsupported", "reason": reason}, None
+def measure_all(
+    contenders: Mapping[str, tuple[Callable[[], Built], Check]], timing: Budget
+) -> dict[str, Record]:
+    """Builds, checks and times contenders, each given by how to build and how to check it."""
+    records: dict[str, Record] = {}
+    admitted: dict[str, Built] = {}
+    for name, (builder, check) in contenders.items():
+        records[name], passed = admit(builder, check)
+        if passed is not None:
+            admitted[name] = passed[0]
+    add_times(records, admitted, timing)
+    return records
+
+
+def admit(builder: Callable[[], Built], check: Check) -> tuple[Record, tuple[Built, Any] | None]:
+    """Builds a contender and checks its results.
+
+    Returns its record, and it and its results if it may be timed.
+    """
+    record: Record = {"status": "timed", "reason": None}
+    refused = lambda status, reason: (record | {"status": status, "reason": reason}, None)
     try:
-        built = contender.build(work, inputs)
-    except Exception as error:  # a peer may fail in any way it likes; the others go on
-        return _failed(error), None
-    record: dict[str, Any] = {"status": "timed", "reason": None}
-    if built.compile_seconds is not None:
-        record["compile_s"] = float(f"{built.compile_seconds:.4g}")
-    free = machine.available_bytes()
-    if built.needs_bytes > SHARE_OF_MEMORY * free:
-        needs, there = (f"{x / 2**30:.1f} GiB" for x in (built.needs_bytes, free))
-        reason = f"needs {needs} of {there} free, more than {SHARE_OF_MEMORY:.0%}"
-        record |= {"status": "does not fit", "reason": reason}
-        if built.compile_seconds is not None:  # then its need is known without running it
-            record["temp_bytes"] = built.temp_bytes()
-        return record, None
-    try:
-        got = built.run()
-        built.wait(got)
-        outputs = built.outputs(got)
+        built = builder()
+        if built.compile_seconds is not None:
+            record["compile_s"] = _rounded(built.compile_seconds)
+        free = machine.available_bytes()
+        if built.needs_bytes > SHARE_OF_MEMORY * free:
+            if built.compile_seconds is not None:  # then its need is known without running it
+                record["temp_bytes"] = built.temp_bytes()
+            needs, there = (f"{x / 2**30:.1f} GiB" for x in (built.needs_bytes, free))
+            reason = f"needs {needs} of {there} free, more than {SHARE_OF_MEMORY:.0%}"
+            return refused("does not fit", reason)
+        got = built.result()
         record["temp_bytes"] = built.temp_bytes()
-        errors = gate.errors(outputs, built.read_off)
+        findings = check(built, got)
     except WrongPattern as error:
-        return record | {"status": "wrong", "reason": str(error)}, None
-    except Exception as error:
-        return record | _failed(error), None
-    record["errors"] = summary(errors)
-    wrong = [str(e) for e in errors if e.too_large]
-    if wrong:
-        return record | {"status": "wrong", "reason": "; ".join(wrong)}, None
-    return record, (built, gate.sample(outputs))
+        return refused("wrong", str(error))
+    except Exception as error:  # a peer may fail in any way it likes; the others go on
+        lines = str(error).strip().splitlines() or [""]
+        return refused("failed", f"{type(error).__name__}: {lines[0][:300]}")
+    record["errors"] = {finding.output: finding.facts() for finding in findings}
+    if wrong := [str(finding) for finding in findings if finding.wrong]:
+        return refused("wrong", "; ".join(wrong))
+    return record, (built, got)
 
 
-def _failed(error: Exception) -> dict[str, Any]:
-    lines = str(error).strip().splitlines() or [""]
-    return {"status": "failed", "reason": f"{type(error).__name__}: {lines[0][:300]}"}
+def add_times(records: dict[str, Record], admitted: dict[str, Built], timing: Budget) -> None:
+    """Times contenders in turns, and lets go of them."""
+    for name, its in measure(admitted, timing).items():
+        seconds = its.seconds
+        found = {
+            "median_s": median(seconds),
+            "min_s": min(seconds),
+            "iqr_s": interquartile(seconds),
+        }
+        records[name] |= {"calls": its.calls, "samples_s": [_rounded(x) for x in seconds]}
+        records[name] |= {key: _rounded(x) for key, x in found.items()}
+    admitted.clear()
+    gc.collect()
 
 
-def _times(samples: Samples) -> dict[str, Any]:
-    def rounded(x: float) -> float:
-        return float(f"{x:.4g}")
-
-    seconds = samples.seconds
-    return {
-        "calls": samples.calls,
-        "samples_s": [rounded(x) for x in seconds],
-        "median_s": rounded(median(seconds)),
-        "min_s": rounded(min(seconds)),
-        "iqr_s": rounded(interquartile(seconds)),
-    }
+def _rounded(x: float) -> float:
+    return float(f"{x:.4g}")

@@ -1,9 +1,9 @@
 """`python -m benchmarks.support`: what works with what, found out by running it.
 
 Every option is run under every transformation on both backends, on a tiny problem of several tiles,
-and compared with attention written out in jnp (`dense`). All of it is in float64, up to rounding,
-but for `jit`, which is float32. Gradients and tangents are with respect to q, k, v and every real
-array of the option, through out and lse.
+and compared with attention written out in jnp (`tests/dense.py`). All of it is in float64, up to
+rounding, but for `jit`, which is float32. Gradients and tangents are with respect to q, k, v and
+every real array of the option, through out and lse.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import numpy as np
 import jaxattn as ja
 from benchmarks.results import write_atomically
 from benchmarks.support_cases import CASES, Case
-from benchmarks.tables import table
+from benchmarks.tables import Columns, table
 
 BACKENDS: Mapping[str, Any] = {
     "Reference": ja.Reference(),
@@ -131,9 +131,9 @@ def markdown(found: Mapping[str, Mapping[str, set[str]]]) -> str:
     def cell(backends: set[str]) -> str:
         return "✓" if len(backends) == len(BACKENDS) else ", ".join(sorted(backends))
 
-    rows = [[name, *(cell(row[x]) for x in TRANSFORMS)] for name, row in found.items()]
-    text = table(["", *TRANSFORMS], rows, left=1)
-    return text.replace(" --: |", " :-: |")
+    columns: Columns = {"": lambda row: row[0]}
+    columns |= {x: lambda row, x=x: cell(row[1][x]) for x in TRANSFORMS}
+    return table(list(found.items()), columns, left=1).replace(" --: |", " :-: |")
 
 
 def put(text: str, readme: str) -> str:

@@ -1,18 +1,28 @@
-"""Markdown tables, and numbers as they stand in them."""
+"""Markdown tables, numbers as they stand in them, and targets beside what was measured."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
 
-MIB = 2**20
+from benchmarks.options import OURS
+from benchmarks.results import MIB, Results, save, write_report
+
+Columns: TypeAlias = dict[str, Callable[[Any], str]]
+"""The heads of a table, and what stands under each for a row."""
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> str:
-    """A Markdown table; the first `left` columns are flush left, the others right."""
-    rule = [":--" if i < left else "--:" for i in range(len(head))]
-    return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *rows))
+def table(rows: Sequence[Any], columns: Columns, *, left: int) -> str:
+    """Markdown, its first `left` columns flush left and the others right; empty without rows."""
+    rule = [":--" if i < left else "--:" for i in range(len(columns))]
+    cells = [[cell(row) for cell in columns.values()] for row in rows]
+    lines = ["| " + " | ".join(line) + " |" for line in (columns, rule, *cells)]
+    return "\n".join(lines) if rows else ""
 
 
 def milliseconds(seconds: float | None) -> str:
-    return "" if seconds is None else f"{three_digits(seconds * 1e3)}"
+    return "" if seconds is None else three_digits(seconds * 1e3)
 
 
 def mebibytes(count: int | None) -> str:
@@ -24,6 +34,89 @@ def times(ratio: float | None) -> str:
 
 
 def three_digits(x: float) -> str:
-    return (
-        f"{x:,.0f}" if x >= 100 else f"{x:.1f}" if x >= 10 else f"{x:.2f}" if x >= 1 else f"{x:.3f}"
-    )
+    digits = 0 if x >= 100 else 1 if x >= 10 else 2 if x >= 1 else 3
+    return f"{x:,.{digits}f}"
+
+
+Number: TypeAlias = Callable[[Results, str], float | None]
+"""Of a workload by name; None where it was not measured."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A limit that the largest of some measured numbers must stay at or below."""
+
+    what: str
+    limit: float
+    works: Sequence[str]
+    """The workloads it is about; none for all of them."""
+    number: Number
+    form: str = "{:.3f}"
+    """How to print the limit and the number."""
+    who: str = OURS
+
+
+class Verdict(NamedTuple):
+    """A target beside the worst number measured for it."""
+
+    what: str
+    limit: str
+    measured: str | None
+    """None where nothing was measured."""
+    worst: str | None
+    """The workload with that number."""
+    met: bool | None
+    """None where that cannot be told, because some of its workloads were not measured."""
+
+
+def judge(target: Target, results: Results) -> Verdict:
+    """Compares what the results show with the limit."""
+    limit, numbers = target.form.format(target.limit), []
+    works = target.works or [w["name"] for w in results.works]
+    for work in works:
+        if results.record(work, target.who).get("status") in ("wrong", "failed", "does not fit"):
+            numbers.append((math.inf, work))  # it was tried, and gave no right answer
+        elif (number := target.number(results, work)) is not None:
+            numbers.append((number, work))
+    if not numbers:
+        return Verdict(target.what, limit, None, None, None)
+    number, worst = max(numbers)
+    met = None if number <= target.limit and len(numbers) < len(works) else number <= target.limit
+    shown = "no right answer" if math.isinf(number) else target.form.format(number)
+    return Verdict(target.what, limit, shown, worst, met)
+
+
+def ratio(other: str, who: str = OURS) -> Number:
+    """Time over another's, round by round."""
+    return lambda results, work: results.ratio(work, who, other)
+
+
+def used(results: Results, work: str) -> float | None:
+    """jaxattn's temporary memory in MiB."""
+    count = results.temp_bytes(work, OURS)
+    return None if count is None else count / MIB
+
+
+class Line(NamedTuple):
+    """A target or claim in words, what was found, and whether it holds."""
+
+    text: str
+    found: str
+    holds: bool
+
+
+def lines_table(lines: Sequence[Line], *head: str, left: int) -> str:
+    cells = (lambda x: x.text, lambda x: x.found, lambda x: "yes" if x.holds else "**no**")
+    return table(lines, dict(zip(head, cells, strict=True)), left=left)
+
+
+def conclude(data: Mapping[str, Any], path: Path, lines: Sequence[Line]) -> int:
+    """Saves the results, writes their report, and prints what holds.
+
+    Returns an exit status: 0 if all hold, else 1.
+    """
+    save(data, path)
+    write_report(data, path.parent)
+    for text, found, holds in lines:
+        print(f"{'holds' if holds else 'FAILS'}: {text}: {found}")
+    return 0 if all(line.holds for line in lines) else 1

@@ -1,4 +1,4 @@
-"""Interleaved wall-clock timing.
+"""What is ready to be timed, and interleaved wall-clock timing of it.
 
 A machine's speed drifts, so contenders take turns: each round times every contender once, in an
 order that rotates, and a ratio is taken within a round. A sample is one call, or as many as fill
@@ -13,14 +13,71 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median, quantiles
+from typing import Any
 
-from benchmarks.built import Built
+import jax
+import jax.numpy as jnp
+import numpy as np
 
 SHORT = 0.02
 """Seconds; shorter samples are preceded by a pause and an untimed call."""
 
 PAUSE = 0.002
 """Seconds of that pause."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """A computation that is ready to run."""
+
+    run: Callable[[], Any]
+    """Starts one computation and returns its results, perhaps before they are there."""
+    wait: Callable[[Any], object] = jax.block_until_ready
+    """Blocks until what `run` returned is there."""
+    temp_bytes: Callable[[], int | None] = lambda: None
+    """Peak bytes beyond inputs and results, where it can be known; may run the computation once."""
+    compile_seconds: float | None = None
+    """Tracing, lowering and compiling; None where nothing is compiled."""
+    outputs: Callable[[Any], list[np.ndarray]] = list
+    """What `run` returned as float32: out [b t h e], and for a gradient dq, dk, dv like q, k, v."""
+    needs_bytes: int = 0
+    """Bytes the computation takes in all, known or estimated before it is run."""
+    read_off: Callable[[int], Any] | None = None
+    """Which weights of how many first queries it keeps, a `gate.Pattern`, where it drops some."""
+
+    def result(self) -> Any:
+        """Of one run."""
+        got = self.run()
+        self.wait(got)
+        return got
+
+
+def build(f: Callable[..., Any], *arrays: Any, donated: int | None = None) -> Built:
+    """`f` of these arrays, or of pytrees of them, compiled for exactly their shapes.
+
+    donated: which argument `f` updates in place, if any; it returns the new one and a result.
+    """
+    begin = time.perf_counter()
+    compiled = jax.jit(f, donate_argnums=donated).lower(*arrays).compile()
+    seconds = time.perf_counter() - begin
+    memory: Any = compiled.memory_analysis()
+    temp = None if memory is None else int(memory.temp_size_in_bytes)
+    run = lambda: compiled(*arrays)
+    if donated is not None:
+        run = _in_turn(compiled, arrays, donated)
+    return Built(run, temp_bytes=lambda: temp, compile_seconds=seconds)
+
+
+def _in_turn(f: Callable[..., Any], arrays: tuple[Any, ...], donated: int) -> Callable[[], Any]:
+    """Runs that each start with what the one before left, the first with a copy."""
+    held = list(arrays)
+    held[donated] = jax.tree.map(jnp.copy, arrays[donated])
+
+    def run() -> Any:
+        held[donated], out = f(*held)
+        return out
+
+    return run
 
 
 @dataclass(frozen=True)
@@ -61,7 +118,6 @@ def orders(count: int, rounds: int) -> Iterator[tuple[int, ...]]:
 def measure(
     runners: Mapping[str, Built],
     budget: Budget,
-    on_round: Callable[[int, int], None] = lambda done, of: None,
 ) -> dict[str, Samples]:
     """Times warmed-up contenders against each other; every one has a sample in every round."""
     if not runners:
@@ -78,13 +134,12 @@ def measure(
         if min(once.values()) >= SHORT:  # then the estimates were a round, in the first order
             seconds = {name: [x] for name, x in once.items()}
             turns = turns[1:]
-        for done, order in enumerate(turns, start=rounds - len(turns) + 1):
+        for order in turns:
             for i in order:
                 name = names[i]
                 if lasts[name] < SHORT:
                     _settle(runners[name])
                 seconds[name].append(_timed(runners[name], calls[name], budget.pipelined))
-            on_round(done, rounds)
     return {name: Samples(tuple(seconds[name]), calls[name]) for name in names}
 
 
@@ -144,3 +199,8 @@ def paired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
             f"a paired ratio needs the same rounds of both, got {len(ours)} and {len(theirs)}"
         )
     return median(a / b for a, b in zip(ours, theirs, strict=True))
+
+
+def peak_gflops(samples: Mapping[str, Sequence[float]], size: int) -> float | None:
+    """The faster of the products of square matrices, each by its median."""
+    return max((2 * size**3 / median(x) / 1e9 for x in samples.values() if x), default=None)

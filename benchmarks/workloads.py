@@ -8,42 +8,17 @@ Conventions, the ones of the FlashAttention papers:
 Softmax, masking, what an option does and a contender's own recomputation count as nothing.
 """
 
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from enum import Enum
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from benchmarks.masks import EVERY_PAIR, Full, Mask, Segments
-from benchmarks.options import NOTHING, Option
+from benchmarks.options import EVERY_PAIR, NOTHING, Mask, Option
 
-
-class Kind(Enum):
-    """What is computed."""
-
-    FORWARD = "forward"
-    """The output."""
-    GRADIENT = "gradient"
-    """The output, and the gradients of sum(out * cotangent) for q, k and v: one training step. The
-    arrays of an option are held fixed."""
-
-
-class Dtype(Enum):
-    """The dtype of inputs and results."""
-
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-
-    @property
-    def numpy(self) -> np.dtype:
-        return np.dtype(ml_dtypes.bfloat16 if self is Dtype.BFLOAT16 else np.float32)
-
-    @property
-    def eps(self) -> float:
-        """The gap between 1 and the next larger number."""
-        return float(ml_dtypes.finfo(self.numpy).eps)
+FLOAT32, BFLOAT16 = np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -59,7 +34,7 @@ class Inputs:
     cotangent: np.ndarray
     """[b, t, h, e]: the gradient of the loss with respect to the output"""
     extra: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """The arrays of the option by name, as they are; with segments also `ids` [t]"""
+    """The array of the option by its name; with documents also `ids` [t]"""
 
 
 @dataclass(frozen=True)
@@ -73,105 +48,97 @@ class Workload:
     kv_heads: int = 12
     features: int = 64
     value_features: int = 64
-    dtype: Dtype = Dtype.FLOAT32
+    dtype: np.dtype = FLOAT32
+    """Of inputs and results."""
     mask: Mask = EVERY_PAIR
     option: Option = NOTHING
-    kind: Kind = Kind.FORWARD
+    gradient: bool = False
+    """The output, and the gradients of sum(out * cotangent) for q, k and v: one training step. The
+    array of an option is held fixed."""
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
             raise ValueError(
                 f"heads must be a multiple of kv_heads, got {self.heads} and {self.kv_heads}"
             )
-        if not isinstance(self.mask, Full) and self.queries != self.keys:
+        if self.mask != EVERY_PAIR and self.queries != self.keys:
             raise ValueError(
                 f"a {self.mask} workload needs as many queries as keys, because contenders align "
                 f"the two ends differently; got {self.queries} queries and {self.keys} keys"
             )
 
     @property
+    def kind(self) -> str:
+        return "gradient" if self.gradient else "forward"
+
+    @property
     def name(self) -> str:
         """Unique, and stable from run to run: what differs from the usual shape is spelled out."""
-        parts = [self.kind.value, str(self.mask)]
-        if self.has_option:
-            parts.append(str(self.option))
-        same_length = self.queries == self.keys
-        parts.append(f"t{self.queries}" if same_length else f"t{self.queries}-s{self.keys}")
-        if self.batch != 1:
-            parts.append(f"b{self.batch}")
-        if self.heads != 12 or self.kv_heads != self.heads:
-            parts.append(f"h{self.heads}")
-        if self.kv_heads != self.heads:
-            parts.append(f"n{self.kv_heads}")
-        if self.features != 64 or self.value_features != self.features:
-            parts.append(f"d{self.features}")
-        if self.value_features != self.features:
-            parts.append(f"e{self.value_features}")
-        if self.dtype is Dtype.BFLOAT16:
-            parts.append("bf16")
-        return "-".join(parts)
+        t, s, h, d = self.queries, self.keys, self.heads, self.features
+        grouped, narrow = self.kv_heads != h, self.value_features != d
+        parts = {
+            self.kind: True,
+            str(self.mask): True,
+            self.option.name: self.option != NOTHING,
+            f"t{t}": True,
+            f"s{s}": s != t,
+            f"b{self.batch}": self.batch != 1,
+            f"h{h}": h != 12 or grouped,
+            f"n{self.kv_heads}": grouped,
+            f"d{d}": d != 64 or narrow,
+            f"e{self.value_features}": narrow,
+            "bf16": self.dtype == BFLOAT16,
+        }
+        return "-".join(part for part, shown in parts.items() if shown)
 
     def __str__(self) -> str:
         return self.name
 
     @property
-    def has_option(self) -> bool:
-        return self.option != NOTHING
-
-    @property
     def plain(self) -> "Workload":
-        """The same without its option, and without segments."""
-        mask = EVERY_PAIR if isinstance(self.mask, Segments) else self.mask
-        return replace(self, mask=mask, option=NOTHING)
-
-    def describe(self) -> str:
-        """A sentence for readers."""
-        heads = f"{self.heads} heads"
-        if self.kv_heads != self.heads:
-            heads += f" sharing {self.kv_heads} key/value heads"
-        length = f"{self.queries} tokens"
-        if self.queries != self.keys:
-            length = f"{self.queries} queries over {self.keys} keys"
-        option = f", {self.option}" if self.has_option else ""
-        return (
-            f"{self.kind.value}, {self.mask} mask{option}, {length}, batch {self.batch}, {heads}, "
-            f"{self.features} features, {self.dtype.value}"
-        )
+        """The same without its option, and without documents."""
+        return replace(self, mask=replace(self.mask, documents=None), option=NOTHING)
 
     def facts(self) -> dict[str, Any]:
         """What a results file says about the workload."""
-        fields = asdict(self)
-        fields.update(dtype=self.dtype.value, kind=self.kind.value, mask=str(self.mask))
-        fields.update(option=str(self.option) if self.has_option else None)
-        return {"name": self.name, **fields, "flops": self.flops, "bytes": self.bytes}
+        sizes = ("queries", "keys", "batch", "heads", "kv_heads", "features", "value_features")
+        return {
+            "name": self.name,
+            **{size: getattr(self, size) for size in sizes},
+            "dtype": self.dtype.name,
+            "mask": str(self.mask),
+            "option": None if self.option == NOTHING else self.option.name,
+            "kind": self.kind,
+            "flops": self.flops,
+            "bytes": self.bytes,
+        }
+
+    @property
+    def scores(self) -> int:
+        """(query, key) pairs, over all batches and heads."""
+        return self.batch * self.heads * self.queries * self.keys
 
     @property
     def pairs(self) -> int:
-        """(query, key) pairs that the mask allows, over all batches and heads."""
+        """Those that the mask allows."""
         first, stop = self.mask.spans(self.queries, self.keys)
         return int((stop - first).sum()) * self.batch * self.heads
 
     @property
     def flops(self) -> int:
         forward = 2 * self.pairs * (self.features + self.value_features)
-        return forward if self.kind is Kind.FORWARD else forward * 7 // 2
+        return forward * 7 // 2 if self.gradient else forward
 
     @property
     def bytes(self) -> int:
-        sizes = {name: int(np.prod(shape)) for name, shape in self.shapes.items()}
-        inputs = sizes["q"] + sizes["k"] + sizes["v"]
-        out = sizes["cotangent"]
         # The gradient also reads the cotangent and writes dq, dk and dv.
-        total = inputs + out if self.kind is Kind.FORWARD else 2 * (inputs + out)
-        return total * self.dtype.numpy.itemsize + self.option.bytes(*self._sizes)
-
-    @property
-    def _sizes(self) -> tuple[int, int, int]:
-        return self.heads, self.queries, self.keys
+        total = sum(map(math.prod, self.shapes.values())) * (2 if self.gradient else 1)
+        of_option = self.option.bytes(self.heads, self.queries, self.keys)
+        return total * self.dtype.itemsize + of_option
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """The shape of every field of `Inputs`."""
+        """The shape of every field of `Inputs`, and so of out (the cotangent's), dq, dk and dv."""
         return {
             "q": (self.batch, self.queries, self.heads, self.features),
             "k": (self.batch, self.keys, self.kv_heads, self.features),
@@ -179,17 +146,21 @@ class Workload:
             "cotangent": (self.batch, self.queries, self.heads, self.value_features),
         }
 
+    @property
+    def outputs(self) -> Mapping[str, tuple[int, ...]]:
+        """The names of a contender's outputs, in order, and their shapes."""
+        of = self.shapes
+        gradients = {"dq": of["q"], "dk": of["k"], "dv": of["v"]}
+        return {"out": of["cotangent"]} | (gradients if self.gradient else {})
+
     def inputs(self, seed: int = 0) -> Inputs:
         """Standard normal arrays, never zeros: constant inputs run faster than real ones."""
         random = np.random.default_rng(seed)
-        arrays = {
-            name: random.standard_normal(shape, dtype=np.float32)
-            .astype(self.dtype.numpy)
-            .astype(np.float32)
-            for name, shape in self.shapes.items()
-        }
-        extra = dict(self.option.arrays(*self._sizes, random))
-        if isinstance(self.mask, Segments):
+        draw = lambda shape: random.standard_normal(shape, np.float32)
+        rounded = lambda x: x.astype(self.dtype).astype(np.float32)
+        arrays = {name: rounded(draw(shape)) for name, shape in self.shapes.items()}
+        extra = self.option.arrays(self.heads, self.queries, self.keys, random)
+        if self.mask.documents is not None:
             extra["ids"] = self.mask.ids(self.queries)
         return Inputs(**arrays, extra=extra)
 
@@ -197,3 +168,8 @@ class Workload:
 def over(lengths: Iterable[int], work: Workload) -> tuple[Workload, ...]:
     """`work` at each of these lengths."""
     return tuple(replace(work, queries=t, keys=t) for t in lengths)
+
+
+def with_options(options: Iterable[Option], work: Workload) -> tuple[Workload, ...]:
+    """`work` with each of these options."""
+    return tuple(replace(work, option=option) for option in options)

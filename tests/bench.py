@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 
 pytest.importorskip("flax", reason="the benchmarks measure Flax")
@@ -15,24 +14,22 @@ pytest.importorskip("matplotlib", reason="the benchmarks draw plots")
 pytest.importorskip("tqdm", reason="the benchmarks show a progress bar")
 
 from benchmarks import machine
-from benchmarks.contenders import JAX_NN, JaxContender
-from benchmarks.masks import Window
-from benchmarks.reference import attention_rows
+from benchmarks.contenders import Contender
 from benchmarks.sets import DEFAULT
-from benchmarks.timing import Budget
-from benchmarks.workloads import Workload
+from benchmarks.timing import Budget, Built
+from benchmarks.workloads import Inputs, Workload
 
 QUICK = Budget(seconds=0.0, fewest=5, most=5)
 
 
-def off(factor: float) -> JaxContender:
-    """`jax.nn` times a factor."""
-    return times(JAX_NN, factor)
+def times(contender: Contender, factor: float) -> Contender:
+    """A contender whose outputs are too large by a factor."""
 
+    def build(work: Workload, inputs: Inputs) -> Built:
+        built = contender.build(work, inputs)
+        return replace(built, outputs=lambda got: [x * factor for x in built.outputs(got)])
 
-def times(contender: JaxContender, factor: float) -> JaxContender:
-    attention = lambda *given: contender.attention(*given) * factor
-    return replace(contender, name=f"{contender.name} x {factor}", attention=attention)
+    return Contender(f"{contender.name} x {factor}", build)
 
 
 def synthetic(
@@ -64,7 +61,6 @@ def synthetic(
         "date": "2020-01-01T00:00:00Z",
         "machine": machine.facts(),
         "versions": {"python": "3.11.0", "torch": None},
-        "contenders": list(names),
         "peaks": {"float32": {"size": 1000, "samples_s": {"XLA": [0.01], "torch": [0.008, 0.008]}}},
         "workloads": [
             {**work.facts(), "contenders": {name: record(work, name) for name in names}}
@@ -80,23 +76,3 @@ def fast(work: Workload, name: str) -> float:
 
 def lean(work: Workload, name: str) -> int:
     return work.queries * 2048 if name == "jaxattn" else work.queries**2 * 96
-
-
-def assert_reference_gradient(left: int, factor: float, rtol: float, atol: float, **given: Any):
-    """Finite differences agree with the float64 reference: a window, queries times `factor`."""
-    random = np.random.default_rng(0)
-    q, k, v, c = (random.standard_normal((7, d)) for d in (5, 5, 3, 3))
-    q = q * factor
-    first, stop = Window(left).spans(7, 7)
-
-    def loss(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> float:
-        return (attention_rows(q, k, v, c, first, stop, gradient=False, **given).out_te * c).sum()
-
-    arrays = [q, k, v]
-    got = attention_rows(q, k, v, c, first, stop, gradient=True, **given)
-    for which, gradient in enumerate((got.dq_td, got.dk_sd, got.dv_se)):
-        step = random.standard_normal(arrays[which].shape)
-        above, below = list(arrays), list(arrays)
-        above[which], below[which] = arrays[which] + 1e-5 * step, arrays[which] - 1e-5 * step
-        slope = (loss(*above) - loss(*below)) / 2e-5
-        np.testing.assert_allclose((gradient * step).sum(), slope, rtol=rtol, atol=atol)

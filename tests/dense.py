@@ -1,5 +1,7 @@
 """Attention with the whole score matrix, in jnp: what every transformation is compared with.
 
+`benchmarks.support` compares with it too.
+
 Written out so that JAX differentiates each line by itself, to any order. Shares no code with the
 package. Shapes and policies as in oracle.py.
 """

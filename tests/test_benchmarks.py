@@ -2,48 +2,47 @@
 
 import itertools
 import json
+import shutil
 import time
 from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from bench import QUICK, assert_reference_gradient, fast, lean, off, synthetic
+from bench import QUICK, fast, lean, synthetic, times
 
 from benchmarks import __main__ as command
 from benchmarks import plots, report, run
-from benchmarks.built import Built
-from benchmarks.contenders import JAX_NN, Contender, Entrant
-from benchmarks.gate import Gate
-from benchmarks.masks import Causal, Full, Window, allowed_ts
-from benchmarks.reference import expected
-from benchmarks.results import Results, load, save
-from benchmarks.sets import CAUSAL, DEFAULT, FORWARD, FULL, GPU, SETS
+from benchmarks.contenders import XLA, Contender
+from benchmarks.gate import Gate, expected
+from benchmarks.options import CAUSAL, EVERY_PAIR, window
+from benchmarks.results import FOLDER, Results, load, save
+from benchmarks.sets import DEFAULT, FORWARD, FORWARD_CAUSAL, FULL, GPU, SETS
 from benchmarks.targets import verdicts
-from benchmarks.timing import Budget, measure, orders, paired_ratio
-from benchmarks.workloads import Dtype, Inputs, Kind, Workload, over
+from benchmarks.timing import Budget, Built, measure, orders, paired_ratio
+from benchmarks.workloads import BFLOAT16, Workload, over
 
 SMALL = Workload(queries=13, keys=13, batch=2, heads=6, kv_heads=3, features=5, value_features=7)
 
 
-@pytest.mark.parametrize("mask", [Full(), Causal(), Window(left=4), Window(left=40)], ids=str)
-@pytest.mark.parametrize("kind", Kind)
-def test_flops_match_a_count_of_pairs(mask, kind):
-    work = replace(SMALL, mask=mask, kind=kind)
+@pytest.mark.parametrize("mask", [EVERY_PAIR, CAUSAL, window(5), window(41)], ids=str)
+@pytest.mark.parametrize("gradient", [False, True], ids=["forward", "gradient"])
+def test_flops_match_a_count_of_pairs(mask, gradient):
+    work = replace(SMALL, mask=mask, gradient=gradient)
     pairs = 0
     for i, j in itertools.product(range(13), range(13)):
-        left = {Full: 13, Causal: 13, Window: getattr(mask, "left", 13)}[type(mask)]
-        pairs += isinstance(mask, Full) or i - left <= j <= i
+        left = 13 if mask.left is None else mask.left
+        pairs += mask == EVERY_PAIR or i - left <= j <= i
     forward = 2 * pairs * (5 + 7) * 2 * 6
     assert work.pairs == pairs * 2 * 6
-    assert work.flops == (forward if kind is Kind.FORWARD else 3.5 * forward)
-    assert allowed_ts(mask, 13, 13).sum() == pairs
+    assert work.flops == (3.5 * forward if gradient else forward)
+    assert mask.allowed(13, 13).sum() == pairs
 
 
 def test_bytes_count_every_array_once():
     q, k, v, out = 2 * 13 * 6 * 5, 2 * 13 * 3 * 5, 2 * 13 * 3 * 7, 2 * 13 * 6 * 7
     assert SMALL.bytes == 4 * (q + k + v + out)
-    gradient = replace(SMALL, kind=Kind.GRADIENT, dtype=Dtype.BFLOAT16)
+    gradient = replace(SMALL, gradient=True, dtype=BFLOAT16)
     assert gradient.bytes == 2 * (2 * (q + k + v) + 2 * out)
 
 
@@ -53,30 +52,26 @@ def test_names_in_a_set_are_unique(works):
 
 
 def test_inputs_are_exact_in_their_dtype():
-    inputs = replace(SMALL, dtype=Dtype.BFLOAT16).inputs(seed=3)
-    assert (inputs.q.astype(Dtype.BFLOAT16.numpy).astype(np.float32) == inputs.q).all()
+    inputs = replace(SMALL, dtype=BFLOAT16).inputs(seed=3)
+    assert (inputs.q.astype(BFLOAT16).astype(np.float32) == inputs.q).all()
     assert inputs.q.std() > 0.5
 
 
 def test_unequal_lengths_with_a_causal_mask_are_refused():
     with pytest.raises(ValueError, match="as many queries as keys"):
-        Workload(queries=3, keys=5, mask=Causal())
-
-
-def test_reference_gradient_matches_finite_differences():
-    assert_reference_gradient(left=2, factor=1, rtol=1e-7, atol=0)
+        Workload(queries=3, keys=5, mask=CAUSAL)
 
 
 def test_sampled_reference_agrees_with_the_whole_one():
-    work = replace(SMALL, kind=Kind.GRADIENT, mask=Causal())
+    work = replace(SMALL, gradient=True, mask=CAUSAL)
     inputs = work.inputs()
-    whole = [np.full(work.shapes[x], np.nan) for x in ("cotangent", "q", "k", "v")]
+    whole = {name: np.full(shape, np.nan) for name, shape in work.outputs.items()}
     for piece in expected(work, inputs):
         whole[piece.output][piece.index] = piece.want
-    assert not any(np.isnan(x).any() for x in whole)
+    assert not any(np.isnan(x).any() for x in whole.values())
     sampled = expected(work, inputs, most_pairs=100)
-    assert {p.output for p in sampled} == {0, 1, 2, 3}
-    assert sum(p.want.size for p in sampled) < sum(x.size for x in whole)
+    assert {p.output for p in sampled} == set(whole) == {"out", "dq", "dk", "dv"}
+    assert sum(p.want.size for p in sampled) < sum(x.size for x in whole.values())
     for piece in sampled:
         np.testing.assert_allclose(piece.want, whole[piece.output][piece.index], rtol=1e-12)
 
@@ -100,7 +95,7 @@ def test_contenders_take_turns_and_share_rounds(lasts):
             ran.append(name)
             time.sleep(lasts)
 
-        return Built(one, lambda got: None)
+        return Built(one)
 
     names = ("a", "b", "c")
     budget = Budget(0.0, fewest=6, most=6, sample_seconds=1e-9)
@@ -120,44 +115,21 @@ def test_paired_ratio_ignores_a_drift_that_both_share():
         paired_ratio([1.0], drift)
 
 
-class _Broken:
-    name = "broken"
-
-    def asked(self, work: Workload, /) -> Workload | None:
-        return work
-
-    def supports(self, work: Workload, /) -> str | None:
-        return None
-
-    def build(self, work: Workload, inputs: Inputs) -> Entrant:
-        raise NotImplementedError("this shape\nand more")
+def _broken(work, inputs):
+    raise NotImplementedError("this shape\nand more")
 
 
-class _Refusing(_Broken):
-    name = "refusing"
-
-    def supports(self, work: Workload, /) -> str | None:
-        return "no such mask"
-
-
-class _Greedy(_Broken):
-    name = "greedy"
-
-    def build(self, work: Workload, inputs: Inputs) -> Entrant:
-        return replace(JAX_NN.build(work, inputs), needs_bytes=2**60)
-
-
-@pytest.mark.parametrize("kind", Kind)
-def test_a_wrong_contender_gets_no_time(kind):
-    work = replace(SMALL, kind=kind, mask=Window(left=3), features=8, value_features=8)
-    others: list[Contender] = [
-        off(1 + 3e-6),
-        off(float("nan")),
-        _Broken(),
-        _Refusing(),
-        _Greedy(),
+@pytest.mark.parametrize("gradient", [False, True], ids=["forward", "gradient"])
+def test_a_wrong_contender_gets_no_time(gradient):
+    work = replace(SMALL, gradient=gradient, mask=window(4), features=8, value_features=8)
+    others = [
+        times(XLA, 1 + 3e-6),
+        times(XLA, float("nan")),
+        Contender("broken", _broken),
+        Contender("refusing", _broken, lambda work: "no such mask"),
+        Contender("greedy", lambda *given: replace(XLA.build(*given), needs_bytes=2**60)),
     ]
-    records = run.measure_workload(work, [JAX_NN, *others], QUICK)["contenders"]
+    records = run.measure_workload(work, [XLA, *others], QUICK)["contenders"]
     statuses = {name: record["status"] for name, record in records.items()}
     assert list(statuses.values()) == [
         "timed",
@@ -175,13 +147,14 @@ def test_a_wrong_contender_gets_no_time(kind):
 
 
 def test_an_error_outside_the_float64_sample_is_found_by_the_others():
-    work = replace(SMALL, kind=Kind.GRADIENT, mask=Causal())
+    work = replace(SMALL, gradient=True, mask=CAUSAL)
     inputs = work.inputs()
     gate = Gate(work, inputs, most_pairs=100)
-    right = [np.zeros(work.shapes[x], np.float32) for x in ("cotangent", "q", "k", "v")]
+    by_name = {name: np.zeros(shape, np.float32) for name, shape in work.outputs.items()}
     for piece in expected(work, inputs):
-        right[piece.output][piece.index] = piece.want
-    assert not any(e.too_large for e in gate.errors(right))
+        by_name[piece.output][piece.index] = piece.want
+    right = list(by_name.values())
+    assert not any(finding.wrong for finding in gate.findings(right))
     wrong = [*right[:3], right[3] * 1.1]
     samples = {"a": right, "b": right, "c": wrong}
     found = gate.dissenters({name: gate.sample(x) for name, x in samples.items()})
@@ -236,6 +209,20 @@ def test_report_shows_the_numbers_of_the_file(tmp_path):
     assert "| forward, causal | 4096 |" in report.headline(results)
 
 
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.json")), ids=lambda path: path.stem)
+def test_reports_are_what_follows_from_the_results(path, tmp_path):
+    assert command.main(["--report", str(shutil.copy(path, tmp_path))]) == 0
+    (written,) = tmp_path.glob("*.md")
+    again = "run python -m benchmarks --report on it"
+    assert written.read_text() == (FOLDER / written.name).read_text(), again
+
+
+def test_a_file_of_another_format_is_refused(tmp_path):
+    (tmp_path / "other.json").write_text('{"format": 2, "command": "python -m benchmarks"}')
+    with pytest.raises(ValueError, match="not a results file of format 1"):
+        load(tmp_path / "other.json")
+
+
 def test_report_of_another_device_has_no_targets():
     data = synthetic(fast, lean)
     gpu = [w.facts() | {"contenders": {}} for w in GPU]
@@ -250,9 +237,9 @@ def test_report_of_another_device_has_no_targets():
 def test_plots_are_the_same_bytes_every_time(kind):
     results = Results(synthetic(fast, lean))
     drawn = plots.plots(results)
-    assert {*drawn, "options"} == set(report.PLOTS)
+    assert set(drawn) == {"time", "memory", "share"}
     share = drawn["share"]
-    assert [panel.title for panel in share.panels] == [
+    assert list(share.panels) == [
         "forward, full",
         "forward, causal",
         "gradient, full",
@@ -264,9 +251,8 @@ def test_plots_are_the_same_bytes_every_time(kind):
 def test_plotted_memory_marks_what_was_not_run():
     memory = plots.plots(Results(synthetic(fast, lean)))["memory"]
     assert isinstance(memory, plots.Plot)
-    curve = {c.contender: c for c in memory.panels[0].curves}["jax.nn"]
-    assert curve.ran[-2:] == (True, False)
-    assert curve.values[-1] == 24576
+    (_, _, ran), (length, value, not_run) = memory.panels["forward, full"]["jax.nn"][-2:]
+    assert (length, value, ran, not_run) == (16384, 24576, True, False)
 
 
 def test_labels_are_pushed_apart_and_no_further():
@@ -302,7 +288,7 @@ def test_interrupting_keeps_what_was_measured(tmp_path, monkeypatch):
         return real(work, *rest)
 
     monkeypatch.setattr(run, "measure_workload", interrupted)
-    monkeypatch.setattr(command, "contenders", lambda works: [JAX_NN])
+    monkeypatch.setattr(command, "contenders", lambda works: [XLA])
     arguments = ["--set", "smoke", "--out", str(tmp_path), "--name", "cut", "--matrix", "64"]
     assert command.main([*arguments, "--seconds", "0.05"]) == 130
     kept = json.loads((tmp_path / "cut.json").read_text())
@@ -317,4 +303,4 @@ def test_command_names_the_workloads_when_none_is_chosen():
 
 def test_full_holds_the_default_set():
     assert set(DEFAULT) <= set(FULL)
-    assert over((9,), CAUSAL)[0] in DEFAULT
+    assert over((9,), FORWARD_CAUSAL)[0] in DEFAULT

@@ -85,6 +85,26 @@ def test_gradients_match_central_differences(name):
         assert size is None or (np.abs(gradient).max() <= np.max(size) * (1 + 1e-9))
 
 
+def test_mean_and_variance_are_those_of_every_way_to_drop_weights():
+    q, k, v = draw((), 2, 2, 2, 1, 3, 2)
+    cot_out, no_lse = RNG.standard_normal((2, 2, 2)), np.zeros((2, 2))
+    allowed, rate = np.array([[True, True], [False, True]]), 0.25
+
+    def values(keep, rate):
+        extra = oracle.Extra((scores.Cap(2.5),), SINKS[:2], keep, rate)
+        out, _ = oracle.attention(q, k, v, allowed, extra=extra)
+        return out, oracle.gradients(q, k, v, allowed, None, cot_out, no_lse, extra=extra).v
+
+    ways = np.array(list(np.ndindex((2,) * 8))).reshape(-1, 2, 2, 2)
+    chances = np.where(ways, 1 - rate, rate).prod((1, 2, 3))
+    found = [np.stack(x) for x in zip(*(values(keep, rate) for keep in ways), strict=True)]
+    extra = oracle.Extra((scores.Cap(2.5),), SINKS[:2], rate=rate)
+    variances = oracle.variance(q, k, v, allowed, cot_out, extra)
+    for each, mean, variance in zip(found, values(True, 0.0), variances, strict=True):
+        np.testing.assert_allclose(np.tensordot(chances, each, 1), mean)
+        np.testing.assert_allclose(np.tensordot(chances, (each - mean) ** 2, 1), variance)
+
+
 def test_merge_is_attention_over_all_the_keys():
     q, k, v = draw(*SHAPE)
     allowed = draw_mask(BATCH, T, S, H)

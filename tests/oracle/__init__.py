@@ -1,4 +1,4 @@
-"""Attention and its first derivatives in NumPy: what every test compares with.
+"""Attention and its first derivatives in NumPy: what tests and benchmarks compare with.
 
 Imports nothing of jax or jaxattn, and shares no code with them. Shapes are the package's:
 
@@ -124,6 +124,21 @@ def gradients(
         sinks=scores.Sum(per_head(dsinks)[:, 0], per_head(p_sink * size_row)[:, 0]),
         sizes=sizes,
     )
+
+
+def variance(q, k, v, allowed, cot_out, extra: Extra):
+    """Of out, and of the gradient of v, over all ways to drop weights at `extra.rate`, in float64.
+
+    Both are sums of p · keep / (1 - rate) times a value or a cotangent, each kept by itself.
+    """
+    group = q.shape[-2] // k.shape[-2]
+    q, k, v = by_head(q, k, v, np.float64)
+    logits = scores.apply(extra.score, q @ k.swapaxes(-1, -2) * q.shape[-1] ** -0.5)
+    p, _, _ = softmax(logits, everywhere(allowed, q, k), extra.sinks)
+    spread = p**2 * extra.rate / (1 - extra.rate)
+    of_out = spread @ v**2
+    of_dv = spread.swapaxes(-1, -2) @ np.asarray(cot_out, np.float64).swapaxes(-2, -3) ** 2
+    return of_out.swapaxes(-2, -3), sum_groups(of_dv, group).swapaxes(-2, -3)
 
 
 def tangent(q, k, v, allowed, scale, dq, dk, dv, dscale: Any = 0.0, dtype: Any = np.float64):
