@@ -94,6 +94,7 @@ LAYERS = (
     *(
         "_jaxpr",
         "_varying",
+        "_lowering",
         "_serial",
         "_axes",
         "_value",
@@ -106,7 +107,8 @@ LAYERS = (
     *("_rope_angles", "_rope_scaling", "_rope_config", "rope", "steps"),
     *("_trace", "_mask", "masks", "_score", "scores", "dropout", "_observation", "_problem"),
     *("_linear", "_mesh", "merge"),
-    *("backends/protocol", "backends/reference", "backends/blockwise", "backends/select"),
+    *("backends/protocol", "backends/rule", "backends/reference"),
+    *("backends/blockwise", "backends/select"),
     *("attend", "observe", "recipes", "explain", "compat", "cache", "nn", "models"),
 )
 """From the bottom up: a file imports from its own layer and from those before it."""
