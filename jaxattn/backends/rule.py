@@ -114,13 +114,16 @@ class _Tangent:
     backend: Backend
 
     def __call__(self, target: Target, given: Any, moving: Moving) -> Moves:
-        moves = self._chosen(target, given).tangent(*given, moving)
+        problem, watched, results = given
+        moves = self._chosen(target, given).tangent(problem, watched, results, moving)
         return moves._replace(states=_real(moves.states))
 
     def transpose(self, target: Target, given: Any, moving: Moving, cotangents: Moves) -> Moving:
         if target.order:  # JAX is to differentiate it
             return NotImplemented
-        return self._chosen(target, given).transpose(*given, moving, cotangents)
+        problem, watched, results = given
+        chosen = self._chosen(target, given)
+        return chosen.transpose(problem, watched, results, moving, cotangents)
 
     def _chosen(self, target: Target, given: Any) -> Backend:
         problem, watched, _ = given

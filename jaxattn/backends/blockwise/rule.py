@@ -24,7 +24,8 @@ def moves(walk: Walk, problem: Problem, watched: Watch, results: Results, moving
     # In the accumulator's dtype as a whole: what flows back is a sum over tiles.
     wide = lambda x: None if isinstance(x, Zero) else x.astype(results.out.dtype)
     dscore = dproblem.rule.score if jax.tree.leaves(dproblem.rule.score) else None
-    along = tile.Tangents(*map(wide, (*dproblem[:3], dproblem.rule.scale)), dscore)
+    dq, dk, dv, dscale = map(wide, (*dproblem[:3], dproblem.rule.scale))
+    along = tile.Tangents(dq, dk, dv, dscale, dscore)
     mixed, dlse = tangent(walk, q, k, v, rule, hits, lse, along)
     dout = mixed - dlse[..., None] * finite(results.out)
     if not watched:
