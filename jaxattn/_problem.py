@@ -9,8 +9,8 @@ from jaxtyping import Array, Float
 
 from jaxattn._axes import accumulator
 from jaxattn._batched import fit
-from jaxattn._mask import Mask, check_mask
-from jaxattn._score import Score, check_scores
+from jaxattn._mask import BoundMask, check_mask
+from jaxattn._score import BoundScore, check_scores
 from jaxattn._value import Sizes, Value, as_array, is_real, show
 from jaxattn._varying import vary, varying
 from jaxattn.dropout import Drop, Dropout
@@ -31,8 +31,8 @@ class Rule(NamedTuple):
     sinks, then dropout. All of it resolved. And where the tokens are, for observations."""
 
     scale: Float[Array, ""]
-    score: tuple[Score, ...]
-    mask: Mask
+    score: tuple[BoundScore, ...]
+    mask: BoundMask
     sinks: Sinks | None
     dropout: Drop | None
     positions: BoundPositions | Unplaced

@@ -149,12 +149,6 @@ def _build(cls: Any, fields: dict[str, Any]) -> Any:
     return value
 
 
-def change_fields(value: Any, change: Any) -> Any:
-    """`value` with change(field) for each of its fields. Checks nothing."""
-    fields = zip(_names(value), fields_of(value), strict=True)
-    return _build(type(value), {name: change(x) for name, x in fields})
-
-
 def show(value: Any) -> str:
     """Arrays by dtype and shape, all else as it is written."""
     if is_array(value):
@@ -266,14 +260,19 @@ def _bytes(x: Any) -> bytes:
 
 
 class Value:
-    """Base of masks and scores.
+    """Base of masks, scores, observations, dropout and positions: as given, and as bound to a call.
+
+    What is given has a `resolve`, and what that makes of it is a value of another, private class,
+    such as `BoundDense` of `Dense`: so the annotations are true of both. Only where they are true
+    of it before and after, as of a value without arrays, it is one class.
 
     Equal to another of its class with the same content, and hashed so: see `same`. An array in it
     is not to be changed in place.
 
     AXES gives the axes of each array field that has any: of "h", "t", "s" and ".", in that order,
     after the batch axes; "." is read whole. An array without an entry is one for all heads and
-    batch elements. `resolve` gives every array all of its axes, some of them perhaps of size 1.
+    batch elements. A bound value's arrays have all of their axes, some of them perhaps of size 1,
+    and the part of it that a tile needs is a value of the same class, with the axes of the tile.
     WHOLE names the fields for whole numbers: no boolean, fraction or word. A NumPy integer becomes
     a Python one in any field, for that belongs to the structure. A class with a `__post_init__` of
     its own calls this one.

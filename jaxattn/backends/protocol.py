@@ -5,8 +5,8 @@ from typing import Any, ClassVar, NamedTuple
 
 from jaxtyping import Array
 
-from jaxattn._mask import Mask
-from jaxattn._observation import Observation
+from jaxattn._mask import BoundMask
+from jaxattn._observation import BoundObservation
 from jaxattn._problem import Problem
 
 
@@ -22,7 +22,7 @@ class Call(NamedTuple):
     """
 
     problem: Problem
-    watched: tuple[Observation, ...]
+    watched: tuple[BoundObservation, ...]
     from_lse: bool
     platform: str
 
@@ -64,7 +64,7 @@ class Backend:
         """Why this backend cannot do what is asked; None where it can."""
         raise NotImplementedError(f"{type(self).__name__}.refuses")
 
-    def run(self, problem: Problem, watched: tuple[Observation, ...]) -> tuple[Any, ...]:
+    def run(self, problem: Problem, watched: tuple[BoundObservation, ...]) -> tuple[Any, ...]:
         """(out [*b t h e], peak, log_total [*b t h], states of observations), without the sinks.
 
         In the accumulator's dtype; lse is peak + log_total.
@@ -72,12 +72,14 @@ class Backend:
         raise NotImplementedError(f"{type(self).__name__}.run")
 
     def observe(
-        self, problem: Problem, watched: tuple[Observation, ...], lse: Array
+        self, problem: Problem, watched: tuple[BoundObservation, ...], lse: Array
     ) -> tuple[Any, ...]:
         """The states of observations, from the lse [*b t h] of the problem."""
         raise NotImplementedError(f"{type(self).__name__}.observe")
 
-    def cost(self, problem: Problem, mask: Mask, watched: tuple[Observation, ...]) -> Cost:
+    def cost(
+        self, problem: Problem, mask: BoundMask, watched: tuple[BoundObservation, ...]
+    ) -> Cost:
         """What a call costs. mask: that of the problem, which has shapes only."""
         raise NotImplementedError(f"{type(self).__name__}.cost")
 

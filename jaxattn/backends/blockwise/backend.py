@@ -11,8 +11,8 @@ from jax.core import Tracer
 from jaxtyping import Array
 
 from jaxattn._axes import ceil_div
-from jaxattn._mask import Mask
-from jaxattn._observation import Observation
+from jaxattn._mask import BoundMask
+from jaxattn._observation import BoundObservation
 from jaxattn._problem import Problem
 from jaxattn._softmax import LogSumExp
 from jaxattn._value import as_int, is_whole
@@ -70,14 +70,14 @@ class Blockwise(Backend):
         plan = make_plan(problem.rule.mask, sizes, n, platform, self.q_block, self.k_block)
         return Walk(plan, sizes, n)
 
-    def run(self, problem: Problem, watched: tuple[Observation, ...]) -> Folded:
+    def run(self, problem: Problem, watched: tuple[BoundObservation, ...]) -> Folded:
         tangent = self.tangent(problem)
         walk = self._forward(problem, tangent)
         hits = walk.find_hits(problem.rule.mask)
         return derived(Forward(walk, tangent), problem, watched, tangent, hits)
 
     def observe(
-        self, problem: Problem, watched: tuple[Observation, ...], lse: Array
+        self, problem: Problem, watched: tuple[BoundObservation, ...], lse: Array
     ) -> tuple[Any, ...]:
         sizes, walk = problem.sizes, self.tangent(problem)
         flat = lambda x, n: x.reshape(math.prod(sizes.batch), *x.shape[-n:])
@@ -89,7 +89,9 @@ class Blockwise(Backend):
         states = sweep(walk, q, k, problem.rule, watched, hits, parts)
         return jax.tree.map(lambda x: x.reshape(*sizes.batch, *x.shape[1:]), states)
 
-    def cost(self, problem: Problem, mask: Mask, watched: tuple[Observation, ...]) -> Cost:
+    def cost(
+        self, problem: Problem, mask: BoundMask, watched: tuple[BoundObservation, ...]
+    ) -> Cost:
         walk, visited, flops = self.forward(problem), None, None
         plan = walk.plan
         if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(mask)):
@@ -130,7 +132,7 @@ class Forward:
 def derived(
     forward: Callable[..., Folded],
     problem: Problem,
-    watched: tuple[Observation, ...],
+    watched: tuple[BoundObservation, ...],
     tangent: Walk | None = None,
     hits: Array | None = None,
 ) -> Folded:

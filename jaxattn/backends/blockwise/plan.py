@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import jax
 
 from jaxattn._axes import ceil_div
-from jaxattn._mask import Mask
+from jaxattn._mask import BoundMask
 from jaxattn._value import Sizes, Span
 
 UNROLL = 4  # blocks of queries
@@ -85,7 +85,7 @@ def run_of_heads(h: int, group: int, most: int) -> int:
 
 
 def make_plan(
-    mask: Mask,
+    mask: BoundMask,
     sizes: Sizes,
     kv_heads: int,
     platform: str,
@@ -130,7 +130,7 @@ def make_plan(
     return Plan(batch, heads, q_block, k_block, q_blocks, ceil_div(span, k_block), unrolled)
 
 
-def whole_rows(plan: Plan, mask: Mask, sizes: Sizes, kv_heads: int, platform: str) -> Plan:
+def whole_rows(plan: Plan, mask: BoundMask, sizes: Sizes, kv_heads: int, platform: str) -> Plan:
     """`plan` for the forward pass: with all keys of a row in one tile, where that is as fast.
 
     Then the final lse is at hand in the tile. Not where a mask may leave out tiles in between, and

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 from jaxattn._axes import Index, ceil_div, count_to, cut, cut_axis, larger, smaller
 from jaxattn._finite import finite, nan_unless_finite
-from jaxattn._mask import Mask
+from jaxattn._mask import BoundMask
 from jaxattn._value import Block, Place, Sizes, Span, Value, unflatten_index
 from jaxattn._varying import vary
 from jaxattn.backends.blockwise.plan import Plan
@@ -91,7 +91,7 @@ class Walk(NamedTuple):
         return Place(unflatten_index(batch, self.sizes.batch), head, rows, keys)
 
     def reach(
-        self, mask: Mask, hits: Array | None, run_index: Index, i: Index, held: bool = False
+        self, mask: BoundMask, hits: Array | None, run_index: Index, i: Index, held: bool = False
     ) -> "Reach":
         """What the i-th block of queries of a run of heads needs.
 
@@ -110,7 +110,7 @@ class Walk(NamedTuple):
         row = cut(hits, here, (1, 1, 1, plan.k_tiles))
         return Reach(plan, s, first, stop, base, row.reshape(plan.k_tiles))
 
-    def narrow(self, mask: Mask) -> tuple["Walk | None", Array | None]:
+    def narrow(self, mask: BoundMask) -> tuple["Walk | None", Array | None]:
         """A walk in which no block needs more than one tile of keys, and whether that holds.
 
         None where there is little to gain, or where `needs` is known while tracing.
@@ -130,7 +130,7 @@ class Walk(NamedTuple):
         return self._replace(plan=replace(plan, k_tiles=1)), (spans <= plan.k_block).all()
 
     def find_hits(
-        self, mask: Mask, held: bool = False
+        self, mask: BoundMask, held: bool = False
     ) -> Bool[Array, "b runs q_blocks k_tiles"] | None:
         """Which tiles hold a pair that the mask allows; None where the range of `needs` tells.
 
@@ -152,7 +152,7 @@ class Walk(NamedTuple):
             keys, begin = reach.span(j)
 
             def look() -> Array:
-                def allowed(mask: Mask, place: Place) -> Array:
+                def allowed(mask: BoundMask, place: Place) -> Array:
                     seen = mask.allows(place)
                     fresh = keys.indices() >= begin
                     return (fresh if seen is None else seen & fresh[None, :]).any()
