@@ -2,7 +2,7 @@
 
 import functools
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
@@ -248,8 +248,6 @@ class Band(BoundMask):
     """The i-th query sees the keys i + low to i + high, both inclusive; None for no bound on that
     side. What `Causal` and `Window` are where positions count up."""
 
-    AXES: ClassVar = {"low": "", "high": ""}
-
     low: int | Int[Array, "*#b"] | None
     high: int | Int[Array, "*#b"] | None
 
@@ -292,8 +290,6 @@ class Band(BoundMask):
 class Near(BoundMask):
     """A query at position p sees the keys at p + low to p + high, both inclusive; None for no bound
     on that side. A `Band` where every token has a position of its own."""
-
-    AXES: ClassVar = {"q": "t", "k": "s"}
 
     q: Int[Array, "*#b #t"]
     k: Int[Array, "*#b s"]

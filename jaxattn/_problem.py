@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -20,8 +20,6 @@ from jaxattn.positions import BoundPositions, Frame, Unplaced, frame_of
 @dataclass(frozen=True, eq=False, repr=False)
 class Sinks(Value):
     """A logit for each query head that joins the denominator of the softmax only."""
-
-    AXES: ClassVar = {"logits": "h"}
 
     logits: Float[Array, "*#b h"]
 

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from contextlib import suppress
 from enum import Enum
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -116,6 +116,10 @@ class Fixed:
 
 def _names(value: Any) -> list[str]:
     return [field.name for field in dataclasses.fields(value)]
+
+
+def _axes(value: Any) -> list[str | None]:
+    return [axes_of(field.type) for field in dataclasses.fields(value)]
 
 
 def fields_of(value: Any) -> list[Any]:
@@ -269,16 +273,15 @@ class Value:
     Equal to another of its class with the same content, and hashed so: see `same`. An array in it
     is not to be changed in place.
 
-    AXES gives the axes of each array field that has any: of "h", "t", "s" and ".", in that order,
-    after the batch axes; "." is read whole. An array without an entry is one for all heads and
-    batch elements. A bound value's arrays have all of their axes, some of them perhaps of size 1,
-    and the part of it that a tile needs is a value of the same class, with the axes of the tile.
+    An array of a bound value has the axes that its annotation names after those of the batch, *#b;
+    see `axes_of`. One whose annotation names no batch is one for all heads and batch elements. All
+    axes are there, some of them perhaps of size 1. The part that a tile needs is a value of the
+    same class, with the axes of the tile.
     WHOLE names the fields for whole numbers: no boolean, fraction or word. A NumPy integer becomes
     a Python one in any field, for that belongs to the structure. A class with a `__post_init__` of
     its own calls this one.
     """
 
-    AXES: ClassVar[dict[str, str]] = {}
     WHOLE: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
@@ -343,17 +346,29 @@ class Value:
         return self._each(each)
 
     def _each(self, change: Any) -> Any:
-        def field(name: str, x: Any) -> Any:
+        def changed(x: Any, axes: str | None) -> Any:
             if x is None or isinstance(x, int | Enum | Fixed | Zero):
                 return x
             if isinstance(x, Value):
                 return x._each(change)
             if isinstance(x, tuple):
-                return tuple(field(name, item) for item in x)
-            return change(x, self.AXES.get(name))
+                return tuple(changed(item, axes) for item in x)
+            return change(x, axes)
 
-        changed = (field(name, x) for name, x in zip(_names(self), fields_of(self), strict=True))
-        return _build(type(self), dict(zip(_names(self), changed, strict=True)))
+        parts = map(changed, fields_of(self), _axes(self))
+        return _build(type(self), dict(zip(_names(self), parts, strict=True)))
+
+
+def axes_of(annotation: Any) -> str | None:
+    """The axes after those of the batch: "ht." of `Float[Array, "*#b h #t x"] | None`.
+
+    Of "h", "t", "s" and, for any other, which is read whole, "."; None where it names no batch.
+    """
+    for kind in (annotation, *get_args(annotation)):
+        batch, *axes = getattr(kind, "dim_str", "").split() or [""]
+        if batch == "*#b":
+            return "".join(axis if axis in "hts" else "." for axis in (x.strip("#") for x in axes))
+    return None
 
 
 def _read(array: Any, axes: str | None, block: Block) -> Array:

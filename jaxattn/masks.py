@@ -146,8 +146,6 @@ class Prefix(BoundMask):
     """The i-th query sees the first `keys` keys, and those up to i + high: a `PrefixLM` where
     positions count up."""
 
-    AXES: ClassVar = {"keys": "", "high": ""}
-
     keys: int | Int[Array, "*#b"]
     high: int | Int[Array, "*#b"]
 
@@ -186,8 +184,6 @@ class Lengths(Mask):
 @dataclass(frozen=True, eq=False, repr=False)
 class BoundLengths(BoundMask):
     """`Lengths` of a call's batch."""
-
-    AXES: ClassVar = {"q": "", "k": ""}
 
     q: int | Int[Array, "*#b"] | None
     k: int | Int[Array, "*#b"] | None
@@ -247,8 +243,6 @@ class Segments(Mask):
 class BoundSegments(BoundMask):
     """`Segments` with ids of their own for the keys, all of them indices."""
 
-    AXES: ClassVar = {"q_ids": "t", "k_ids": "s"}
-
     q_ids: Int[Array, "*#b t"]
     k_ids: Int[Array, "*#b s"]
 
@@ -286,8 +280,6 @@ class Dense(Mask):
 @dataclass(frozen=True, eq=False, repr=False)
 class BoundDense(BoundMask):
     """A `Dense` with all of its axes."""
-
-    AXES: ClassVar = {"array": "hts"}
 
     array: Bool[Array, "*#b #h #t #s"]
 

@@ -52,8 +52,6 @@ class Bias(Score):
 class BoundBias(BoundScore):
     """A `Bias` with all of its axes."""
 
-    AXES: ClassVar = {"array": "hts"}
-
     array: Float[Array, "*#b #h #t #s"]
 
     def apply(self, logits: Float[Array, "a b"], place: Place) -> Float[Array, "a b"]:
@@ -86,8 +84,6 @@ class ALiBi(Score):
 @dataclass(frozen=True, eq=False, repr=False)
 class BoundALiBi(BoundScore):
     """An `ALiBi` with its slopes and positions."""
-
-    AXES: ClassVar = {"slopes": "h"}
 
     slopes: Float[Array, "*#b h"]
     positions: BoundPositions
@@ -150,8 +146,6 @@ class RelativeBias(Score):
 @dataclass(frozen=True, eq=False, repr=False)
 class BoundRelativeBias(BoundScore):
     """A `RelativeBias` with its table by heads, and positions."""
-
-    AXES: ClassVar = {"table": "h."}
 
     table: Float[Array, "*#b h buckets"]
     positions: BoundPositions
@@ -249,8 +243,6 @@ class SoftCap(Score):
 @dataclass(frozen=True, eq=False, repr=False)
 class BoundSoftCap(BoundScore):
     """A `SoftCap` that is finite."""
-
-    AXES: ClassVar = {"cap": ""}
 
     cap: Float[Array, "*#b"]
 

@@ -1,7 +1,7 @@
 """Observations with one result for each key, [*b s h ...]: what it receives."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Integer, Shaped
@@ -46,8 +46,6 @@ class BoundReceived(Sum):
     """`Received` of all of its axes."""
 
     PER = KEY
-    AXES: ClassVar = {"of": "ht"}
-
     of: Float[Array, "*#b #h #t"] | None
 
     def start(self, sizes: Sizes, dtype: Any) -> ReceivedMass:
@@ -94,8 +92,6 @@ class BoundApplyTransposed(Sum):
     """An `ApplyTransposed` with all of its axes."""
 
     PER = KEY
-    AXES: ClassVar = {"w": "ht."}
-
     w: Float[Array, "*#b #h #t x"]
 
     def start(self, sizes: Sizes, dtype: Any) -> Array:

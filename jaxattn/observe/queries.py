@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -188,8 +188,6 @@ class BoundMassOn(Sum):
     """A `MassOn` of no more keys than there are, or with all of its axes."""
 
     PER = QUERY
-    AXES: ClassVar = {"keys": "hs"}
-
     keys: int | Bool[Array, "*#b #h #s"]
 
     def start(self, sizes: Sizes, dtype: Any) -> Array:
@@ -223,8 +221,6 @@ class BoundApply(Sum):
     """An `Apply` with all of its axes."""
 
     PER = QUERY
-    AXES: ClassVar = {"u": "hs."}
-
     u: Float[Array, "*#b #h #s x"]
 
     def start(self, sizes: Sizes, dtype: Any) -> Array:
