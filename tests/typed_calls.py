@@ -17,6 +17,7 @@ import jaxattn as ja
 from jaxattn import cache as kv
 from jaxattn import compat, nn, rope, steps
 from jaxattn import observe as see
+from jaxattn.masks import BoundMask
 
 B, T, S, H, N, D, E = 2, 5, 7, 4, 2, 6, 3
 random = np.random.default_rng(0)
@@ -244,7 +245,7 @@ def the_rest() -> None:
 
 
 @dataclass(frozen=True)
-class Every(ja.masks.BoundMask):
+class Every(BoundMask):
     """A mask of a user's own, as it is bound to any call."""
 
     n: int
