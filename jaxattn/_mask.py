@@ -2,7 +2,7 @@
 
 import functools
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
@@ -14,7 +14,7 @@ from jaxattn.positions import TOO_FAR, BoundPositions, Frame
 
 
 class Mask(Value):
-    """Which keys each query may see. Masks combine with `&`, `|` and `~`."""
+    """Which keys each query may see, as it is given. Masks combine with `&`, `|` and `~`."""
 
     def __and__(self, other: "Mask") -> "Mask":
         return And(_parts(And, self) + _parts(And, check_mask(other)))
@@ -31,8 +31,15 @@ class Mask(Value):
             f"in `and`, `or`, `not` or `if`; write a & b, a | b or ~a, or `mask is None`"
         )
 
-    def resolve(self, frame: Frame) -> "Mask":
+    def resolve(self, frame: Frame) -> "BoundMask":
         """This mask with every default made explicit, checked against the axes it has to fit."""
+        raise NotImplementedError(f"{type(self).__name__}.resolve")
+
+
+class BoundMask(Mask):
+    """A mask bound to a call, as backends ask it. One that needs no call for that may be given."""
+
+    def resolve(self, frame: Frame) -> "BoundMask":
         del frame
         return self
 
@@ -73,7 +80,7 @@ class Mask(Value):
         return False
 
 
-def _parts(cls: Any, mask: Any) -> tuple[Mask, ...]:
+def _parts(cls: Any, mask: Any) -> tuple[Any, ...]:
     return mask.masks if isinstance(mask, cls) else (mask,)
 
 
@@ -88,13 +95,20 @@ class And(Mask):
             f"({mask!r})" if isinstance(mask, Or) else repr(mask) for mask in self.masks
         )
 
-    def resolve(self, frame: Frame) -> Mask:
+    def resolve(self, frame: Frame) -> BoundMask:
         """Flat, with all its bands as one."""
-        resolved = [part for mask in self.masks for part in _parts(And, mask.resolve(frame))]
+        resolved = [part for mask in self.masks for part in _parts(BoundAnd, mask.resolve(frame))]
         bands = [mask for mask in resolved if isinstance(mask, Band | Near)]
         masks = [*functools.reduce(_met, bands, ())]
         masks += [mask for mask in resolved if not isinstance(mask, Band | Near | Everything)]
-        return And(tuple(masks)) if len(masks) > 1 else masks[0] if masks else EVERYTHING
+        return BoundAnd(tuple(masks)) if len(masks) > 1 else masks[0] if masks else EVERYTHING
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class BoundAnd(BoundMask):
+    """An `And` of several."""
+
+    masks: tuple[BoundMask, ...]
 
     def allows(self, place: Place) -> Bool[Array, "#a #b"] | None:
         every = None
@@ -136,9 +150,17 @@ class Or(Mask):
     def __repr__(self) -> str:
         return " | ".join(map(repr, self.masks))
 
-    def resolve(self, frame: Frame) -> Mask:
-        masks = [part for mask in self.masks for part in _parts(Or, mask.resolve(frame))]
-        return EVERYTHING if any(isinstance(m, Everything) for m in masks) else Or(tuple(masks))
+    def resolve(self, frame: Frame) -> BoundMask:
+        masks = [part for mask in self.masks for part in _parts(BoundOr, mask.resolve(frame))]
+        some = any(isinstance(mask, Everything) for mask in masks)
+        return EVERYTHING if some else BoundOr(tuple(masks))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class BoundOr(BoundMask):
+    """An `Or` in which no mask allows everything."""
+
+    masks: tuple[BoundMask, ...]
 
     def allows(self, place: Place) -> Bool[Array, "#a #b"] | None:
         some = None
@@ -180,9 +202,16 @@ class Not(Mask):
     def __repr__(self) -> str:
         return f"~({self.mask!r})" if isinstance(self.mask, And | Or) else f"~{self.mask!r}"
 
-    def resolve(self, frame: Frame) -> Mask:
+    def resolve(self, frame: Frame) -> BoundMask:
         mask = self.mask.resolve(frame)
-        return mask.mask if isinstance(mask, Not) else Not(mask)
+        return mask.mask if isinstance(mask, BoundNot) else BoundNot(mask)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class BoundNot(BoundMask):
+    """A `Not` of what is none."""
+
+    mask: BoundMask
 
     def allows(self, place: Place) -> Bool[Array, "#a #b"]:
         allowed = self.mask.allows(place)
@@ -194,7 +223,7 @@ class Not(Mask):
 
 
 @dataclass(frozen=True, repr=False)
-class Everything(Mask):
+class Everything(BoundMask):
     """Every query sees every key."""
 
     def __repr__(self) -> str:
@@ -215,14 +244,12 @@ EVERYTHING = Everything()
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Band(Mask):
+class Band(BoundMask):
     """The i-th query sees the keys i + low to i + high, both inclusive; None for no bound on that
     side. What `Causal` and `Window` are where positions count up."""
 
-    AXES: ClassVar = {"low": "", "high": ""}
-
-    low: Any
-    high: Any
+    low: int | Int[Array, "*#b"] | None
+    high: int | Int[Array, "*#b"] | None
 
     def allows(self, place: Place) -> Bool[Array, "#a #b"] | None:
         ahead = place.k - place.q
@@ -260,11 +287,9 @@ class Band(Mask):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Near(Mask):
+class Near(BoundMask):
     """A query at position p sees the keys at p + low to p + high, both inclusive; None for no bound
     on that side. A `Band` where every token has a position of its own."""
-
-    AXES: ClassVar = {"q": "t", "k": "s"}
 
     q: Int[Array, "*#b #t"]
     k: Int[Array, "*#b s"]
@@ -288,7 +313,7 @@ class Near(Mask):
         return ends(near, s)
 
 
-def band(positions: BoundPositions, low: int | None, high: int | None, frame: Frame) -> Mask:
+def band(positions: BoundPositions, low: int | None, high: int | None, frame: Frame) -> BoundMask:
     """Which keys are from `low` to `high` positions after their query."""
     if positions.q_each is None or positions.k_each is None:
         bound = lambda n: None if n is None else add_clipped(positions.ahead, n, -frame.t, frame.s)
@@ -297,7 +322,7 @@ def band(positions: BoundPositions, low: int | None, high: int | None, frame: Fr
     return Near(positions.q_each, positions.k_each, bound(low), bound(high))
 
 
-def _met(bands: tuple[Mask, ...], band: Mask) -> tuple[Mask, ...]:
+def _met(bands: tuple[BoundMask, ...], band: BoundMask) -> tuple[BoundMask, ...]:
     """`bands`, and `band` as a part of the last of them if both count from the same positions."""
     if not bands:
         return (band,)

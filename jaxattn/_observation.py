@@ -95,7 +95,24 @@ class Seen(NamedTuple):
 
 
 class Observation(Value):
-    """Base of observations. Give it to `attend(..., observe={name: observation})`.
+    """An observation as it is given: `attend(..., observe={name: observation})`."""
+
+    def resolve(self, frame: Frame, dtype: Any) -> "BoundObservation":
+        """This observation with every default made explicit, for weights of `dtype`."""
+        raise NotImplementedError(f"{type(self).__name__}.resolve")
+
+    def merge_results(self, results: Sequence[Any], shares: "Shares") -> Any:
+        """What is shown of all keys, from what was shown of disjoint sets of them.
+
+        NotImplemented where that does not follow from it.
+        """
+        del results, shares
+        return NotImplemented
+
+
+class BoundObservation(Observation):
+    """An observation bound to a call: a fold over its tiles. One that needs no call for that may be
+    given.
 
     PER says what it has one of. The state of a tile is a tree of arrays whose first axis is t for
     QUERY, s for KEY, and that have no such axis for HEAD.
@@ -107,8 +124,7 @@ class Observation(Value):
     def per(self) -> Per:
         return self.PER
 
-    def resolve(self, frame: Frame, dtype: Any) -> "Observation":
-        """This observation with every default made explicit, for weights of `dtype`."""
+    def resolve(self, frame: Frame, dtype: Any) -> "BoundObservation":
         del frame, dtype
         return self
 
@@ -131,14 +147,6 @@ class Observation(Value):
         """
         del live
         return state
-
-    def merge_results(self, results: Sequence[Any], shares: "Shares") -> Any:
-        """What is shown of all keys, from what was shown of disjoint sets of them.
-
-        NotImplemented where that does not follow from it.
-        """
-        del results, shares
-        return NotImplemented
 
 
 class Shares(NamedTuple):
@@ -189,21 +197,21 @@ def by_rows(f: Callable[..., Any], many: int, *each: Array) -> Any:
     return jax.tree.map(lambda *x: jnp.concatenate(x), made, last)
 
 
-class Sum(Observation):
+class Sum(BoundObservation):
     """An observation whose states add up; the state of no pairs is zeros."""
 
     def merge(self, a: Any, b: Any) -> Any:
         return jax.tree.map(jnp.add, a, b)
 
 
-class Largest(Observation):
+class Largest(BoundObservation):
     """An observation that keeps the largest."""
 
     def merge(self, a: Any, b: Any) -> Any:
         return jax.tree.map(jnp.maximum, a, b)
 
 
-def check_observations(observe: Any, frame: Frame, dtype: Any) -> dict[str, Observation]:
+def check_observations(observe: Any, frame: Frame, dtype: Any) -> dict[str, BoundObservation]:
     """The observations of a call, resolved.
 
     Raises:
@@ -238,12 +246,12 @@ def by_name(observe: Any) -> Mapping[str, Observation]:
 
 
 def states_of_no_pairs(
-    sizes: Sizes, watched: tuple[Observation, ...], dtype: Any
+    sizes: Sizes, watched: tuple[BoundObservation, ...], dtype: Any
 ) -> tuple[Any, ...]:
     """The states before any pair is seen, with leading axes [*b t h], [*b s h] or [*b h]."""
     lead = {QUERY: (sizes.t, sizes.h), KEY: (sizes.s, sizes.h)}
 
-    def one(observation: Observation) -> Any:
+    def one(observation: BoundObservation) -> Any:
         shape = *sizes.batch, *lead.get(observation.per, (sizes.h,))
         grow = lambda x: jnp.broadcast_to(x, (*shape, *jnp.shape(x)))
         return jax.tree.map(grow, observation.start(sizes, dtype))
@@ -252,7 +260,9 @@ def states_of_no_pairs(
 
 
 def finish(
-    observations: Mapping[str, Observation], states: tuple[Any, ...], live: Bool[Array, "*b t h"]
+    observations: Mapping[str, BoundObservation],
+    states: tuple[Any, ...],
+    live: Bool[Array, "*b t h"],
 ) -> dict[str, Any]:
     """What each observation shows, by name. live: which queries see any key."""
     pairs = zip(observations.items(), states, strict=True)

@@ -2,15 +2,15 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxattn._axes import accumulator
 from jaxattn._batched import fit
-from jaxattn._mask import Mask, check_mask
-from jaxattn._score import Score, check_scores
+from jaxattn._mask import BoundMask, check_mask
+from jaxattn._score import BoundScore, check_scores
 from jaxattn._value import Sizes, Value, as_array, is_real, show
 from jaxattn._varying import vary, varying
 from jaxattn.dropout import Drop, Dropout
@@ -21,8 +21,6 @@ from jaxattn.positions import BoundPositions, Frame, Unplaced, frame_of
 class Sinks(Value):
     """A logit for each query head that joins the denominator of the softmax only."""
 
-    AXES: ClassVar = {"logits": "h"}
-
     logits: Float[Array, "*#b h"]
 
 
@@ -31,8 +29,8 @@ class Rule(NamedTuple):
     sinks, then dropout. All of it resolved. And where the tokens are, for observations."""
 
     scale: Float[Array, ""]
-    score: tuple[Score, ...]
-    mask: Mask
+    score: tuple[BoundScore, ...]
+    mask: BoundMask
     sinks: Sinks | None
     dropout: Drop | None
     positions: BoundPositions | Unplaced

@@ -11,15 +11,23 @@ from jaxtyping import Array, Float
 from jaxattn._axes import accumulator
 from jaxattn._trace import Traced, trace
 from jaxattn._value import Place, Value, show
-from jaxattn.positions import BoundPositions, Frame
+from jaxattn.positions import Frame
 
 
 class Score(Value):
-    """A change of the scaled scores, before the mask."""
+    """A change of the scaled scores, before the mask, as it is given."""
 
-    def resolve(self, frame: Frame, dtype: Any) -> "Score":
+    def resolve(self, frame: Frame, dtype: Any) -> "BoundScore":
         """This score with every default made explicit, for logits of `dtype`."""
         raise NotImplementedError(f"{type(self).__name__}.resolve")
+
+
+class BoundScore(Score):
+    """A score bound to a call, as backends ask it. One that needs no call for that may be given."""
+
+    def resolve(self, frame: Frame, dtype: Any) -> "BoundScore":
+        del frame, dtype
+        return self
 
     def apply(self, logits: Float[Array, "a b"], place: Place) -> Float[Array, "a b"]:
         """The logits of a tile, as the tile lies. Asked of its part."""
@@ -36,30 +44,28 @@ class Function(Score):
         function: Callable[..., Any] = self.function
         logit = jax.ShapeDtypeStruct((), dtype)
         what = "a score function (logit, at) -> logit"
-        traced, captured, result = trace(function, frame.sizes, logit, what=what)
-        if not jnp.issubdtype(result.dtype, jnp.floating):
-            raise TypeError(
-                f"a score function returns a logit, a real floating point number, got "
-                f"{result.dtype} from {function!r}; to hide pairs use a mask: Where(function)"
-            )
-        positions = frame.where(what) if traced.reads_positions else None
-        return BoundFunction(traced, captured, positions)
+
+        def check(result: Any) -> None:
+            if not jnp.issubdtype(result.dtype, jnp.floating):
+                raise TypeError(
+                    f"a score function returns a logit, a real floating point number, got "
+                    f"{result.dtype} from {function!r}; to hide pairs use a mask: Where(function)"
+                )
+
+        return BoundFunction(trace(function, frame, logit, what=what, check=check))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class BoundFunction(Score):
-    """A user's function that is traced. positions: None where it reads no positions."""
+class BoundFunction(BoundScore):
+    """A user's function that is traced."""
 
     function: Traced
-    captured: tuple[Array, ...]
-    positions: BoundPositions | None
 
     def apply(self, logits: Float[Array, "a b"], place: Place) -> Float[Array, "a b"]:
-        changed = self.function.over(place, self.positions, self.captured, logits)
-        return changed.astype(logits.dtype)
+        return self.function.over(place, logits).astype(logits.dtype)
 
 
-def check_scores(score: Any, frame: Frame, dtype: Any) -> tuple[Score, ...]:
+def check_scores(score: Any, frame: Frame, dtype: Any) -> tuple[BoundScore, ...]:
     """The items of `score` in order, resolved.
 
     Raises:

@@ -6,6 +6,7 @@ the rows and columns of a tile it is ordinary array code, for tiles of any shape
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,9 +18,9 @@ from jaxtyping import Array, Int
 from jaxattn._axes import INDEX, accumulator
 from jaxattn._function import Source
 from jaxattn._jaxpr import bind, run
-from jaxattn._value import Fixed, Place, Sizes
+from jaxattn._value import Fixed, Place, Value
 from jaxattn._varying import Axes, evaluate, hoist, vary
-from jaxattn.positions import BoundPositions
+from jaxattn.positions import BoundPositions, Frame
 
 JIT = "jit", "pjit"  # as newer and older versions of JAX name it
 POSITION: Any = jax.ShapeDtypeStruct((), INDEX)
@@ -59,8 +60,8 @@ class At(NamedTuple):
     k: Int[Array, ""]
 
 
-class Traced(Fixed):
-    """A traced function. Equal to another that came from the same function and reads the same."""
+class Program(Fixed):
+    """What was traced. Equal to another that came from the same function and reads the same."""
 
     def __init__(
         self, source: Callable[..., Any], jaxpr: Any, dtypes: tuple[Any, ...], axes: Axes
@@ -72,7 +73,7 @@ class Traced(Fixed):
         return repr(self.source)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Traced) and self._what == other._what
+        return isinstance(other, Program) and self._what == other._what
 
     def __hash__(self) -> int:
         return hash(self._text)
@@ -94,24 +95,34 @@ class Traced(Fixed):
     def _reads(self, var: Any) -> bool:
         return any(var is x for eqn in self.jaxpr.eqns for x in eqn.invars)
 
-    def over(
-        self, place: Place, positions: BoundPositions | None, captured: Any, *tiles: Array
-    ) -> Array:
-        """The function of every pair of a tile, with one number of each of `tiles`.
 
-        positions: None where the function reads no positions.
-        """
-        consts = [x.astype(dtype) for x, dtype in zip(captured, self.dtypes, strict=True)]
-        whole: Callable[..., Any] = jaxpr_as_fun(ClosedJaxpr(self.jaxpr, consts))
-        if self.axes:
-            whole = lambda *args: evaluate(self.jaxpr, consts, args, self.axes)
-        as_position = lambda x: vary(jnp.asarray(x, INDEX), self.axes)
+@dataclass(frozen=True, eq=False, repr=False)
+class Traced(Value):
+    """A function that is traced and bound to a call.
+
+    captured: the arrays it closes over, in at least float32 where they are floating point: their
+      gradients are summed tile by tile. positions: None where it reads none.
+    """
+
+    program: Program
+    captured: tuple[Array, ...]
+    positions: BoundPositions | None
+
+    def over(self, place: Place, *tiles: Array) -> Array:
+        """The function of every pair of a tile, with one number of each of `tiles`."""
+        program = self.program
+        captured = zip(self.captured, program.dtypes, strict=True)
+        consts = [x.astype(dtype) for x, dtype in captured]
+        whole: Callable[..., Any] = jaxpr_as_fun(ClosedJaxpr(program.jaxpr, consts))
+        if program.axes:
+            whole = lambda *args: evaluate(program.jaxpr, consts, args, program.axes)
+        as_position = lambda x: vary(jnp.asarray(x, INDEX), program.axes)
         batch, head = [as_position(i) for i in place.batch], as_position(place.head)
 
         def one(q: Array, k: Array, *scalars: Array) -> Array:
             return whole(*scalars, *batch, head, q, k)[0]
 
-        at = BoundPositions() if positions is None else positions
+        at = BoundPositions() if self.positions is None else self.positions
         q, k = as_position(at.q(place)), as_position(at.k(place))
         axes = [(None, 0), (0, None)]  # the inner axis, then the outer
         inner, outer = reversed(axes) if place.keys_first else axes
@@ -120,16 +131,19 @@ class Traced(Fixed):
 
 
 def trace(
-    function: Callable[..., Any], sizes: Sizes, *scalars: Any, what: str
-) -> tuple[Traced, tuple[Array, ...], Any]:
-    """(the function, the arrays it closes over, the shape and dtype of its result).
-
-    The arrays are in at least float32 where they are floating point: their gradients are summed
-    tile by tile.
+    function: Callable[..., Any],
+    frame: Frame,
+    *scalars: Any,
+    what: str,
+    check: Callable[[Any], None],
+) -> Traced:
+    """function(*scalars, at), traced and bound. check: of its result, raises for a dtype that
+    is not wanted.
 
     Raises:
-      ValueError: the result is not one number.
+      ValueError: the result is not one number; the call does not tell the positions it reads.
     """
+    sizes = frame.sizes
     at = At((POSITION,) * len(sizes.batch), POSITION, POSITION, POSITION)
     scalars_at: Any = (*scalars, at)
     if sizes.varying:
@@ -153,14 +167,15 @@ def trace(
             f"{[leaf.shape for leaf in leaves]} from {function!r}; use at.q and at.k as scalars, "
             f"and index arrays with them"
         )
+    check(leaves[0])
     if any(_calls(closed.jaxpr)):
         closed = jax.make_jaxpr(partial(_inlined, closed))(*jax.tree.leaves(scalars_at))
     jaxpr, consts = closed.jaxpr, [jnp.asarray(x) for x in closed.consts]
     if sizes.varying:
         jaxpr, consts = hoist(jaxpr, consts)
-    dtypes = tuple(x.dtype for x in consts)
-    traced = Traced(function, jaxpr, dtypes, sizes.varying)
-    return traced, tuple(map(_wide, consts)), leaves[0]
+    program = Program(function, jaxpr, tuple(x.dtype for x in consts), sizes.varying)
+    positions = frame.where(what) if program.reads_positions else None
+    return Traced(program, tuple(map(_wide, consts)), positions)
 
 
 def _calls(jaxpr: Any) -> Iterator[ClosedJaxpr]:

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from enum import Enum
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -131,6 +131,10 @@ def _names(value: Any) -> list[str]:
     return [field.name for field in dataclasses.fields(value)]
 
 
+def _axes(value: Any) -> list[str | None]:
+    return [axes_of(field.type) for field in dataclasses.fields(value)]
+
+
 def fields_of(value: Any) -> list[Any]:
     return [getattr(value, name) for name in _names(value)]
 
@@ -160,12 +164,6 @@ def _build(cls: Any, fields: dict[str, Any]) -> Any:
     for name, field in fields.items():
         object.__setattr__(value, name, field)
     return value
-
-
-def change_fields(value: Any, change: Any) -> Any:
-    """`value` with change(field) for each of its fields. Checks nothing."""
-    fields = zip(_names(value), fields_of(value), strict=True)
-    return _build(type(value), {name: change(x) for name, x in fields})
 
 
 def show(value: Any) -> str:
@@ -279,20 +277,24 @@ def _bytes(x: Any) -> bytes:
 
 
 class Value:
-    """Base of masks and scores.
+    """Base of masks, scores, observations, dropout and positions: as given, and as bound to a call.
+
+    What is given has a `resolve`, and what that makes of it is a value of another, private class,
+    such as `BoundDense` of `Dense`: so the annotations are true of both. Only where they are true
+    of it before and after, as of a value without arrays, it is one class.
 
     Equal to another of its class with the same content, and hashed so: see `same`. An array in it
     is not to be changed in place.
 
-    AXES gives the axes of each array field that has any: of "h", "t", "s" and ".", in that order,
-    after the batch axes; "." is read whole. An array without an entry is one for all heads and
-    batch elements. `resolve` gives every array all of its axes, some of them perhaps of size 1.
+    An array of a bound value has the axes that its annotation names after those of the batch, *#b;
+    see `axes_of`. One whose annotation names no batch is one for all heads and batch elements. All
+    axes are there, some of them perhaps of size 1. The part that a tile needs is a value of the
+    same class, with the axes of the tile.
     WHOLE names the fields for whole numbers: no boolean, fraction or word. A NumPy integer becomes
     a Python one in any field, for that belongs to the structure. A class with a `__post_init__` of
     its own calls this one.
     """
 
-    AXES: ClassVar[dict[str, str]] = {}
     WHOLE: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
@@ -357,17 +359,29 @@ class Value:
         return self._each(each)
 
     def _each(self, change: Any) -> Any:
-        def field(name: str, x: Any) -> Any:
+        def changed(x: Any, axes: str | None) -> Any:
             if x is None or isinstance(x, int | Enum | Fixed | Zero):
                 return x
             if isinstance(x, Value):
                 return x._each(change)
             if isinstance(x, tuple):
-                return tuple(field(name, item) for item in x)
-            return change(x, self.AXES.get(name))
+                return tuple(changed(item, axes) for item in x)
+            return change(x, axes)
 
-        changed = (field(name, x) for name, x in zip(_names(self), fields_of(self), strict=True))
-        return _build(type(self), dict(zip(_names(self), changed, strict=True)))
+        parts = map(changed, fields_of(self), _axes(self))
+        return _build(type(self), dict(zip(_names(self), parts, strict=True)))
+
+
+def axes_of(annotation: Any) -> str | None:
+    """The axes after those of the batch: "ht." of `Float[Array, "*#b h #t x"] | None`.
+
+    Of "h", "t", "s" and, for any other, which is read whole, "."; None where it names no batch.
+    """
+    for kind in (annotation, *get_args(annotation)):
+        batch, *axes = getattr(kind, "dim_str", "").split() or [""]
+        if batch == "*#b":
+            return "".join(axis if axis in "hts" else "." for axis in (x.strip("#") for x in axes))
+    return None
 
 
 def _read(array: Any, axes: str | None, block: Block) -> Array:

@@ -13,6 +13,7 @@ from jaxattn._linear import linear
 from jaxattn._mesh import sharded_as
 from jaxattn._observation import (
     QUERY,
+    BoundObservation,
     Observation,
     check_observations,
     finish,
@@ -142,7 +143,7 @@ def solve(
 
 @Compiled
 def run(
-    backend: Backend, problem: Problem, watched: tuple[Observation, ...]
+    backend: Backend, problem: Problem, watched: tuple[BoundObservation, ...]
 ) -> tuple[Array, Array, tuple[Any, ...], Bool[Array, "*b t h"]]:
     """(out, lse, states of observations, which queries see any key), as one compiled function."""
     results = QUERY, QUERY, tuple(each.per for each in watched), QUERY
@@ -152,7 +153,7 @@ def run(
 
 
 def _run(
-    backend: Backend, problem: Problem, watched: tuple[Observation, ...]
+    backend: Backend, problem: Problem, watched: tuple[BoundObservation, ...]
 ) -> tuple[Array, Array, tuple[Any, ...], Bool[Array, "*b t h"]]:
     q, v, sinks, sizes = problem.q, problem.v, problem.rule.sinks, problem.sizes
     acc = accumulator(q.dtype)

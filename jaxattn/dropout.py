@@ -7,7 +7,7 @@ or the direction of differentiation. It is computed in the tile; no array of ran
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -80,8 +80,6 @@ class Dropout(Value):
 @dataclass(frozen=True, eq=False, repr=False)
 class Drop(Value):
     """A resolved `Dropout`: random words of heads, queries and keys, which a pair's hash mixes."""
-
-    AXES: ClassVar = {"head": "h", "head_2": "h", "row": "t", "row_2": "t", "column": "s"}
 
     rate: Float[Array, ""]
     head: UInt32[Array, "*#b h"]

@@ -27,6 +27,8 @@ from jaxattn._batched import (
 from jaxattn._mask import (
     EVERYTHING,
     And,
+    BoundMask,
+    BoundOr,
     Everything,
     Mask,
     Near,
@@ -38,11 +40,12 @@ from jaxattn._mask import (
 )
 from jaxattn._trace import At, Traced, trace
 from jaxattn._value import Place, Span, as_array, is_whole, show
-from jaxattn.positions import FARTHEST, BoundPositions, Frame
+from jaxattn.positions import FARTHEST, Frame
 
 __all__ = [
     "EVERYTHING",
     "And",
+    "BoundMask",
     "Causal",
     "Dense",
     "Everything",
@@ -71,7 +74,7 @@ class Causal(Mask):
         super().__post_init__()
         _check_shift("Causal", self.offset)
 
-    def resolve(self, frame: Frame) -> Mask:
+    def resolve(self, frame: Frame) -> BoundMask:
         return band(frame.where("Causal"), None, int(self.offset), frame)
 
 
@@ -98,7 +101,7 @@ class Window(Mask):
                     f"bound, got {name}={bound!r}; to shift the window use offset"
                 )
 
-    def resolve(self, frame: Frame) -> Mask:
+    def resolve(self, frame: Frame) -> BoundMask:
         offset = int(self.offset)
         low = None if self.left is None else offset - self.left
         high = None if self.right is None else offset + self.right
@@ -121,29 +124,27 @@ class PrefixLM(Mask):
     Source: Raffel et al. 2020, section 3.2.1.
     """
 
-    AXES: ClassVar = {"length": ""}
     WHOLE: ClassVar = ("length",)
 
     length: Integer[AnyInteger, "..."]
 
-    def resolve(self, frame: Frame) -> Mask:
+    def resolve(self, frame: Frame) -> BoundMask:
         if self.length is None:
             raise TypeError("PrefixLM.length is a number of keys, got None; pass 0 for no prefix")
         positions, most = frame.where("PrefixLM"), FARTHEST + 1
         length = check_numbers(self.length, "PrefixLM.length", frame.sizes, -most, most)
         if positions.k_each is not None:
             below = fit(jnp.asarray(length, INDEX)[..., None], "length", frame.sizes, "t")
-            return Near(below, positions.k_each, None, -1) | band(positions, None, 0, frame)
+            near = Near(below, positions.k_each, None, -1)
+            return BoundOr((near, band(positions, None, 0, frame)))
         keys = add_clipped(length - positions.k_start, 0, 0, frame.s)
         return Prefix(keys, add_clipped(positions.ahead, 0, -frame.t, frame.s))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Prefix(Mask):
+class Prefix(BoundMask):
     """The i-th query sees the first `keys` keys, and those up to i + high: a `PrefixLM` where
     positions count up."""
-
-    AXES: ClassVar = {"keys": "", "high": ""}
 
     keys: int | Int[Array, "*#b"]
     high: int | Int[Array, "*#b"]
@@ -170,15 +171,22 @@ class Lengths(Mask):
     q, k: numbers, or integers that broadcast to the batch.
     """
 
-    AXES: ClassVar = {"q": "", "k": ""}
     WHOLE: ClassVar = ("q", "k")
 
     q: Integer[AnyInteger, "..."] | None = None
     k: Integer[AnyInteger, "..."] | None = None
 
-    def resolve(self, frame: Frame) -> "Lengths":
+    def resolve(self, frame: Frame) -> "BoundLengths":
         q = check_numbers(self.q, "Lengths.q", frame.sizes, 0, frame.t)
-        return Lengths(q, check_numbers(self.k, "Lengths.k", frame.sizes, 0, frame.s))
+        return BoundLengths(q, check_numbers(self.k, "Lengths.k", frame.sizes, 0, frame.s))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class BoundLengths(BoundMask):
+    """`Lengths` of a call's batch."""
+
+    q: int | Int[Array, "*#b"] | None
+    k: int | Int[Array, "*#b"] | None
 
     def allows(self, place: Place) -> Bool[Array, "#a #b"] | None:
         q = None if self.q is None else place.q < self.q
@@ -216,12 +224,10 @@ class Segments(Mask):
       negative id marks padding, which sees nothing and is seen by nothing.
     """
 
-    AXES: ClassVar = {"q_ids": "t", "k_ids": "s"}
-
     q_ids: Integer[AnyArray, "*#b t"]
     k_ids: Integer[AnyArray, "*#b s"] | None = None
 
-    def resolve(self, frame: Frame) -> "Segments":
+    def resolve(self, frame: Frame) -> "BoundSegments":
         if self.k_ids is None and frame.t != frame.s:
             raise ValueError(
                 f"Segments needs ids for the keys when t != s, got t={frame.t}, s={frame.s} and "
@@ -229,7 +235,16 @@ class Segments(Mask):
             )
         q_ids = check_each(self.q_ids, "Segments.q_ids", frame.sizes, "t")
         k_ids = self.q_ids if self.k_ids is None else self.k_ids
-        return Segments(*_as_ids(q_ids, check_each(k_ids, "Segments.k_ids", frame.sizes, "s")))
+        k_ids = check_each(k_ids, "Segments.k_ids", frame.sizes, "s")
+        return BoundSegments(*_as_ids(q_ids, k_ids))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class BoundSegments(BoundMask):
+    """`Segments` with ids of their own for the keys, all of them indices."""
+
+    q_ids: Int[Array, "*#b t"]
+    k_ids: Int[Array, "*#b s"]
 
     def allows(self, place: Place) -> Bool[Array, "#a #b"]:
         q, k = place.each_q(self.q_ids), place.each_k(self.k_ids)
@@ -238,9 +253,8 @@ class Segments(Mask):
     def needs(self, rows: Span, s: int) -> tuple[Index, Index]:
         """From the first to the last key with an id between the least and the greatest of rows."""
         live = lambda ids: ids >= 0
-        ids = cut_axis(jnp.asarray(self.q_ids), rows.start, rows.size)
+        ids, k_ids = cut_axis(self.q_ids, rows.start, rows.size), self.k_ids
         least = jnp.min(ids, where=live(ids), initial=jnp.iinfo(ids.dtype).max)
-        k_ids = jnp.asarray(self.k_ids)
         return ends(live(k_ids) & (least <= k_ids) & (k_ids <= jnp.max(ids)), s)
 
 
@@ -251,18 +265,23 @@ class Dense(Mask):
     array: booleans that broadcast to [*b h t s].
     """
 
-    AXES: ClassVar = {"array": "hts"}
-
     array: Bool[AnyArray, "..."]
 
-    def resolve(self, frame: Frame) -> "Dense":
+    def resolve(self, frame: Frame) -> "BoundDense":
         array = as_array(self.array, "Dense.array")
         if array.dtype != bool:
             raise TypeError(
                 f"a Dense mask holds booleans, True where a query may see a key, got "
                 f"{array.dtype} {array.shape}; compare first (array != 0)"
             )
-        return Dense(fit(array, "Dense", frame.sizes, "hts"))
+        return BoundDense(fit(array, "Dense", frame.sizes, "hts"))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class BoundDense(BoundMask):
+    """A `Dense` with all of its axes."""
+
+    array: Bool[Array, "*#b #h #t #s"]
 
     def allows(self, place: Place) -> Bool[Array, "#a #b"]:
         return place.pairs(self.array)
@@ -290,31 +309,29 @@ class Where(Mask):
             raise TypeError(
                 f"Where takes a function of one pair, got {seen!r}; wrap arrays in Dense(array)"
             )
-        what = "the function of a Where"
-        traced, captured, result = trace(seen, frame.sizes, what=what)
-        if result.dtype != bool:
-            raise TypeError(
-                f"the function of a Where returns a boolean, True where the query may see the key, "
-                f"got {result.dtype}; compare first (x != 0)"
-            )
-        positions = frame.where(what) if traced.reads_positions else None
-        return BoundWhere(traced, captured, positions)
+
+        def check(result: Any) -> None:
+            if result.dtype != bool:
+                raise TypeError(
+                    f"the function of a Where returns a boolean, True where the query may see the "
+                    f"key, got {result.dtype}; compare first (x != 0)"
+                )
+
+        return BoundWhere(trace(seen, frame, what="the function of a Where", check=check))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class BoundWhere(Mask):
-    """A `Where` that is traced. positions: None where it reads no positions."""
+class BoundWhere(BoundMask):
+    """A `Where` that is traced."""
 
     seen: Traced
-    captured: tuple[Array, ...]
-    positions: BoundPositions | None
 
-    def allows(self, place: Place) -> Bool[Array, "#a #b"]:
-        return self.seen.over(place, self.positions, self.captured)
+    def allows(self, place: Place) -> Bool[Array, "a b"]:
+        return self.seen.over(place)
 
     @property
     def by_head(self) -> bool:
-        return self.seen.reads_head
+        return self.seen.program.reads_head
 
 
 def _as_ids(q_ids: Any, k_ids: Any) -> tuple[Array, Array]:

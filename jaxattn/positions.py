@@ -60,8 +60,6 @@ class BoundPositions(Value):
     """`Positions` bound to a call: a start of queries and of keys, from which they count up; or, if
     there are `q_each` and `k_each`, a position for every one."""
 
-    AXES: ClassVar = {"q_start": "", "k_start": "", "q_each": "t", "k_each": "s"}
-
     q_start: int | Int[Array, "*#b"] = 0
     k_start: int | Int[Array, "*#b"] = 0
     q_each: Int[Array, "*#b t"] | None = None

@@ -15,12 +15,11 @@ from jaxtyping import Array, Float, Real
 
 from jaxattn._axes import AnyArray, AnyNumber, accumulator, count_to, cut
 from jaxattn._batched import fit
-from jaxattn._score import Score
+from jaxattn._score import BoundScore, Score
 from jaxattn._value import (
     Place,
     as_array,
     as_int,
-    change_fields,
     is_plain,
     is_real,
     is_whole,
@@ -28,7 +27,7 @@ from jaxattn._value import (
 )
 from jaxattn.positions import BoundPositions, Frame
 
-__all__ = ["ALiBi", "Bias", "RelativeBias", "Score", "SoftCap", "alibi_slopes"]
+__all__ = ["ALiBi", "Bias", "BoundScore", "RelativeBias", "Score", "SoftCap", "alibi_slopes"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -40,15 +39,20 @@ class Bias(Score):
       shape.
     """
 
-    AXES: ClassVar = {"array": "hts"}
-
     array: Real[AnyArray, "..."]
 
-    def resolve(self, frame: Frame, dtype: Any) -> "Bias":
+    def resolve(self, frame: Frame, dtype: Any) -> "BoundBias":
         array = fit(_real(self.array, "Bias"), "Bias", frame.sizes, "hts")
         whole = array.shape == (*frame.batch, frame.h, frame.t, frame.s)
         # The gradient of a broadcast array is a sum over tiles, to be taken in the wider dtype.
-        return Bias(array if whole else array.astype(accumulator(dtype)))
+        return BoundBias(array if whole else array.astype(accumulator(dtype)))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class BoundBias(BoundScore):
+    """A `Bias` with all of its axes."""
+
+    array: Float[Array, "*#b #h #t #s"]
 
     def apply(self, logits: Float[Array, "a b"], place: Place) -> Float[Array, "a b"]:
         return logits + place.pairs(self.array).astype(logits.dtype)
@@ -78,10 +82,8 @@ class ALiBi(Score):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class BoundALiBi(Score):
+class BoundALiBi(BoundScore):
     """An `ALiBi` with its slopes and positions."""
-
-    AXES: ClassVar = {"slopes": "h"}
 
     slopes: Float[Array, "*#b h"]
     positions: BoundPositions
@@ -142,10 +144,8 @@ class RelativeBias(Score):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class BoundRelativeBias(Score):
+class BoundRelativeBias(BoundScore):
     """A `RelativeBias` with its table by heads, and positions."""
-
-    AXES: ClassVar = {"table": "h."}
 
     table: Float[Array, "*#b h buckets"]
     positions: BoundPositions
@@ -217,8 +217,6 @@ class SoftCap(Score):
     Source: Gemma Team 2024, "Gemma 2", section 2.
     """
 
-    AXES: ClassVar = {"cap": ""}
-
     cap: Real[AnyNumber, "..."]
 
     def __post_init__(self) -> None:
@@ -231,7 +229,7 @@ class SoftCap(Score):
                 f"a soft cap is above 0, got {self.cap!r}; leave SoftCap out for no cap"
             )
 
-    def resolve(self, frame: Frame, dtype: Any) -> "SoftCap":
+    def resolve(self, frame: Frame, dtype: Any) -> "BoundSoftCap":
         cap = _real(self.cap, "SoftCap")
         if cap.ndim:
             raise ValueError(
@@ -239,11 +237,17 @@ class SoftCap(Score):
                 f"head write a function: lambda logit, at: cap[at.head] * ..."
             )
         cap = jnp.minimum(cap.astype(dtype), NO_CAP)
-        return change_fields(self, lambda _: fit(cap, "SoftCap", frame.sizes, ""))
+        return BoundSoftCap(fit(cap, "SoftCap", frame.sizes, ""))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class BoundSoftCap(BoundScore):
+    """A `SoftCap` that is finite."""
+
+    cap: Float[Array, "*#b"]
 
     def apply(self, logits: Float[Array, "a b"], place: Place) -> Float[Array, "a b"]:
-        cap = jnp.asarray(self.cap)
-        return cap * jnp.tanh(logits / cap)
+        return self.cap * jnp.tanh(logits / self.cap)
 
 
 # Logits of any use are far below, where tanh(x) is x; and logit / cap is not so small that it is 0,

@@ -19,6 +19,7 @@ from jaxattn._lowering import lowered_for
 from jaxattn._problem import check
 from jaxattn._value import Sizes
 from jaxattn.backends.blockwise.plan import make_plan, whole_rows
+from jaxattn.positions import frame_of
 
 B, T, S, H, N, D, E = 2, 3, 9001, 4, 2, 5, 6
 HELD = np.array([S, 2500])
@@ -143,9 +144,10 @@ def test_the_program_does_not_grow_with_the_keys(name, t):
 def test_widths_are_few(mask, platform):
     for t in (1, 2, 4, 8, 16, 64, 100):
         for s in (1000, 8192, 2**14, 2**15, 2**17, 2**20, 2**24):
-            sizes = Sizes((1,), 12, t, s)
-            plan = make_plan(mask, sizes, 12, platform)
-            forward = whole_rows(plan, mask, sizes, 12, platform)
+            sizes = Sizes((B,), 12, t, s)
+            bound = mask.resolve(frame_of(None, sizes))
+            plan = make_plan(bound, sizes, 12, platform)
+            forward = whole_rows(plan, bound, sizes, 12, platform)
             assert max(len(plan.widths), len(forward.widths)) <= 16
             assert len(plan.held_widths) <= 8 or plan.k_tiles == 1
             assert plan.k_tiles * plan.k_block >= s

@@ -17,13 +17,24 @@ from jaxtyping import install_import_hook
 with install_import_hook("jaxattn", "beartype.beartype"):
     import jaxattn
     from jaxattn import compat, nn, steps
+    from jaxattn._value import Value
 try:
     jaxattn.alibi_slopes("8")
 except Exception as error:
     assert "alibi_slopes" in str(error), error
 else:
     raise AssertionError("annotations are not checked")
+made, check = set(), Value.__post_init__
+Value.__post_init__ = lambda self: made.add(type(self)) or check(self)
 runpy.run_path({calls!r}, run_name="__main__")
+
+
+def kinds(cls):
+    return {{cls}}.union(*map(kinds, cls.__subclasses__()))
+
+
+values = {{x for x in kinds(Value) if vars(x).get("__dataclass_fields__")}}
+assert values <= made, f"not made, so not checked: {{values - made}}"
 """
 
 
@@ -33,6 +44,7 @@ def run(*command, cwd):
 
 
 def test_annotations_hold_while_everything_runs(tmp_path):
+    """Those of functions, and of the fields of every class of values, as given and as bound."""
     done = run(sys.executable, "-c", HOOKED.format(calls=str(CALLS)), cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-4000:]
 

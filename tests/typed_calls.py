@@ -17,6 +17,7 @@ import jaxattn as ja
 from jaxattn import cache as kv
 from jaxattn import compat, nn, rope, steps
 from jaxattn import observe as see
+from jaxattn.masks import BoundMask
 
 B, T, S, H, N, D, E = 2, 5, 7, 4, 2, 6, 3
 random = np.random.default_rng(0)
@@ -244,21 +245,48 @@ def the_rest() -> None:
 
 
 @dataclass(frozen=True)
-class Mine(ja.Mask):
-    """A mask of a user's own."""
+class Every(BoundMask):
+    """A mask of a user's own, as it is bound to any call."""
 
-    every: int
-
-    def resolve(self, frame: Any) -> "Mine":
-        return self
+    n: int
 
     def allows(self, place: Any) -> jax.Array:
-        return (place.q - place.k) % self.every == 0
+        return (place.q - place.k) % self.n == 0
+
+
+@dataclass(frozen=True)
+class EveryThird(ja.Mask):
+    """A mask of a user's own, bound to a call as another."""
+
+    def resolve(self, frame: Any) -> Every:
+        return Every(3)
+
+
+@dataclass(frozen=True)
+class Squares(see.BoundObservation):
+    """An observation of a user's own."""
+
+    PER = see.QUERY
+
+    def start(self, sizes: Any, dtype: Any) -> jax.Array:
+        return jnp.zeros((), dtype)
+
+    def absorb(self, seen: see.Seen) -> jax.Array:
+        return (seen.weights**2).sum(axis=1)
+
+    def merge(self, a: jax.Array, b: jax.Array) -> jax.Array:
+        return a + b
+
+
+def own() -> None:
+    rule: dict[str, Any] = {"mask": Every(2) | ja.Causal() & EveryThird(), "positions": END}
+    for backend in BACKENDS:
+        rule |= {"observe": {"squares": Squares()}, "backend": backend}
+        trace(lambda rule=rule: ja.attend(q, k, v, **rule))
 
 
 def flax() -> None:
     x = normal(B, T, 8)
-    ja.attention(q, k, v, mask=Mine(2) | ja.Causal(), positions=END)
     fn = nn.attention_fn(ja.Causal(), ja.SoftCap(9.0), sinks=normal(H), scale=0.3, positions=END)
     fn(q, k, v, bias=normal(H, T, S), mask=allowed)
     fn(jq, jk, jv, dropout_rng=jax.random.key(0), dropout_rate=0.1)
@@ -279,6 +307,7 @@ def main() -> None:
     observing()
     caches()
     the_rest()
+    own()
     flax()
 
 

@@ -5,8 +5,8 @@ from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 from jaxtyping import Array, Float
 
-from jaxattn._mask import Mask
-from jaxattn._observation import Observation
+from jaxattn._mask import BoundMask
+from jaxattn._observation import BoundObservation
 from jaxattn._problem import Problem
 from jaxattn._softmax import LogSumExp
 

@@ -11,8 +11,8 @@ from jaxtyping import Array, Float
 from jaxattn import steps
 from jaxattn._axes import accumulator, count_to
 from jaxattn._finite import finite, hide, rows_not_finite
-from jaxattn._mask import Mask
-from jaxattn._observation import HEAD, Observation, Seen
+from jaxattn._mask import BoundMask
+from jaxattn._observation import HEAD, BoundObservation, Seen
 from jaxattn._problem import Problem, Rule
 from jaxattn._softmax import LogSumExp
 from jaxattn._value import Block, Place, Sizes, Span, push
@@ -28,7 +28,9 @@ class Reference(Backend):
     def refuses(self, call: Call) -> str | None:
         return "it observes on the way, and got an lse to observe from" if call.from_lse else None
 
-    def cost(self, problem: Problem, mask: Mask, watched: tuple[Observation, ...]) -> Cost:
+    def cost(
+        self, problem: Problem, mask: BoundMask, watched: tuple[BoundObservation, ...]
+    ) -> Cost:
         sizes = problem.sizes
         count = math.prod(sizes.batch) * sizes.h
         features = problem.q.shape[-1] + problem.v.shape[-1]
@@ -75,7 +77,7 @@ def one_head(
     k: Float[Array, "s d"],
     v: Float[Array, "s e"],
     rule: Rule,
-    watched: tuple[Observation, ...],
+    watched: tuple[BoundObservation, ...],
     sizes: Sizes,
     index: tuple[Array, ...],
 ) -> tuple[Any, ...]:

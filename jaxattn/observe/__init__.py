@@ -5,7 +5,7 @@ kernel. All are per query head, and of the weights before dropout. A query that 
 weights 0, and is not counted in means.
 """
 
-from jaxattn._observation import HEAD, KEY, QUERY, Observation, Per, Seen
+from jaxattn._observation import HEAD, KEY, QUERY, BoundObservation, Observation, Per, Seen
 from jaxattn.observe.distance import Distance, Spread
 from jaxattn.observe.fold import Fold
 from jaxattn.observe.heads import Diagonal, MaxLogit
@@ -33,6 +33,7 @@ __all__ = [
     "SUM",
     "Apply",
     "ApplyTransposed",
+    "BoundObservation",
     "Columns",
     "Diagonal",
     "Distance",

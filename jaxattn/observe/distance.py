@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxattn._axes import count_to
-from jaxattn._observation import QUERY, Observation, Seen, by_rows, known_lengths
+from jaxattn._observation import QUERY, BoundObservation, Observation, Seen, by_rows, known_lengths
 from jaxattn._serial import serial_tuple
 from jaxattn._value import Sizes
 from jaxattn.positions import Frame
@@ -66,8 +66,6 @@ class Distance(Observation):
     Source: Chan, Golub and LeVeque 1983, "Algorithms for computing the sample variance".
     """
 
-    PER = QUERY
-
     def resolve(self, frame: Frame, dtype: Any) -> "BoundDistance":
         known_lengths(self, frame)
         frame.where("Distance")  # or an error
@@ -75,7 +73,7 @@ class Distance(Observation):
 
 
 @dataclass(frozen=True, repr=False)
-class BoundDistance(Observation):
+class BoundDistance(BoundObservation):
     """A `Distance` bound to a call. longest: of the two lengths, for the profile."""
 
     PER = QUERY

@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from jaxattn._axes import AnyArray
 from jaxattn._function import Function
-from jaxattn._observation import HEAD, Observation, Per, Seen
+from jaxattn._observation import HEAD, BoundObservation, Per, Seen
 from jaxattn._value import Sizes
 
 
@@ -21,7 +21,7 @@ def Fold(
     finish: Callable[[Any], Any] | None = None,
     per: Per = HEAD,
     arrays: Sequence[AnyArray] = (),
-) -> Observation:
+) -> BoundObservation:
     """Any reduction over the weights that can be made tile by tile.
 
     start: () -> state, the state of no pairs: numbers or arrays, or a tree of them.
@@ -59,7 +59,7 @@ def _same(state: Any) -> Any:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class _Fold(Observation):
+class _Fold(BoundObservation):
     begins: Function
     absorbs: Function
     merges: Function

@@ -1,14 +1,14 @@
 """Observations with one result for each key, [*b s h ...]: what it receives."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Integer, Shaped
 
 from jaxattn._axes import AnyArray, dot
 from jaxattn._batched import fit
-from jaxattn._observation import KEY, Largest, Seen, Sum
+from jaxattn._observation import KEY, Largest, Observation, Seen, Sum
 from jaxattn._serial import serial_tuple
 from jaxattn._value import Sizes
 from jaxattn.observe.tokens import tokens
@@ -27,22 +27,26 @@ class ReceivedMass(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Received(Sum):
+class Received(Observation):
     """The weight that every key gets from all queries: `ReceivedMass`.
 
     of: how much each query counts, numbers that broadcast to [*b h t]; all the same if not given.
     Source: Zhang et al. 2023, "H2O", section 4.
     """
 
-    PER = KEY
-    AXES: ClassVar = {"of": "ht"}
-
     of: Shaped[AnyArray, "..."] | None = None
 
-    def resolve(self, frame: Frame, dtype: Any) -> "Received":
-        if self.of is None:
-            return self
-        return Received(fit(jnp.asarray(self.of, dtype), "Received.of", frame.sizes, "ht"))
+    def resolve(self, frame: Frame, dtype: Any) -> "BoundReceived":
+        fits = lambda of: fit(jnp.asarray(of, dtype), "Received.of", frame.sizes, "ht")
+        return BoundReceived(None if self.of is None else fits(self.of))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class BoundReceived(Sum):
+    """`Received` of all of its axes."""
+
+    PER = KEY
+    of: Float[Array, "*#b #h #t"] | None
 
     def start(self, sizes: Sizes, dtype: Any) -> ReceivedMass:
         return ReceivedMass(jnp.zeros((), dtype), jnp.zeros((), jnp.int32))
@@ -70,20 +74,25 @@ class ReceivedMax(Largest):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ApplyTransposed(Sum):
+class ApplyTransposed(Observation):
     """Aᵀ w, for the weights A: [*b s h x].
 
     w: numbers that broadcast to [*b h t x].
     """
 
-    PER = KEY
-    AXES: ClassVar = {"w": "ht."}
-
     w: Shaped[AnyArray, "..."]
 
-    def resolve(self, frame: Frame, dtype: Any) -> "ApplyTransposed":
+    def resolve(self, frame: Frame, dtype: Any) -> "BoundApplyTransposed":
         w = jnp.asarray(self.w, dtype)
-        return ApplyTransposed(fit(w, "ApplyTransposed.w", frame.sizes, "ht."))
+        return BoundApplyTransposed(fit(w, "ApplyTransposed.w", frame.sizes, "ht."))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class BoundApplyTransposed(Sum):
+    """An `ApplyTransposed` with all of its axes."""
+
+    PER = KEY
+    w: Float[Array, "*#b #h #t x"]
 
     def start(self, sizes: Sizes, dtype: Any) -> Array:
         return jnp.zeros(self.w.shape[-1], dtype)
@@ -94,18 +103,25 @@ class ApplyTransposed(Sum):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Rows(Sum):
+class Rows(Observation):
     """All weights of some queries: [*b h n s].
 
     queries: which, as in the array, integers [n]; one that is not there has weights 0.
     """
 
-    PER = KEY
-
     queries: Integer[AnyArray, "..."]
 
-    def resolve(self, frame: Frame, dtype: Any) -> "Rows":
-        return Rows(tokens(self.queries, "Rows", frame.t))
+    def resolve(self, frame: Frame, dtype: Any) -> "BoundRows":
+        return BoundRows(tokens(self.queries, "Rows", frame.t))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class BoundRows(Sum):
+    """`Rows` as indices."""
+
+    PER = KEY
+
+    queries: Int[Array, " n"]
 
     def start(self, sizes: Sizes, dtype: Any) -> Array:
         return jnp.zeros(self.queries.shape[0], dtype)

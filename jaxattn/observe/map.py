@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxattn._axes import Index, ceil_div, dot
-from jaxattn._observation import HEAD, Observation, Seen, by_rows, known_lengths
+from jaxattn._observation import HEAD, BoundObservation, Observation, Seen, by_rows, known_lengths
 from jaxattn._value import Sizes, Span, is_whole
 from jaxattn.positions import Frame
 
@@ -41,26 +41,31 @@ class Map(Observation):
     cells: at least 1. reduce: SHARE, PEAK or SUM.
     """
 
-    PER = HEAD
-
     cells: int = 256
     reduce: Reduce = SHARE
-    t: int = 0
-    s: int = 0
 
     def __post_init__(self) -> None:
         if not is_whole(self.cells) or self.cells < 1:
             raise ValueError(f"a Map has at least 1 cell each way, got cells={self.cells!r}")
-        object.__setattr__(self, "cells", int(self.cells))
+        super().__post_init__()
         if not isinstance(self.reduce, Reduce):
             raise TypeError(f"a Map reduces by SHARE, PEAK or SUM, got {self.reduce!r}")
 
-    def resolve(self, frame: Frame, dtype: Any) -> "Map":
+    def resolve(self, frame: Frame, dtype: Any) -> "BoundMap":
         known_lengths(self, frame)
-        return Map(self.cells, self.reduce, frame.t, frame.s)
+        return BoundMap(self.cells, self.reduce, frame.t, frame.s)
 
-    def __repr__(self) -> str:
-        return f"Map(cells={self.cells}, reduce={self.reduce!r})"
+
+@dataclass(frozen=True, repr=False)
+class BoundMap(BoundObservation):
+    """A `Map` of t queries and s keys."""
+
+    PER = HEAD
+
+    cells: int
+    reduce: Reduce
+    t: int
+    s: int
 
     def start(self, sizes: Sizes, dtype: Any) -> Array:
         return jnp.zeros((count_of(self.t, self.cells), count_of(self.s, self.cells)), dtype)

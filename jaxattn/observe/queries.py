@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jaxattn._axes import AnyArray, dot
 from jaxattn._batched import add_clipped, fit
 from jaxattn._observation import (
     QUERY,
+    BoundObservation,
     Largest,
     Observation,
     Seen,
@@ -22,7 +23,7 @@ from jaxattn._observation import (
     known_lengths,
 )
 from jaxattn._serial import serial_tuple
-from jaxattn._value import Sizes, as_int, is_whole
+from jaxattn._value import Sizes, is_whole
 from jaxattn.observe.rank import largest
 from jaxattn.observe.tokens import tokens
 from jaxattn.positions import Frame
@@ -103,7 +104,7 @@ class Ranked(NamedTuple):
 
 
 @dataclass(frozen=True, repr=False)
-class TopKeys(Observation):
+class TopKeys(BoundObservation):
     """The `count` largest weights of every query, and their keys: `Tops`. Ties: the first."""
 
     PER = QUERY
@@ -113,7 +114,7 @@ class TopKeys(Observation):
     def __post_init__(self) -> None:
         if not is_whole(self.count) or self.count < 1:
             raise ValueError(f"TopKeys takes how many keys to keep, at least 1, got {self.count!r}")
-        object.__setattr__(self, "count", int(self.count))
+        super().__post_init__()
 
     def resolve(self, frame: Frame, dtype: Any) -> "TopKeys":
         known_lengths(self, frame)
@@ -150,14 +151,11 @@ class TopKeys(Observation):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class MassOn(Sum):
+class MassOn(Observation):
     """The weight that every query gives to a set of keys: [*b t h].
 
     keys: booleans that broadcast to [*b h s], or a number: the first so many keys.
     """
-
-    PER = QUERY
-    AXES: ClassVar = {"keys": "hs"}
 
     keys: int | Bool[AnyArray, "..."]
 
@@ -167,18 +165,30 @@ class MassOn(Sum):
                 f"MassOn takes a number of keys or an array of booleans, got {self.keys!r}; pass "
                 f"MassOn(s) for all of s keys"
             )
-        object.__setattr__(self, "keys", as_int(self.keys))
+        super().__post_init__()
 
-    def resolve(self, frame: Frame, dtype: Any) -> "MassOn":
+    def resolve(self, frame: Frame, dtype: Any) -> "BoundMassOn":
         if isinstance(self.keys, int):
-            return MassOn(add_clipped(self.keys, 0, 0, frame.s))
+            return BoundMassOn(add_clipped(self.keys, 0, 0, frame.s))
         keys = jnp.asarray(self.keys)
         if keys.dtype != bool:
             raise TypeError(
                 f"MassOn takes booleans, True for the keys of the set, got {keys.dtype} "
                 f"{keys.shape}; for the first n keys pass the number n"
             )
-        return MassOn(fit(keys, "MassOn.keys", frame.sizes, "hs"))
+        return BoundMassOn(fit(keys, "MassOn.keys", frame.sizes, "hs"))
+
+    def merge_results(self, results: Sequence[Array], shares: Shares) -> Any:
+        """On the sets of all parts. A number counts from the first key of each part, not of all."""
+        return NotImplemented if isinstance(self.keys, int) else shares.mix(results)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class BoundMassOn(Sum):
+    """A `MassOn` of no more keys than there are, or with all of its axes."""
+
+    PER = QUERY
+    keys: int | Bool[Array, "*#b #h #s"]
 
     def start(self, sizes: Sizes, dtype: Any) -> Array:
         return jnp.zeros((), dtype)
@@ -189,25 +199,29 @@ class MassOn(Sum):
             keys = seen.place.keys.indices() < keys
         return jnp.where(keys[None, :], seen.p, 0).sum(axis=1) * seen.norm
 
-    def merge_results(self, results: Sequence[Array], shares: Shares) -> Any:
-        """On the sets of all parts. A number counts from the first key of each part, not of all."""
-        return NotImplemented if isinstance(self.keys, int) else shares.mix(results)
-
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Apply(Sum):
+class Apply(Observation):
     """A u, for the weights A: [*b t h x].
 
     u: numbers that broadcast to [*b h s x].
     """
 
-    PER = QUERY
-    AXES: ClassVar = {"u": "hs."}
-
     u: Shaped[AnyArray, "..."]
 
-    def resolve(self, frame: Frame, dtype: Any) -> "Apply":
-        return Apply(fit(jnp.asarray(self.u, dtype), "Apply.u", frame.sizes, "hs."))
+    def resolve(self, frame: Frame, dtype: Any) -> "BoundApply":
+        return BoundApply(fit(jnp.asarray(self.u, dtype), "Apply.u", frame.sizes, "hs."))
+
+    def merge_results(self, results: Sequence[Array], shares: Shares) -> Float[Array, "*b t h x"]:
+        return shares.mix(results)  # each part has the u of its keys
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class BoundApply(Sum):
+    """An `Apply` with all of its axes."""
+
+    PER = QUERY
+    u: Float[Array, "*#b #h #s x"]
 
     def start(self, sizes: Sizes, dtype: Any) -> Array:
         return jnp.zeros(self.u.shape[-1], dtype)
@@ -216,23 +230,27 @@ class Apply(Sum):
         u = jnp.broadcast_to(self.u, (seen.p.shape[1], self.u.shape[-1]))
         return dot(seen.p, u) * seen.norm[:, None]
 
-    def merge_results(self, results: Sequence[Array], shares: Shares) -> Float[Array, "*b t h x"]:
-        return shares.mix(results)  # each part has the u of its keys
-
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Columns(Sum):
+class Columns(Observation):
     """The weights of every query for some keys: [*b t h n].
 
     keys: which, as in the array, integers [n]; one that is not there has weight 0.
     """
 
-    PER = QUERY
-
     keys: Integer[AnyArray, "..."]
 
-    def resolve(self, frame: Frame, dtype: Any) -> "Columns":
-        return Columns(tokens(self.keys, "Columns", frame.s))
+    def resolve(self, frame: Frame, dtype: Any) -> "BoundColumns":
+        return BoundColumns(tokens(self.keys, "Columns", frame.s))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class BoundColumns(Sum):
+    """`Columns` as indices."""
+
+    PER = QUERY
+
+    keys: Int[Array, " n"]
 
     def start(self, sizes: Sizes, dtype: Any) -> Array:
         return jnp.zeros(self.keys.shape[0], dtype)

@@ -11,7 +11,13 @@ from jaxattn._axes import AnyArray, AnyNumber, accumulator
 from jaxattn._function import Compiled, keep
 from jaxattn._mask import Mask
 from jaxattn._mesh import sharded_as
-from jaxattn._observation import Observation, check_observations, finish, states_of_no_pairs
+from jaxattn._observation import (
+    BoundObservation,
+    Observation,
+    check_observations,
+    finish,
+    states_of_no_pairs,
+)
 from jaxattn._problem import Problem, check
 from jaxattn._value import as_array
 from jaxattn._varying import vary, varying
@@ -68,7 +74,7 @@ def observe(
 
 @Compiled
 def _run(
-    backend: Backend, problem: Problem, watched: tuple[Observation, ...], lse: Array
+    backend: Backend, problem: Problem, watched: tuple[BoundObservation, ...], lse: Array
 ) -> tuple[Any, ...]:
     if problem.is_empty:
         return states_of_no_pairs(problem.sizes, watched, lse.dtype)

@@ -88,7 +88,7 @@ class Blockwise(Backend):
         return _unflat(results, lead)
 
     def observe(
-        self, problem: Problem, watched: tuple[Observation, ...], lse: Array
+        self, problem: Problem, watched: tuple[BoundObservation, ...], lse: Array
     ) -> tuple[Any, ...]:
         walk, lead = self.again(problem), problem.sizes.batch
         q, k, _, rule = _flat(problem)
@@ -111,7 +111,9 @@ class Blockwise(Backend):
         moving = _flat(moving[0]), moving[1]
         return _unflat(moves(walk, _flat(problem), watched, results, moving), lead)
 
-    def cost(self, problem: Problem, mask: Mask, watched: tuple[Observation, ...]) -> Cost:
+    def cost(
+        self, problem: Problem, mask: BoundMask, watched: tuple[BoundObservation, ...]
+    ) -> Cost:
         walk, visited, flops = self.forward(problem), None, None
         plan = walk.plan
         if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(mask)):

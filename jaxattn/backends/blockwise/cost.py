@@ -7,12 +7,12 @@ from jaxtyping import Array, Int
 
 from jaxattn._axes import count_to
 from jaxattn._function import Compiled
-from jaxattn._mask import Mask
+from jaxattn._mask import BoundMask
 from jaxattn.backends.blockwise import stairs
 from jaxattn.backends.blockwise.walk import Walk
 
 
-def visited_pairs(walk: Walk, mask: Mask) -> tuple[int, int]:
+def visited_pairs(walk: Walk, mask: BoundMask) -> tuple[int, int]:
     """(tiles visited, the pairs computed in them), over all heads and blocks of queries."""
     plan, heads = walk.plan, walk.plan.heads * walk.plan.batch
     widths = np.asarray(_widths(walk, mask)).clip(0, plan.k_block)
@@ -26,7 +26,7 @@ def visited_pairs(walk: Walk, mask: Mask) -> tuple[int, int]:
 
 
 @Compiled
-def _widths(walk: Walk, mask: Mask) -> Int[Array, "runs q_blocks k_tiles"]:
+def _widths(walk: Walk, mask: BoundMask) -> Int[Array, "runs q_blocks k_tiles"]:
     """How many keys are needed of each tile; 0 or less for none."""
     plan, hits = walk.plan, walk.find_hits(mask)
 

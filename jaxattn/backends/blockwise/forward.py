@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxattn._axes import Index, accumulator, ceil_div, dot, put
 from jaxattn._finite import nan_unless_finite
-from jaxattn._mask import Mask
+from jaxattn._mask import BoundMask
 from jaxattn._problem import Rule
 from jaxattn._softmax import LogSumExp, Partial, nothing
 from jaxattn._value import Place, Sizes, Span
@@ -110,7 +110,7 @@ class InTurn:
     """Blocks of an unrolled walk that are observed: a block is made after those that there is no
     room for beside it. Else XLA makes the tiles of all first, and holds what observations need."""
 
-    def __init__(self, walk: Walk, mask: Mask, watched: Watch) -> None:
+    def __init__(self, walk: Walk, mask: BoundMask, watched: Watch) -> None:
         plan = walk.plan
         heads = plan.batch * plan.heads
         self.needed = bool(watched) and plan.unrolled

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import jax
 
 from jaxattn._axes import ceil_div
-from jaxattn._mask import Mask
+from jaxattn._mask import BoundMask
 from jaxattn._value import Sizes, Span
 
 UNROLL = 4  # blocks of queries
@@ -85,7 +85,7 @@ def run_of_heads(h: int, group: int, most: int) -> int:
 
 
 def make_plan(
-    mask: Mask,
+    mask: BoundMask,
     sizes: Sizes,
     kv_heads: int,
     platform: str | None,

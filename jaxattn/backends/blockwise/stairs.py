@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxattn._axes import cut_axis, dot
-from jaxattn._mask import Mask
+from jaxattn._mask import BoundMask
 from jaxattn._observation import KEY, QUERY
 from jaxattn._problem import Rule
 from jaxattn._softmax import LogSumExp, Partial, base
@@ -56,7 +56,7 @@ class Stairs(NamedTuple):
         return strips if self.landing is None else combine(parts[0], strips)
 
 
-def find(walk: Walk, mask: Mask, i: int) -> Stairs | None:
+def find(walk: Walk, mask: BoundMask, i: int) -> Stairs | None:
     """The stairs of the i-th block of queries; None where there are none to be known of."""
     if not walk.plan.unrolled or walk.plan.k_tiles > 1:
         return None
@@ -65,7 +65,7 @@ def find(walk: Walk, mask: Mask, i: int) -> Stairs | None:
     return corner if corner and corner.landing is None else _cut(mask, rows, s, STRIPS)
 
 
-def _cut(mask: Mask, rows: Span, s: int, count: int) -> Stairs | None:
+def _cut(mask: BoundMask, rows: Span, s: int, count: int) -> Stairs | None:
     size = rows.size // count
     if rows.size % count or size < LEAST:
         return None

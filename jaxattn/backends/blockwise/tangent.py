@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxattn._axes import Index
 from jaxattn._problem import Rule
-from jaxattn._score import Score
+from jaxattn._score import BoundScore
 from jaxattn._softmax import LogSumExp
 from jaxattn._value import Span
 from jaxattn._varying import vary
@@ -134,8 +134,8 @@ class Tiles(NamedTuple):
     of_rows: tuple[Array, LogSumExp, Array | None]
     rule: Rule
     dscale: Float[Array, ""] | None
-    score: tuple[Score, ...]
-    dscore: tuple[Score, ...] | None
+    score: tuple[BoundScore, ...]
+    dscore: tuple[BoundScore, ...] | None
     features: int
 
     @property
@@ -165,7 +165,7 @@ class Tiles(NamedTuple):
 
     def with_keys(
         self, arrays: list[Array], cut: Callable[[Array, int], Array]
-    ) -> tuple[tuple[Score, ...], tuple[Score, ...] | None]:
+    ) -> tuple[tuple[BoundScore, ...], tuple[BoundScore, ...] | None]:
         """(score, dscore) with cut(array, axis) of these for the arrays that `along_keys` found."""
         rest = iter(arrays)
         fill = lambda part: part.along_keys(lambda _, axis: cut(next(rest), axis))

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 from jaxattn._axes import dot
 from jaxattn._finite import finite, hide
 from jaxattn._problem import Rule
-from jaxattn._score import Score
+from jaxattn._score import BoundScore
 from jaxattn._softmax import LogSumExp, Partial, base
 from jaxattn._value import Place, Zero
 from jaxattn._varying import vary, varying
@@ -38,7 +38,7 @@ class Tangents(NamedTuple):
     k: Float[Array, "c d"] | None
     v: Float[Array, "c e"] | None
     scale: Float[Array, ""] | None
-    score: tuple[Score, ...] | None
+    score: tuple[BoundScore, ...] | None
 
 
 def allows(rule: Rule, place: Place, counts: Array | None) -> Bool[Array, "#a #b"] | None:
@@ -137,8 +137,8 @@ def tangent(
 
 
 def _scored(
-    score: tuple[Score, ...],
-    dscore: tuple[Score, ...] | None,
+    score: tuple[BoundScore, ...],
+    dscore: tuple[BoundScore, ...] | None,
     logits_cr: Float[Array, "c r"],
     dlogits_cr: Float[Array, "c r"] | None,
     place: Place,

@@ -92,7 +92,7 @@ class Walk(NamedTuple):
         return Place(unflatten_index(batch, self.sizes.batch), head, rows, keys)
 
     def reach(
-        self, mask: Mask, hits: Array | None, run_index: Index, i: Index, held: bool = False
+        self, mask: BoundMask, hits: Array | None, run_index: Index, i: Index, held: bool = False
     ) -> "Reach":
         """What the i-th block of queries of a run of heads needs.
 
@@ -111,7 +111,7 @@ class Walk(NamedTuple):
         row = cut(hits, here, (1, 1, 1, plan.k_tiles))
         return Reach(plan, s, first, stop, base, row.reshape(plan.k_tiles))
 
-    def narrow(self, mask: Mask) -> tuple["Walk | None", Array | None]:
+    def narrow(self, mask: BoundMask) -> tuple["Walk | None", Array | None]:
         """A walk in which no block needs more than one tile of keys, and whether that holds.
 
         None where there is little to gain, or where `needs` is known while tracing.
@@ -131,7 +131,7 @@ class Walk(NamedTuple):
         return self._replace(plan=replace(plan, k_tiles=1)), (spans <= plan.k_block).all()
 
     def find_hits(
-        self, mask: Mask, held: bool = False
+        self, mask: BoundMask, held: bool = False
     ) -> Bool[Array, "b runs q_blocks k_tiles"] | None:
         """Which tiles hold a pair that the mask allows; None where the range of `needs` tells.
 
@@ -153,7 +153,7 @@ class Walk(NamedTuple):
             keys, begin = reach.span(j)
 
             def look() -> Array:
-                def allowed(mask: Mask, place: Place) -> Array:
+                def allowed(mask: BoundMask, place: Place) -> Array:
                     seen = mask.allows(place)
                     fresh = keys.indices() >= begin
                     return (fresh if seen is None else seen & fresh[None, :]).any()

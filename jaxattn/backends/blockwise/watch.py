@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxattn._axes import Index, cut, put, put_axis
-from jaxattn._observation import KEY, QUERY, Observation, Seen, states_of_no_pairs
+from jaxattn._observation import KEY, QUERY, BoundObservation, Seen, states_of_no_pairs
 from jaxattn._problem import Rule
 from jaxattn._softmax import LogSumExp
 from jaxattn._value import Place, Span
@@ -19,7 +19,7 @@ from jaxattn._varying import vary, varying
 from jaxattn.backends.blockwise import tile
 from jaxattn.backends.blockwise.walk import Run, Walk, to_rows
 
-Watch: TypeAlias = tuple[Observation, ...]
+Watch: TypeAlias = tuple[BoundObservation, ...]
 
 
 def start(walk: Walk, watch: Watch, dtype: Any) -> tuple[Any, ...]:
@@ -34,7 +34,7 @@ def nothing(walk: Walk, watch: Watch, run: Run, rows: int, keys: int, dtype: Any
     """What a tile without a pair adds."""
     lead = {QUERY: (rows,), KEY: (keys,)}
 
-    def one(observation: Observation) -> Any:
+    def one(observation: BoundObservation) -> Any:
         shape = run.batches, run.kv, run.group, *lead.get(observation.per, ())
         grow = lambda x: jnp.broadcast_to(x, (*shape, *jnp.shape(x)))
         return jax.tree.map(grow, observation.start(walk.sizes, dtype))
@@ -98,7 +98,7 @@ def _new_rows(seen: Seen, new: Array) -> Seen:
 def widen(watch: Watch, added: Any, at: Index, empty: Any) -> Any:
     """`added` with the keys' axis as long as in `empty`, its first key at `at`."""
 
-    def one(observation: Observation, added: Any, empty: Any) -> Any:
+    def one(observation: BoundObservation, added: Any, empty: Any) -> Any:
         if observation.per is not KEY:
             return added
         widened = lambda x, whole: put_axis(whole, x, at, axis=3)
@@ -110,7 +110,7 @@ def widen(watch: Watch, added: Any, at: Index, empty: Any) -> Any:
 def add(watch: Watch, states: Any, added: Any, run: Run, rows: Span, first_key: Index) -> Any:
     """The states after a tile, or a block of rows, of a run of heads."""
 
-    def one(observation: Observation, state: Any, added: Any) -> Any:
+    def one(observation: BoundObservation, state: Any, added: Any) -> Any:
         per_head = observation.per not in (QUERY, KEY)
         first = rows.start if observation.per is QUERY else first_key
         lead = (run.batch, run.q_head) if per_head else (run.batch, first, run.q_head)
