@@ -25,7 +25,7 @@ class Call(NamedTuple):
     """
 
     problem: Problem
-    watched: tuple[Observation, ...]
+    watched: tuple[BoundObservation, ...]
     from_lse: bool = False
     platform: str | None = None
     order: int = 0
@@ -59,7 +59,7 @@ class Moves(NamedTuple):
     states: tuple[Any, ...]
 
 
-Moving: TypeAlias = tuple[Problem, tuple[Observation, ...]]
+Moving: TypeAlias = tuple[Problem, tuple[BoundObservation, ...]]
 """A problem and observations with tangents in place of their arrays, and `Zero` where there are
 none."""
 
@@ -102,12 +102,12 @@ class Backend:
         """Why this backend cannot do what is asked; None where it can."""
         raise NotImplementedError(f"{type(self).__name__}.refuses")
 
-    def run(self, problem: Problem, watched: tuple[Observation, ...]) -> Results:
+    def run(self, problem: Problem, watched: tuple[BoundObservation, ...]) -> Results:
         """The results. Never differentiated: that is what `tangent` is for."""
         raise NotImplementedError(f"{type(self).__name__}.run")
 
     def observe(
-        self, problem: Problem, watched: tuple[Observation, ...], lse: Float[Array, "*b t h"]
+        self, problem: Problem, watched: tuple[BoundObservation, ...], lse: Float[Array, "*b t h"]
     ) -> tuple[Any, ...]:
         """The states of observations, from the lse of the problem; JAX differentiates it."""
         raise NotImplementedError(f"{type(self).__name__}.observe")
@@ -115,7 +115,7 @@ class Backend:
     def tangent(
         self,
         problem: Problem,
-        watched: tuple[Observation, ...],
+        watched: tuple[BoundObservation, ...],
         results: Results,
         moving: Moving,
     ) -> Moves:
@@ -129,7 +129,7 @@ class Backend:
     def transpose(
         self,
         problem: Problem,
-        watched: tuple[Observation, ...],
+        watched: tuple[BoundObservation, ...],
         results: Results,
         moving: Moving,
         cotangents: Moves,
@@ -140,7 +140,9 @@ class Backend:
         del problem, watched, results, moving, cotangents
         return NotImplemented
 
-    def cost(self, problem: Problem, mask: Mask, watched: tuple[Observation, ...]) -> Cost:
+    def cost(
+        self, problem: Problem, mask: BoundMask, watched: tuple[BoundObservation, ...]
+    ) -> Cost:
         """What a call costs. mask: that of the problem, which has shapes only."""
         raise NotImplementedError(f"{type(self).__name__}.cost")
 

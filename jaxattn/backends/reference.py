@@ -44,7 +44,7 @@ class Reference(Backend):
             flops=2 * count * sizes.t * sizes.s * features,
         )
 
-    def run(self, problem: Problem, watched: tuple[Observation, ...]) -> Results:
+    def run(self, problem: Problem, watched: tuple[BoundObservation, ...]) -> Results:
         q, k, v, rule = problem
         sizes, acc = problem.sizes, accumulator(q.dtype)
         repeat = lambda x: jnp.repeat(x, sizes.h // problem.kv_heads, axis=-2)
@@ -63,7 +63,7 @@ class Reference(Backend):
     def tangent(
         self,
         problem: Problem,
-        watched: tuple[Observation, ...],
+        watched: tuple[BoundObservation, ...],
         results: Results,
         moving: Moving,
     ) -> Moves:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from jaxattn._axes import accumulator
 from jaxattn._lowering import Target, lowered
-from jaxattn._observation import Observation, states_of_no_pairs
+from jaxattn._observation import BoundObservation, states_of_no_pairs
 from jaxattn._problem import Problem
 from jaxattn._value import Zero
 from jaxattn._varying import vary, varying
@@ -25,7 +25,7 @@ from jaxattn.backends.protocol import Backend, Call, Moves, Moving, Results
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def answer(backend: Backend, problem: Problem, watched: tuple[Observation, ...]) -> Results:
+def answer(backend: Backend, problem: Problem, watched: tuple[BoundObservation, ...]) -> Results:
     """The results, by the backend that `backend` chooses. No axis may be empty."""
     return lowered(_Results(backend), problem, watched, like=_like(problem, watched))
 
@@ -33,7 +33,7 @@ def answer(backend: Backend, problem: Problem, watched: tuple[Observation, ...])
 def observed(
     backend: Backend,
     problem: Problem,
-    watched: tuple[Observation, ...],
+    watched: tuple[BoundObservation, ...],
     lse: Float[Array, "*b t h"],
 ) -> tuple[Any, ...]:
     """The states of observations, from an lse."""
@@ -80,7 +80,7 @@ def _real(states: Any) -> Any:
     return jax.tree.map(lambda x: x if jnp.issubdtype(x.dtype, jnp.inexact) else None, states)
 
 
-def _like(problem: Problem, watched: tuple[Observation, ...]) -> Results:
+def _like(problem: Problem, watched: tuple[BoundObservation, ...]) -> Results:
     """The shapes of the results."""
     q, v, acc = problem.q, problem.v, accumulator(problem.q.dtype)
     of_query = jax.ShapeDtypeStruct(q.shape[:-1], acc)

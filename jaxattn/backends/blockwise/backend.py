@@ -11,8 +11,8 @@ from jaxtyping import Array
 
 from jaxattn._axes import ceil_div
 from jaxattn._lowering import platform
-from jaxattn._mask import Mask
-from jaxattn._observation import Observation
+from jaxattn._mask import BoundMask
+from jaxattn._observation import BoundObservation
 from jaxattn._problem import Problem
 from jaxattn._softmax import LogSumExp
 from jaxattn._value import Zero, as_int, is_whole
@@ -70,7 +70,7 @@ class Blockwise(Backend):
         plan = make_plan(problem.rule.mask, sizes, n, platform(), self.q_block, self.k_block)
         return Walk(plan, sizes, n)
 
-    def run(self, problem: Problem, watched: tuple[Observation, ...]) -> Results:
+    def run(self, problem: Problem, watched: tuple[BoundObservation, ...]) -> Results:
         """Where a row takes several tiles its lse is known only after them, and the observations
         take a second sweep.
         """
@@ -102,7 +102,7 @@ class Blockwise(Backend):
     def tangent(
         self,
         problem: Problem,
-        watched: tuple[Observation, ...],
+        watched: tuple[BoundObservation, ...],
         results: Results,
         moving: Moving,
     ) -> Moves:

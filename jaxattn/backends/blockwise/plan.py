@@ -130,7 +130,9 @@ def make_plan(
     return Plan(batch, heads, q_block, k_block, q_blocks, ceil_div(span, k_block), unrolled)
 
 
-def whole_rows(plan: Plan, mask: Mask, sizes: Sizes, kv_heads: int, platform: str | None) -> Plan:
+def whole_rows(
+    plan: Plan, mask: BoundMask, sizes: Sizes, kv_heads: int, platform: str | None
+) -> Plan:
     """`plan` for the forward pass: with all keys of a row in one tile, where that is as fast.
 
     Then the final lse is at hand in the tile. Not where a mask may leave out tiles in between, and

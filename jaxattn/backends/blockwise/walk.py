@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Shaped
 from jaxattn._axes import Index, ceil_div, count_to, cut, cut_axis, larger, smaller
 from jaxattn._finite import finite, nan_unless_finite
 from jaxattn._lowering import platform
-from jaxattn._mask import Mask
+from jaxattn._mask import BoundMask
 from jaxattn._value import Block, Place, Sizes, Span, Value, unflatten_index
 from jaxattn._varying import vary
 from jaxattn.backends.blockwise.plan import Plan
