@@ -85,7 +85,7 @@ def lowered(compute: Any, *trees: Any, like: Any, linear: bool = False) -> Any:
 
 
 @dataclass(frozen=True, repr=False)
-class Program:
+class Equation:
     """What an equation computes.
 
     shapes: of its results.
@@ -122,7 +122,7 @@ class Program:
 
 
 @dataclass(frozen=True, repr=False)
-class Given(Program):
+class Given(Equation):
     """`compute`, of trees."""
 
     compute: Any
@@ -150,41 +150,41 @@ class Given(Program):
 
 
 @dataclass(frozen=True, repr=False)
-class Moved(Program):
-    """The tangents of the results that have any, as some arguments of `program` move.
+class Moved(Equation):
+    """The tangents of the results that have any, as some arguments of `equation` move.
 
     Of its arguments, and then the tangents of those in the places `which`.
     """
 
-    program: Program
+    equation: Equation
     which: tuple[int, ...]
 
     def __repr__(self) -> str:
-        return f"tangent of {self.program!r}"
+        return f"tangent of {self.equation!r}"
 
     def run(self, target: Target, *args: Array) -> Sequence[Array]:
         n = len(args) - self.linear
         inner = target._replace(order=target.order + 1)
 
         def along(*some: Array) -> list[Array]:
-            return _real(self.program.run(inner, *_with(args[:n], self.which, some)))
+            return _real(self.equation.run(inner, *_with(args[:n], self.which, some)))
 
         return jax.jvp(along, [args[i] for i in self.which], list(args[n:]))[1]
 
 
 @dataclass(frozen=True, repr=False)
-class Pulled(Program):
-    """The cotangents of some arguments of `program`, those in the places `which`.
+class Pulled(Equation):
+    """The cotangents of some arguments of `equation`, those in the places `which`.
 
     Of its other arguments, and then the cotangents of its results that have any: `moving`.
     """
 
-    program: Program
+    equation: Equation
     which: tuple[int, ...]
     moving: tuple[bool, ...]
 
     def __repr__(self) -> str:
-        return f"transpose of {self.program!r}"
+        return f"transpose of {self.equation!r}"
 
     def run(self, target: Target, *args: Array) -> Sequence[Array]:
         n = len(args) - self.linear
@@ -192,21 +192,21 @@ class Pulled(Program):
         for place, shape in zip(self.which, self.shapes, strict=True):
             known.insert(place, shape)
         every = [next(cotangents) if moves else None for moves in self.moving]
-        return self.program.pull(target, known, every)
+        return self.equation.pull(target, known, every)
 
 
 @dataclass(frozen=True, repr=False)
-class Mapped(Program):
-    """`program`, mapped over the first axis of its results and of the arguments with an axis 0."""
+class Mapped(Equation):
+    """`equation`, mapped over the first axis of its results and of the arguments with an axis 0."""
 
-    program: Program
+    equation: Equation
     axes: tuple[int | None, ...]
 
     def __repr__(self) -> str:
-        return f"map of {self.program!r}"
+        return f"map of {self.equation!r}"
 
     def run(self, target: Target, *args: Array) -> Sequence[Array]:
-        return jax.vmap(partial(self.program.run, target), self.axes)(*args)
+        return jax.vmap(partial(self.equation.run, target), self.axes)(*args)
 
     def pull(
         self, target: Target, args: Sequence[Any], cotangents: Sequence[Array | None]
@@ -217,7 +217,7 @@ class Mapped(Program):
 
         def one(known_args: list[Array], cotangents: list[Array | None]) -> Sequence[Array]:
             every = _with(_with(args, asked, shapes), known, known_args)
-            return self.program.pull(target, every, cotangents)
+            return self.equation.pull(target, every, cotangents)
 
         axes = [self.axes[i] for i in known], 0
         return jax.vmap(one, axes)([args[i] for i in known], list(cotangents))
@@ -242,49 +242,49 @@ _lowered = Primitive("lowered")
 _lowered.multiple_results = True
 
 
-def _bind(args: Any, program: Program, x64: bool | None = None) -> list[Array]:
+def _bind(args: Any, equation: Equation, x64: bool | None = None) -> list[Array]:
     x64 = jax.config.jax_enable_x64 if x64 is None else x64  # pyright: ignore
-    return _lowered.bind(*args, program=program, x64=x64)
+    return _lowered.bind(*args, equation=equation, x64=x64)
 
 
-_compiled = jax.jit(_bind, static_argnames=("program", "x64"))
+_compiled = jax.jit(_bind, static_argnames=("equation", "x64"))
 
 
-def _run(target: str, *args: Any, program: Program, x64: bool) -> Sequence[Array]:
+def _run(target: str, *args: Any, equation: Equation, x64: bool) -> Sequence[Array]:
     same = jax.config.jax_enable_x64 == x64  # pyright: ignore[reportAttributeAccessIssue]
     with lowered_for(target), nullcontext() if same else jax.enable_x64(x64):
-        return program.run(Target(target), *args)
+        return equation.run(Target(target), *args)
 
 
-def _impl(*args: Any, program: Program, x64: bool) -> Sequence[Array]:
+def _impl(*args: Any, equation: Equation, x64: bool) -> Sequence[Array]:
     if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
-        return _run(host_platform(), *args, program=program, x64=x64)
-    return _compiled(args, program=program, x64=x64)
+        return _run(host_platform(), *args, equation=equation, x64=x64)
+    return _compiled(args, equation=equation, x64=x64)
 
 
-def _results(*avals: Any, program: Program, x64: bool) -> Sequence[Any]:
+def _results(*avals: Any, equation: Equation, x64: bool) -> Sequence[Any]:
     axes = NOWHERE.union(*(x.mat.varying for x in avals))
-    zeros = lambda: vary([jnp.zeros(x.shape, x.dtype) for x in program.shapes], axes)
+    zeros = lambda: vary([jnp.zeros(x.shape, x.dtype) for x in equation.shapes], axes)
     return jax.make_jaxpr(zeros)().out_avals
 
 
-def _jvp(primals: Any, tangents: Any, *, program: Program, x64: bool) -> tuple[Any, Any]:
-    n = len(primals) - program.linear
+def _jvp(primals: Any, tangents: Any, *, equation: Equation, x64: bool) -> tuple[Any, Any]:
+    n = len(primals) - equation.linear
     bind = partial(_bind, x64=x64)
-    results, moves = bind(primals, program), []
+    results, moves = bind(primals, equation), []
     along = lambda dxs: [not isinstance(dx, ad.Zero) for dx in dxs]
     if any(along(tangents[n:])):
-        moves.append(bind((*primals[:n], *map(ad.instantiate_zeros, tangents[n:])), program))
+        moves.append(bind((*primals[:n], *map(ad.instantiate_zeros, tangents[n:])), equation))
     if which := tuple(i for i, moved in enumerate(along(tangents[:n])) if moved):
-        shapes = tuple(_real(program.shapes))
-        moved = Moved(shapes, len(which), program, which)
+        shapes = tuple(_real(equation.shapes))
+        moved = Moved(shapes, len(which), equation, which)
         moves.append(bind((*primals, *(tangents[i] for i in which)), moved))
     total = iter(jax.tree.map(lambda *xs: sum(xs[1:], xs[0]), *moves)) if moves else iter(())
     still = lambda x: ad.Zero(jax.typeof(x).to_tangent_aval())
     return results, [next(total, None) if _real([x]) else still(x) for x in results]
 
 
-def _transpose(cotangents: Any, *args: Any, program: Program, x64: bool) -> list[Any]:
+def _transpose(cotangents: Any, *args: Any, equation: Equation, x64: bool) -> list[Any]:
     which = tuple(i for i, x in enumerate(args) if ad.is_undefined_primal(x))
     shapes = tuple(jax.ShapeDtypeStruct(args[i].aval.shape, args[i].aval.dtype) for i in which)
     known = [x for x in args if not ad.is_undefined_primal(x)]
@@ -292,19 +292,19 @@ def _transpose(cotangents: Any, *args: Any, program: Program, x64: bool) -> list
     if not any(moving):
         return [None] * len(args)
     moved = [ct for ct, moves in zip(cotangents, moving, strict=True) if moves]
-    pulled = Pulled(shapes, len(moved), program, which, moving)
+    pulled = Pulled(shapes, len(moved), equation, which, moving)
     return _with([None] * len(args), which, _bind((*known, *moved), pulled, x64))
 
 
-def _batch(args: Any, dims: Any, *, program: Program, x64: bool) -> tuple[list[Array], list[int]]:
-    n = len(args) - program.linear
+def _batch(args: Any, dims: Any, *, equation: Equation, x64: bool) -> tuple[list[Array], list[int]]:
+    n = len(args) - equation.linear
     size = next(x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None)
     grow = lambda shape: jax.ShapeDtypeStruct((size, *shape.shape), shape.dtype)
     first = lambda i, x, d: x if d is None and i < n else batching.bdim_at_front(x, d, size)
     moved = [first(i, x, d) for i, (x, d) in enumerate(zip(args, dims, strict=True))]
     axes = tuple(None if d is None and i < n else 0 for i, d in enumerate(dims))
-    shapes = tuple(map(grow, program.shapes))
-    mapped = Mapped(shapes, program.linear, program, axes)
+    shapes = tuple(map(grow, equation.shapes))
+    mapped = Mapped(shapes, equation.linear, equation, axes)
     return _bind(moved, mapped, x64), [0] * len(shapes)
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.interpreters.partial_eval import convert_constvars_jaxpr
 from jaxtyping import Array, Int
 
 from jaxattn._axes import INDEX, accumulator
@@ -61,7 +62,8 @@ class At(NamedTuple):
 
 
 class Program(Fixed):
-    """What was traced. Equal to another that came from the same function and reads the same."""
+    """What was traced, of the arrays that it captures and then of its arguments. Equal to another
+    that came from the same function and reads the same."""
 
     def __init__(
         self, source: Callable[..., Any], jaxpr: Any, dtypes: tuple[Any, ...], axes: Axes
@@ -111,16 +113,16 @@ class Traced(Value):
     def over(self, place: Place, *tiles: Array) -> Array:
         """The function of every pair of a tile, with one number of each of `tiles`."""
         program = self.program
-        captured = zip(self.captured, program.dtypes, strict=True)
-        consts = [x.astype(dtype) for x, dtype in captured]
-        whole: Callable[..., Any] = jaxpr_as_fun(ClosedJaxpr(program.jaxpr, consts))
+        pairs = zip(self.captured, program.dtypes, strict=True)
+        captured = [x.astype(dtype) for x, dtype in pairs]
+        whole: Callable[..., Any] = jaxpr_as_fun(ClosedJaxpr(program.jaxpr, ()))
         if program.axes:
-            whole = lambda *args: evaluate(program.jaxpr, consts, args, program.axes)
+            whole = lambda *args: evaluate(program.jaxpr, (), args, program.axes)
         as_position = lambda x: vary(jnp.asarray(x, INDEX), program.axes)
         batch, head = [as_position(i) for i in place.batch], as_position(place.head)
 
         def one(q: Array, k: Array, *scalars: Array) -> Array:
-            return whole(*scalars, *batch, head, q, k)[0]
+            return whole(*captured, *scalars, *batch, head, q, k)[0]
 
         at = BoundPositions() if self.positions is None else self.positions
         q, k = as_position(at.q(place)), as_position(at.k(place))
@@ -170,12 +172,12 @@ def trace(
     check(leaves[0])
     if any(_calls(closed.jaxpr)):
         closed = jax.make_jaxpr(partial(_inlined, closed))(*jax.tree.leaves(scalars_at))
-    jaxpr, consts = closed.jaxpr, [jnp.asarray(x) for x in closed.consts]
+    jaxpr, captured = convert_constvars_jaxpr(closed.jaxpr), [*map(jnp.asarray, closed.consts)]
     if sizes.varying:
-        jaxpr, consts = hoist(jaxpr, consts)
-    program = Program(function, jaxpr, tuple(x.dtype for x in consts), sizes.varying)
+        jaxpr, captured = hoist(jaxpr, captured)
+    program = Program(function, jaxpr, tuple(x.dtype for x in captured), sizes.varying)
     positions = frame.where(what) if program.reads_positions else None
-    return Traced(program, tuple(map(_wide, consts)), positions)
+    return Traced(program, tuple(map(_wide, captured)), positions)
 
 
 def _calls(jaxpr: Any) -> Iterator[ClosedJaxpr]:

@@ -39,17 +39,20 @@ def _axes_of(x: Any) -> Axes:
     return jax.typeof(x).mat.varying
 
 
-def hoist(jaxpr: Any, consts: list[Any]) -> tuple[Any, list[Any]]:
-    """(jaxpr, consts) without the equations that depend on nothing but constants."""
-    known, left = dict(zip(jaxpr.constvars, consts, strict=True)), []
+def hoist(jaxpr: Any, captured: list[Any]) -> tuple[Any, list[Any]]:
+    """(jaxpr, captured) without the equations that depend on nothing but captured arrays, which are
+    the first arguments."""
+    n = len(captured)
+    known, left = dict(zip(jaxpr.invars[:n], captured, strict=True)), []
     for eqn in jaxpr.eqns:
         if any(x not in known for x in named(eqn.invars)):
             left.append(eqn)
         else:
             known |= zip(eqn.outvars, bind(eqn, read(eqn.invars, known)), strict=True)
     used = {x for eqn in left for x in named(eqn.invars)} | {*named(jaxpr.outvars)}
-    constants = [x for x in known if x in used]
-    return jaxpr.replace(constvars=constants, eqns=left), [known[x] for x in constants]
+    first = [x for x in known if x in used]
+    hoisted = jaxpr.replace(invars=[*first, *jaxpr.invars[n:]], eqns=left)
+    return hoisted, [known[x] for x in first]
 
 
 def evaluate(jaxpr: Any, consts: Any, args: Any, axes: Axes) -> list[Any]:

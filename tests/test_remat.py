@@ -29,7 +29,7 @@ def test_names_keep_the_forward_pass(backend):
 
     def passes(f):
         program = str(jax.make_jaxpr(jax.value_and_grad(f, (0, 1, 2)))(*draw(40)))
-        return [program.count(f"program={what}") for what in ("_Results", "transpose of _Tangent")]
+        return [program.count(f"equation={what}") for what in ("_Results", "transpose of _Tangent")]
 
     kept = jax.checkpoint(loss, policy=NAMES)
     assert passes(kept) == passes(loss) == [1, 1]
