@@ -1,13 +1,18 @@
 """Which tests run, and how they are compiled.
 
 The long matrix is asked for: all of it (-m long), or a slice (--slice I/N). Of a test that is
-`sampled(n)` one case in n is ordinary, always the same one; the others are long.
+`sampled(n)` one case in n is ordinary, always the same one; the others are long. Of one that is
+`covered` so few are ordinary that each value of each parameter is in one.
 
 Programs are compiled in a hurry, unless --optimized is given: XLA's optimizations change numbers
 little, but are half of the time. Tests that are `optimized` are about what they do: memory, size,
 equality to the bit. They hold either way, and are to be run with them too.
+
+Tracing makes and drops objects without end, and Python looks through them for cycles again and
+again, a tenth of the time. Here it looks less often, and never at what was there before the tests.
 """
 
+import gc
 import os
 import zlib
 from pathlib import Path
@@ -36,16 +41,34 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    gc.set_threshold(50_000, 20, 10)
     known = jax.__version_info__ < (0, 11)  # later versions of XLA do not know the second flag
     if known and not config.getoption("--optimized"):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {HURRY}"
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Each worker goes through files of its own, whose programs it has, until one has none left."""
+    if config.getoption("dist") != "load":
+        return None  # another way was asked for
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m looks at the markers
 def pytest_collection_modifyitems(config, items):
+    for cases in _by_test(items, "covered"):
+        few = cover(cases, lambda item: [(k, id(x)) for k, x in item.callspec.params.items()])
+        for item in cases:
+            if item not in few:
+                item.add_marker("long")
     for item in items:
         sampled = item.get_closest_marker("sampled")
-        if sampled and hasattr(item, "callspec") and _hash(item) % sampled.args[0]:
+        if item.get_closest_marker("covered") or not (sampled and hasattr(item, "callspec")):
+            continue
+        if _hash(item) % sampled.args[0]:
             item.add_marker("long")
     if config.getoption("--slice"):
         index, count = parse_slice(config.getoption("--slice"))
@@ -62,12 +85,36 @@ def pytest_collection_modifyitems(config, items):
     config.hook.pytest_deselected(items=left)
 
 
+def pytest_collection_finish():
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_runtest_teardown(item):
     """XLA maps every program that it keeps into memory, and aborts where there is no room."""
     if _hash(item) % 20:
         return
     if MAPS.exists() and MAPS.read_text().count("\n") > MOST_MAPS:
         jax.clear_caches()
+
+
+def _by_test(items, marker):
+    """The cases of each test with the marker, but for those that are long already."""
+    found = {}
+    for item in items:
+        marked = item.get_closest_marker(marker) and not item.get_closest_marker("long")
+        if marked and hasattr(item, "callspec"):
+            found.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    return found.values()
+
+
+def cover(cases, values_of):
+    """A few of the cases, with every value that any has: each time that with most new ones."""
+    chosen, left = [], {value for case in cases for value in values_of(case)}
+    while left:
+        chosen.append(max(cases, key=lambda case: len(left.intersection(values_of(case)))))
+        left.difference_update(values_of(chosen[-1]))
+    return chosen
 
 
 def _hash(item):

@@ -11,6 +11,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from catalogue import observations
 from jax.sharding import AxisType
 
 import jaxattn as ja
@@ -32,16 +33,9 @@ BACKENDS = {
     "few": ja.Blockwise(12, 3),
     "reference": ja.Reference(),
 }
+# Those that show each element of the batch by itself.
 EVERY = {
-    "map": see.Map(4),
-    "entropy": see.Entropy(),
-    "top": see.TopKeys(3),
-    "received": see.Received(),
-    "received_max": see.ReceivedMax(),
-    "distance": see.Distance(),
-    "previous": see.Diagonal(-1),
-    "columns": see.Columns(np.array([0, 5])),
-    "fold": see.Fold(lambda: jnp.zeros(()), lambda seen: seen.weights.sum()),
+    name: x for name, (x, _) in observations(T, T, H).items() if not isinstance(x, see.MaxLogit)
 }
 
 
@@ -239,6 +233,7 @@ def two_axes():
 
 def run(name):
     """A case of `NAMES`."""
+    print(name, flush=True)
     kind, _, rest = name.partition("/")
     if kind == "batch":
         rule, backend = rest.split("-")
@@ -256,3 +251,5 @@ WITH["reference"] = ["full", "function", "dropout"]
 NAMES = [f"batch/{rule}-{backend}" for backend, rules in WITH.items() for rule in rules]
 NAMES += [f"{kind}/{name}" for kind in ("query", "ring") for name in ("auto", "tiles")]
 NAMES += ["others", "axes"]
+USUAL = [f"batch/{rule}-tiles" for rule in ("segments", "function", "dropout")]
+USUAL += ["batch/causal-auto", "query/tiles", "ring/auto"]

@@ -44,6 +44,7 @@ def expected(window, dtype=np.float64):
     return (p @ v).swapaxes(1, 2)
 
 
+@pytest.mark.covered
 @pytest.mark.parametrize("chunks", CHUNKS, ids=len)
 @pytest.mark.parametrize(("window", "capacity"), RINGS)
 def test_chunks_and_steps_are_one_prefill(window, capacity, chunks):

@@ -2,6 +2,8 @@
 
 # pyright: reportArgumentType=false, reportCallIssue=false
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,6 +37,7 @@ OPTIONS = {
 def test_gives_what_jax_nn_gives(name):
     options = OPTIONS[name]
 
+    @partial(jax.jit, static_argnums=0)
     def both(module):
         attend = lambda *x: module.dot_product_attention(*x, **options)
         out, pull = jax.vjp(attend, Q, K, V)

@@ -63,6 +63,7 @@ def test_same_pairs_whatever_the_grouping():
     np.testing.assert_array_equal(dropped(LARGE._replace(n=4)), dropped(LARGE._replace(n=1)))
 
 
+@pytest.mark.covered
 @for_backends
 @pytest.mark.parametrize("rate", [0.1, 0.75])
 def test_gradients_drop_the_same_pairs(rate, backend):
@@ -200,6 +201,7 @@ def test_other_generators_have_keys_too():
     assert abs(got.mean() - 0.5) < 0.02
 
 
+@pytest.mark.covered
 @for_backends
 @pytest.mark.parametrize(("rate", "as_if"), [(-0.5, 0.0), (0.0, 0.0), (1.0, 1.0), (7.0, 1.0)])
 def test_a_traced_rate_out_of_bounds_is_the_nearer_bound(rate, as_if, backend):

@@ -27,7 +27,7 @@ def arrays(b=2, t=5, s=7, h=4, n=2):
     return [np.ones(shape, np.float32) for shape in shapes]
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.covered
 @for_backends
 @pytest.mark.parametrize("sizes", AXES.values(), ids=AXES)
 def test_empty_axes(sizes, backend):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from catalogue import observations
 
 import jaxattn as ja
 
@@ -39,11 +40,8 @@ VALUES = {
     "scores": {"score": (ja.ALiBi(), ja.SoftCap(3.0), ja.Bias(draw(7, 7)))},
     "observations": {
         "observe": {
-            "tops": observe.TopKeys(2),
-            "distance": observe.Distance(),
-            "received": observe.Received(),
-            "map": observe.Map(4, observe.PEAK),
-        }
+            name: x for name, (x, _) in observations(7, 7, 2).items() if "fold" not in name
+        },
     },
 }
 

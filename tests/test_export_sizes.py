@@ -82,7 +82,7 @@ FUNCTIONS = {
 }
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.covered
 @pytest.mark.parametrize("which", OPEN)
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_one_export_serves_all_sizes(name, which):

@@ -41,9 +41,9 @@ MASKS = {
 }
 
 
-def attend(q, k, v, mask, positions, **options):
-    run = lambda q, k, v, mask, at: ja.attend(q, k, v, mask=mask, positions=at, **options)
-    return jax.jit(run)(q, k, v, mask, positions)
+@jax.jit
+def attend(q, k, v, mask, positions, observe=None):
+    return ja.attend(q, k, v, mask=mask, positions=positions, observe=observe)
 
 
 @pytest.mark.parametrize("name", MASKS)

@@ -87,7 +87,7 @@ def same(got, want):
     jax.tree.map(one, jax.device_get(got), jax.device_get(want))
 
 
-@pytest.mark.sampled(9)
+@pytest.mark.covered
 @for_backends
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("name", MASKS)
@@ -109,7 +109,7 @@ OBSERVED = {
 }
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.covered
 @for_backends
 @pytest.mark.parametrize("rule", ["plain", "capped", "function"])
 def test_observations(rule, backend):

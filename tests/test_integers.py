@@ -117,7 +117,7 @@ def check(case, backend):
     assert_close(got, out, naive, what="result where the mask is traced")
 
 
-@pytest.mark.sampled(12)
+@pytest.mark.covered
 @for_backends
 @for_dtypes
 @pytest.mark.parametrize("name", OF_DTYPE)

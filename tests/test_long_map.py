@@ -9,6 +9,7 @@ from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.colorbar import Colorbar
 from matplotlib.figure import Figure
+from test_figures import assert_legible
 
 from figures import draw, long, make, recall
 from figures.page import Page
@@ -111,6 +112,15 @@ def test_labels_and_steps_change_no_extent():
     assert ax.get_xlim() == (-0.5, CELLS - 0.5)
     assert ax.get_ylim() == (CELLS - 0.5, -0.5)
     assert list(ax.get_yticks()) == [-0.5, 150 / 15 - 0.5]
+
+
+@pytest.mark.parametrize("part", [4, pytest.param(1, marks=pytest.mark.long)])
+def test_no_text_is_clipped_too_small_or_on_another(part, monkeypatch):
+    """On the page of 32,768 tokens, or of a fourth of them, in as many readings of less text."""
+    text = recall.licence()
+    monkeypatch.setattr(recall, "licence", lambda: text[: len(text) // part])
+    monkeypatch.setattr(recall, "LENGTH", recall.LENGTH // part)
+    assert_legible("long_map")
 
 
 def test_words_are_named_at_their_middle_and_numbered():

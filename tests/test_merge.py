@@ -79,6 +79,7 @@ def test_a_part_without_keys_and_a_single_part(name):
     check(BACKENDS[1], CUTS[name], (COT_OUT, COT_LSE))
 
 
+@pytest.mark.covered
 @for_backends
 @pytest.mark.parametrize("which", ["out", "lse"])
 def test_gradient_through_one_of_the_results(which, backend):

@@ -4,6 +4,7 @@
 
 from itertools import pairwise
 
+import catalogue
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -83,24 +84,17 @@ def test_gradients_are_those_of_the_whole():
         np.testing.assert_allclose(got, want, atol=2e-5 * np.abs(want).max())
 
 
-PLACED = {
-    "map": see.Map(4),
-    "top": see.TopKeys(2),
-    "first": see.MassOn(2),
-    "received": see.Received(),
-    "columns": see.Columns([0]),
-    "diagonal": see.Diagonal(),
-    "distance": see.Distance(),
-    "fold": see.Fold(lambda: 0.0, lambda seen: seen.weights.sum()),
-}
-
-
-@pytest.mark.parametrize("name", PLACED)
-def test_what_speaks_of_places_is_refused_by_name(name):
-    wanted = {name: PLACED[name]}
-    part = ja.attend(Q, K, V, positions=ja.Positions(0, 0), observe=wanted)
-    with pytest.raises(ValueError, match=rf"as '{name}'.*observe\(q, k, merged.lse"):
-        ja.merge(part, part, observe=wanted)
+def test_what_speaks_of_places_is_refused_by_name():
+    """All others."""
+    unplaced = {type(x) for x in observations(0, S).values()}
+    every = {name: x for name, (x, _) in catalogue.observations(T, S, H).items()}
+    placed = {name for name, x in every.items() if type(x) not in unplaced} | {"mass"}
+    part = ja.attend(Q, K, V, positions=ja.Positions(0, 0), observe=every)
+    for name in placed:
+        one = part._replace(observed={name: part.observed[name]})
+        with pytest.raises(ValueError, match=rf"as '{name}'.*observe\(q, k, merged.lse"):
+            ja.merge(one, one, observe={name: every[name]})
+    assert len(placed) > 10
 
 
 def test_errors_say_what_to_do():

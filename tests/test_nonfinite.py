@@ -61,6 +61,7 @@ def hiding(name):
     return mask, allowed, sees, cotangents
 
 
+@pytest.mark.covered
 @for_backends
 @pytest.mark.parametrize("name", HIDING)
 def test_non_finite_key_or_value_stays_out_of_results(name, backend):
@@ -76,6 +77,7 @@ def test_non_finite_key_or_value_stays_out_of_results(name, backend):
             assert np.isnan(np.asarray(result.out)[sees]).all(), f"{where} {bad} must show"
 
 
+@pytest.mark.covered
 @for_backends
 @pytest.mark.parametrize("name", HIDING)
 def test_non_finite_key_or_value_stays_out_of_gradients(name, backend):

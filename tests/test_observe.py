@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+from catalogue import in_groups, observations
 from oracle import observe as truth
 
 import jaxattn as ja
@@ -23,8 +24,6 @@ Q, K, V = (
     RNG.standard_normal(shape).astype(np.float32)
     for shape in ((B, T, H, D), (B, S, N, D), (B, S, N, E))
 )
-U, W = RNG.standard_normal((S, 2)).astype(np.float32), RNG.standard_normal((H, T, 2))
-OF = RNG.random((T,)).astype(np.float32)
 BACKENDS = (
     ja.Reference(),
     ja.Blockwise(),  # one tile to a row: observed on the way
@@ -44,76 +43,14 @@ MASKS = {
 }
 
 
-SHOWN = {
-    "lse": truth.log_sum_exp,
-    "row_max": truth.row_max,
-    "max_logit": truth.max_logit,
-    "entropy": truth.entropy,
-    "top": lambda w: truth.top_keys(w, 3),
-    "received": truth.received,
-    "received_of": lambda w: truth.received(w, OF),
-    "received_max": truth.received_max,
-    "map": lambda w: truth.cells(w, 8),
-    "map_sum": lambda w: truth.cells(w, 5, "sum"),
-    "map_peak": lambda w: truth.cells(w, 8, "peak"),
-    "map_whole": lambda w: truth.cells(w, 64, "sum"),
-    "rows": lambda w: truth.rows(w, [0, T - 1, 7]),
-    "columns": lambda w: truth.columns(w, [3, S - 1]),
-    "diagonal": lambda w: truth.diagonal(w, -1),
-    "distance": truth.distance,
-    "mass": lambda w: truth.mass_on(w, np.arange(S) < 4),
-    "mass_on": lambda w: truth.mass_on(w, np.arange(S) % 3 == 0),
-    "apply": lambda w: truth.apply(w, U),
-    "transposed": lambda w: truth.apply_transposed(w, W),
-    "fold": lambda w: [(w.p**2).sum((-1, -2)) * 2],
-    "fold_rows": lambda w: [truth.per_query((w.p**2).sum(-1))],
-    "fold_keys": lambda w: [truth.per_query(-(w.p**3).max(-2))],
-}
-OBSERVATIONS = {
-    "lse": see.LogSumExp(),
-    "row_max": see.RowMax(),
-    "max_logit": see.MaxLogit(),
-    "entropy": see.Entropy(),
-    "top": see.TopKeys(3),
-    "received": see.Received(),
-    "received_of": see.Received(OF),
-    "received_max": see.ReceivedMax(),
-    "map": see.Map(8),
-    "map_sum": see.Map(5, see.SUM),
-    "map_peak": see.Map(8, see.PEAK),
-    "map_whole": see.Map(64, see.SUM),
-    "rows": see.Rows([0, T - 1, 7]),
-    "columns": see.Columns([3, S - 1]),
-    "diagonal": see.Diagonal(-1),
-    "distance": see.Distance(),
-    "mass": see.MassOn(4),
-    "mass_on": see.MassOn(np.arange(S) % 3 == 0),
-    "apply": see.Apply(U),
-    "transposed": see.ApplyTransposed(W.astype(np.float32)),
-    "fold": see.Fold(
-        lambda: 0.0, lambda seen, a: a[0] * (seen.weights**2).sum(), arrays=(np.full(1, 2.0),)
-    ),
-    "fold_rows": see.Fold(lambda: 0.0, lambda seen: (seen.weights**2).sum(1), per=see.QUERY),
-    "fold_keys": see.Fold(
-        start=lambda: {"top": 0.0},
-        absorb=lambda seen: {"top": (seen.weights**3).max(axis=0)},
-        merge=lambda a, b: {"top": jnp.maximum(a["top"], b["top"])},
-        finish=lambda state: -state["top"],
-        per=see.KEY,
-    ),
-}
-GROUPS = (
-    ("lse", "row_max", "max_logit", "entropy", "mass", "mass_on"),
-    ("received", "received_of", "received_max", "rows", "columns", "transposed"),
-    ("map", "map_sum", "map_peak", "map_whole", "fold"),
-    ("top", "diagonal", "distance", "apply", "fold_rows", "fold_keys"),
-)
+OBSERVATIONS = observations(T, S, H)
+GROUPS = in_groups(OBSERVATIONS)
 
 
 def assert_shows(observed, names, allowed):
     weights = truth.weights(Q, K, allowed)
     for name in names:
-        want = SHOWN[name](weights)
+        want = OBSERVATIONS[name][1](weights)
         got = [np.asarray(x) for x in jax.tree.leaves(observed[name])]
         assert len(got) == len(want)
         for a, b in zip(got, want, strict=True):
@@ -123,6 +60,7 @@ def assert_shows(observed, names, allowed):
             np.testing.assert_allclose(a, b, rtol=0, atol=limit, err_msg=name)
 
 
+@pytest.mark.covered
 @pytest.mark.optimized
 @pytest.mark.parametrize("backend", BACKENDS, ids=repr)
 @pytest.mark.parametrize("names", GROUPS, ids=lambda names: names[0])
@@ -132,7 +70,7 @@ def assert_shows(observed, names, allowed):
 def test_observation_shows_what_the_weights_are(mask, names, backend):
     """And out and lse are, to the bit, what they are when nobody looks."""
     rule, allowed = MASKS[mask]
-    wanted = {name: OBSERVATIONS[name] for name in names}
+    wanted = {name: OBSERVATIONS[name][0] for name in names}
     given = {"mask": rule, "positions": FROM_0, "backend": backend}
     got = ja.attend(Q, K, V, **given, observe=wanted)
     assert_shows(got.observed, names, allowed)
@@ -147,7 +85,7 @@ def test_observe_from_the_lse_of_another_kernel(mask):
     rule, allowed = MASKS[mask]
     lse = truth.weights(Q, K, allowed).lse
     names = ("entropy", "received", "map", "top")
-    wanted = {name: OBSERVATIONS[name] for name in names}
+    wanted = {name: OBSERVATIONS[name][0] for name in names}
     lse = np.moveaxis(lse, 1, 2).astype(np.float32)
     assert_shows(see.observe(Q, K, lse, wanted, mask=rule, positions=FROM_0), names, allowed)
 
@@ -187,7 +125,7 @@ def seen_loss(backend, q, k, bias):
 
 @pytest.mark.parametrize("backend", BACKENDS, ids=repr)
 def test_gradient_through_observations(backend):
-    bias = RNG.standard_normal((H, 1, S)).astype(np.float32)
+    bias = np.random.default_rng(1).standard_normal((H, 1, S)).astype(np.float32)
     got = jax.jit(jax.grad(partial(seen_loss, backend), (0, 1, 2)))(Q, K, bias)
     want = jax.jit(jax.grad(dense_loss, (0, 1, 2)))(Q, K, bias)
     for a, b in zip(got, want, strict=True):
@@ -222,7 +160,7 @@ def test_memory_of_observing_is_linear():
 
 
 def test_observations_under_vmap_are_those_of_a_batch():
-    wanted = {name: OBSERVATIONS[name] for name in ("entropy", "received", "map", "top", "fold")}
+    wanted = {name: OBSERVATIONS[name][0] for name in ("entropy", "received", "map", "top", "fold")}
     given = {"mask": ja.Causal(-3), "positions": FROM_0, "observe": wanted}
     one = lambda q, k, v: ja.attend(q, k, v, **given).observed
     got = jax.vmap(one)(Q, K, V)

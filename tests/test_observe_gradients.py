@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+from catalogue import in_groups, observations
 from oracle import observe as truth
 
 import jaxattn as ja
@@ -19,37 +20,9 @@ pytestmark = pytest.mark.sampled(2)
 B, T, S, H, N, D = 2, 13, 19, 4, 2, 5
 RANDOM = np.random.default_rng(3)
 Q, K, DQ, DK = (RANDOM.standard_normal((B, n, h, D)) for n, h in ((T, H), (S, N)) * 2)
-U, W = RANDOM.standard_normal((S, 2)), RANDOM.standard_normal((H, T, 2))
 ALLOWED = oracle.causal(T, S, 2)
-BACKENDS = (
-    ja.Blockwise(),
-    pytest.param(ja.Blockwise(4, 8), marks=pytest.mark.long),
-    pytest.param(ja.Reference(), marks=pytest.mark.long),
-)
-
-# Every observation that has a derivative: it, and what it must show.
-CASES = {
-    "lse": (see.LogSumExp(), truth.log_sum_exp),
-    "row_max": (see.RowMax(), truth.row_max),
-    "max_logit": (see.MaxLogit(), truth.max_logit),
-    "entropy": (see.Entropy(), truth.entropy),
-    "top": (see.TopKeys(3), lambda w: truth.top_keys(w, 3)[:1]),
-    "received": (see.Received(), lambda w: truth.received(w)[:1]),
-    "received_max": (see.ReceivedMax(), truth.received_max),
-    "map": (see.Map(4), lambda w: truth.cells(w, 4)),
-    "map_peak": (see.Map(4, see.PEAK), lambda w: truth.cells(w, 4, "peak")),
-    "rows": (see.Rows([3, 7]), lambda w: truth.rows(w, [3, 7])),
-    "columns": (see.Columns([1, 8]), lambda w: truth.columns(w, [1, 8])),
-    "diagonal": (see.Diagonal(-1), lambda w: truth.diagonal(w, -1)),
-    "distance": (see.Distance(), truth.distance),
-    "mass_on": (see.MassOn(2), lambda w: truth.mass_on(w, np.arange(S) < 2)),
-    "apply": (see.Apply(U), lambda w: truth.apply(w, U)),
-    "transposed": (see.ApplyTransposed(W), lambda w: truth.apply_transposed(w, W)),
-    "fold": (
-        see.Fold(lambda: 0.0, lambda seen: (seen.weights**3).sum()),
-        lambda w: [(w.p**3).sum((-1, -2))],
-    ),
-}
+BACKENDS = (ja.Blockwise(), ja.Blockwise(4, 8), ja.Reference())
+OBSERVATIONS = observations(T, S, H)
 
 
 def floats(tree):
@@ -63,32 +36,36 @@ def weighted(arrays):
     return sum((x * np.cos(np.arange(x.size)).reshape(x.shape)).sum() for x in arrays)
 
 
-def ours(observation, backend, q, k):
+def ours(names, backend, q, k):
+    """A number for each of the observations."""
     given = {"mask": ja.Causal(2), "positions": ja.Positions(0, 0), "backend": backend}
-    got = ja.attend(q, k, k, **given, observe={"it": observation})
-    return weighted(floats(got.observed))
+    got = ja.attend(q, k, k, **given, observe={name: OBSERVATIONS[name][0] for name in names})
+    return jnp.stack([weighted(floats(got.observed[name])) for name in names])
 
 
-def written_out(show, q, k):
-    return weighted([np.where(np.isfinite(x), x, 0) for x in show(truth.weights(q, k, ALLOWED))])
+def written_out(names, q, k):
+    weights = truth.weights(q, k, ALLOWED)
+    shown = ([x for x in OBSERVATIONS[name][1](weights) if x.dtype == float] for name in names)
+    return np.array([weighted([np.where(np.isfinite(x), x, 0) for x in one]) for one in shown])
 
 
+@pytest.mark.covered
 @pytest.mark.parametrize("backend", BACKENDS, ids=repr)
-@pytest.mark.parametrize("name", CASES)
-def test_slope_is_that_of_finite_differences(name, backend):
-    """In reverse and forward mode."""
-    observation, show = CASES[name]
+@pytest.mark.parametrize("names", in_groups(OBSERVATIONS), ids=lambda names: names[0])
+def test_slope_is_that_of_finite_differences(names, backend):
+    """In reverse and forward mode, of each observation by itself."""
     step = 1e-6
-    want = written_out(show, Q + step * DQ, K + step * DK)
-    want = (want - written_out(show, Q - step * DQ, K - step * DK)) / (2 * step)
+    want = written_out(names, Q + step * DQ, K + step * DK)
+    want = (want - written_out(names, Q - step * DQ, K - step * DK)) / (2 * step)
     with jax.enable_x64():
-        f = partial(ours, observation, backend)
-        dq, dk = jax.jit(jax.grad(f, (0, 1)))(jnp.asarray(Q), jnp.asarray(K))
+        f = partial(ours, names, backend)
+        dq, dk = jax.jit(jax.jacrev(f, (0, 1)))(jnp.asarray(Q), jnp.asarray(K))
         forward = jax.jit(lambda *x: jax.jvp(f, x[:2], x[2:])[1])(Q, K, DQ, DK)
-    reverse = np.vdot(np.asarray(dq), DQ) + np.vdot(np.asarray(dk), DK)
-    size = max(abs(want), 1)
-    assert abs(reverse - want) < 1e-7 * size
-    assert abs(float(forward) - want) < 1e-7 * size
+    for i, name in enumerate(names):
+        reverse = np.vdot(np.asarray(dq[i]), DQ) + np.vdot(np.asarray(dk[i]), DK)
+        size = max(abs(want[i]), 1)
+        assert abs(reverse - want[i]) < 1e-7 * size, name
+        assert abs(float(forward[i]) - want[i]) < 1e-7 * size, name
 
 
 @pytest.mark.optimized
@@ -110,13 +87,11 @@ def test_memory_of_a_gradient_through_an_observation_is_linear():
 
 
 def test_a_row_that_sees_nothing_gives_no_gradient():
-    loss = lambda q: ours(see.Entropy(), ja.Blockwise(), q, jnp.asarray(K, jnp.float32))
+    loss = lambda q: ours(["entropy"], ja.Blockwise(), q, jnp.asarray(K, jnp.float32)).sum()
     dead = ja.Lengths(q=np.array([5, 13]))
 
     def masked(q):
-        wanted = {
-            name: case[0] for name, case in CASES.items() if name in ("entropy", "top", "map")
-        }
+        wanted = {name: OBSERVATIONS[name][0] for name in ("entropy", "top", "map")}
         got = ja.attend(
             q, jnp.asarray(K, q.dtype), jnp.asarray(K, q.dtype), mask=dead, observe=wanted
         )

@@ -108,6 +108,7 @@ def agree(problem):
         np.testing.assert_allclose(halves, seen["sum"], **near)
 
 
+@pytest.mark.covered
 @pytest.mark.parametrize("reduce", [see.SHARE, see.PEAK, see.SUM])
 @pytest.mark.parametrize("cells", [3, 24, 96])
 @pytest.mark.parametrize("block", [32, 40])

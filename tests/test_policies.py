@@ -53,6 +53,7 @@ RARE = ("no-queries", "window-run-ahead", "causal-beyond")
 MOVED = ("dense", "segments", "causal-behind")  # where forward mode is compiled too
 
 
+@pytest.mark.covered
 @for_backends
 @pytest.mark.parametrize(
     "name",

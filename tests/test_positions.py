@@ -2,7 +2,7 @@
 
 # pyright: reportArgumentType=false, reportCallIssue=false
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -61,6 +61,20 @@ def close(got, want, scale=1.0):
     jax.tree.map(compare, got, want)
 
 
+@cache
+def whole(backend):
+    return ja.attend(Q, K, V, **DROPPED, backend=backend, observe=BY_QUERY)
+
+
+@cache
+def whole_together(backend):
+    """What is observed of the last queries of the whole, and those rows of it."""
+    seen = last_rows(RULE, backend, OF_ROWS).observed
+    two = see.Rows([T - LAST, T - LAST + 2])
+    rows = ja.attend(Q, K, V, **RULE, observe={"rows": two}, backend=backend).observed["rows"]
+    return seen | {"map": seen["map"][:, :, tail], "rows": rows}
+
+
 def last_rows(options, backend, wanted=None):
     """What the whole shows of its last queries: the others are hidden by their ids."""
     ids = np.where(np.arange(T) < T - LAST, 1, 0)
@@ -80,45 +94,51 @@ WAYS = {
 }
 
 
+@pytest.mark.covered
 @for_backends
 @pytest.mark.parametrize("way", WAYS)
 def test_the_last_queries_are_the_last_rows_of_the_whole(way, backend):
     """Results, the pairs that are dropped, and what is observed of each query."""
     part = {"positions": WAYS[way], "backend": backend}
     got = ja.attend(Q[:, tail], K, V, **DROPPED, **part, observe=BY_QUERY)
-    want = ja.attend(Q, K, V, **DROPPED, backend=backend, observe=BY_QUERY)
+    want = whole(backend)
     close((got.out, got.lse), (want.out[:, tail], want.lse[:, tail]))
     of_each = lambda seen: seen | {"distance": seen["distance"][:2]}  # the profile is of all
     cut = jax.tree.map(lambda x: x[:, tail], of_each(want.observed))
     close(of_each(got.observed), cut)
 
 
+@pytest.mark.covered
 @for_backends
 @pytest.mark.parametrize("way", WAYS)
 def test_what_is_observed_of_the_last_queries_together(way, backend):
     part = {"positions": WAYS[way], "backend": backend}
     got = ja.attend(Q[:, tail], K, V, **RULE, **part, observe=OF_ROWS).observed
-    want = last_rows(RULE, backend, OF_ROWS).observed
-    close(got, want | {"map": want["map"][:, :, tail], "rows": got["rows"]})
-    whole = ja.attend(Q, K, V, **RULE, observe={"rows": see.Rows([8, 10])}, backend=backend)
-    close(got["rows"], whole.observed["rows"])
+    close(got, whole_together(backend))
+
+
+def gradients(backend, q, positions, rows):
+    """Of the results of these rows of q."""
+
+    def loss(q, k, v, table):
+        score = (ja.ALiBi(), ja.RelativeBias(table, max_distance=7), RULE["score"][2])
+        given = {"positions": positions, "backend": backend}
+        got = ja.attend(q, k, v, **DROPPED | {"score": score}, **given)
+        return jnp.sin(got.out[:, rows]).sum() + jnp.cos(got.lse[:, rows]).sum()
+
+    return jax.jit(jax.grad(loss, (0, 1, 2, 3)))(q, K, V, TABLE)
+
+
+whole_gradients = cache(lambda backend: gradients(backend, Q, None, tail))
 
 
 @pytest.mark.sampled(5)
 @for_backends
 @pytest.mark.parametrize("way", WAYS)
 def test_gradients_of_the_last_queries(way, backend):
-    def loss(q, k, v, table, part, rows):
-        score = (ja.ALiBi(), ja.RelativeBias(table, max_distance=7), RULE["score"][2])
-        got = ja.attend(q, k, v, **DROPPED | {"score": score}, **part, backend=backend)
-        return jnp.sin(got.out[:, rows]).sum() + jnp.cos(got.lse[:, rows]).sum()
-
-    def grad(part, rows):
-        return jax.jit(jax.grad(partial(loss, part=part, rows=rows), (0, 1, 2, 3)))
-
-    dq, *rest = grad({"positions": WAYS[way]}, slice(None))(Q[:, tail], K, V, TABLE)
-    whole, *others = grad({}, tail)(Q, K, V, TABLE)
-    close(dq, whole[:, tail])
+    dq, *rest = gradients(backend, Q[:, tail], WAYS[way], slice(None))
+    want, *others = whole_gradients(backend)
+    close(dq, want[:, tail])
     close(rest, others, 10)
 
 

@@ -6,11 +6,10 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from matplotlib import style
 from matplotlib.text import Text
-from test_figures import assert_near, softmax
+from test_figures import assert_legible, assert_near, softmax
 
-from figures import make, reading
+from figures import reading
 from figures.reading import COPIED, LEARNT, PASSAGE, PROMPT, TEXT, WINDOW
 from jaxattn.models.language import LanguageModel, loss
 
@@ -168,8 +167,7 @@ def test_it_recites_until_two_clauses_begin_alike():
 
 def test_the_title_says_what_the_data_say():
     seen = reading.recital()
-    with style.context(["default", make.STYLE]):
-        found = make.FIGURES["reading"]().findobj(Text)
+    found = assert_legible("reading").findobj(Text)
     texts = [text.get_text() for text in found if text.get_visible()]
     (title,) = (text for text in texts if "By heart" in text)
     assert f"{seen.mistake - PROMPT:,} characters, one wrong turn" in title

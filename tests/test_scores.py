@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import DTYPES, SMALL
+from catalogue import BY_POSITION, SCORES
 from oracle import scores as theirs
 from problem import Asked
 from rules import both, causal, shuffled, window
 from rules import dense as dense_mask
-from scored import Scored, alibi, bias, bucket_of, cap, cap_of_each_head, chain, function, relative
+from scored import Scored, bucket_of
 from small import BACKENDS, for_backends
 
 import jaxattn as ja
@@ -29,48 +30,12 @@ STARTS = SMALL.at(np.array([-2, 5], np.int32))
 TOKENS = shuffled(SMALL)
 MASK = both(causal(), dense_mask("ts", 0.8))
 
-SCORES = {
-    "bias-1": bias("1"),
-    "bias-s": bias("s"),
-    "bias-t1": bias("t1"),
-    "bias-ts": bias("ts"),
-    "bias-h1s": bias("h1s"),
-    "bias-ht1": bias("ht1"),
-    "bias-hts": bias("hts"),
-    "bias-h11": bias("h11"),
-    "bias-b11s": bias("b11s"),
-    "bias-b1ts": bias("b1ts"),
-    "bias-bht1": bias("bht1"),
-    "bias-bhts": bias("bhts"),
-    "bias-hiding": bias("hts", hidden=0.3),
-    "alibi": alibi(),
-    "alibi-standard": alibi(learnt=False),
-    "relative": relative(),
-    "relative-causal": relative(False, 6, 9),
-    "cap": cap(),
-    "cap-of-each-head": cap_of_each_head,
-    "function-of-head-and-key": function("add-by-head-and-key"),
-    "function-of-distance": function("add-by-distance"),
-    "function-of-batch-and-query": function("times-by-batch-and-query"),
-    "bias-cap": chain(bias("h1s"), cap()),
-    "cap-bias": chain(cap(), bias("h1s")),
-    "bias-gate-cap-bias": chain(
-        bias("ts"), function("times-by-batch-and-query"), cap(), bias("b111", 0.0)
-    ),
-    "function-and-relative": chain(function("add-by-distance"), relative()),
-    "two-functions-alibi-relative": chain(
-        function("add-by-distance"), alibi(), cap_of_each_head, relative()
-    ),
-}
 TELLING = ("bias-bhts", "bias-h1s", "alibi", "relative-causal", "function-of-head-and-key")
 
 
 @pytest.mark.parametrize("name", SCORES)
 def test_score_matches_float64(name):
     Asked(END, MASK, SCORES[name]).check(TILED)
-
-
-BY_POSITION = ("alibi", "alibi-standard", "relative", "relative-causal", "function-of-distance")
 
 
 @pytest.mark.parametrize("shape", [STARTS, TOKENS], ids=["starts", "tokens"])

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from catalogue import observations
 
 import jaxattn as ja
 from jaxattn import nn
@@ -47,13 +48,7 @@ ALIKE = {
     "jax cap": lambda: ja.SoftCap(jnp.float32(30)),
     "Bias": lambda: ja.Bias(ARRAY.copy()),
     "nan": lambda: ja.Bias(np.array([np.nan])),
-    "Entropy": lambda: see.Entropy(),
-    "RowMax": lambda: see.RowMax(),
-    "Map": lambda: see.Map(4),
     "finer Map": lambda: see.Map(5),
-    "TopKeys": lambda: see.TopKeys(2),
-    "MassOn": lambda: see.MassOn(TRIANGLE[2].copy()),
-    "Apply": lambda: see.Apply(ARRAY[:, None].copy()),
     "Fold": lambda: see.Fold(start, absorb),
     "Fold with arrays": lambda: see.Fold(start, absorb, arrays=(ARRAY,)),
     "Dropout": lambda: ja.Dropout(0.5, jax.random.key(0)),
@@ -61,6 +56,7 @@ ALIKE = {
     "attention_fn": lambda: nn.attention_fn(ja.Dense(TRIANGLE.copy()), [ja.ALiBi()]),
     "attention_fn that observes": lambda: nn.attention_fn(observe={"a": see.Map(4)}),
     "attention_fn with sinks": lambda: nn.attention_fn(sinks=np.zeros(2)),
+    **{name: lambda name=name: observations(5, 7, 2)[name][0] for name in observations(5, 7, 2)},
 }
 
 

@@ -56,7 +56,7 @@ MASKS: dict[str, ja.Mask] = {
     "where": ja.Where(lambda at: (at.k <= at.q) | (at.head == at.batch[0])),
     "combined": ja.Causal() & ~ja.Window(1) | ja.Dense(allowed),
 }
-SCORES: dict[str, ja.Scoring] = {
+SCORES: dict[str, ja.Score] = {
     "bias": ja.Bias(normal(H, T, S)),
     "bias row": ja.Bias(normal(S)),
     "bias integers": ja.Bias(np.arange(S)),
@@ -68,6 +68,8 @@ SCORES: dict[str, ja.Scoring] = {
     "cap integer": ja.SoftCap(30),
     "cap array": ja.SoftCap(np.float32(30.0)),
     "cap jax": ja.SoftCap(jnp.float32(30.0)),
+}
+FUNCTIONS: dict[str, ja.Scoring] = {
     "function": lambda logit, at: logit - 0.1 * abs(at.q - at.k),
     "several": [ja.Bias(normal(T, S)), ja.SoftCap(5.0), lambda logit, at: logit + at.head],
 }
@@ -115,9 +117,14 @@ def trace(call: Callable[[], object]) -> None:
 
 
 def options(backend: ja.Backend) -> None:
+    all_masks: ja.Mask = ja.EVERYTHING
     for mask in MASKS.values():
-        trace(lambda mask=mask: ja.attention(q, k, v, mask=mask, positions=END, backend=backend))
-    for score in SCORES.values():
+        all_masks = all_masks & mask
+    trace(lambda: ja.attention(q, k, v, mask=all_masks, positions=END, backend=backend))
+    either = ~all_masks | ja.Causal()
+    trace(lambda: ja.attention(q, k, v, mask=either, positions=END, backend=backend))
+    every = [*SCORES.values()]
+    for score in (every, *FUNCTIONS.values()):
         trace(lambda x=score: ja.attention(jq, jk, jv, score=x, positions=END, backend=backend))
     trace(lambda: ja.attend(q, k, v, observe=OBSERVED, positions=END, backend=backend))
     mask = ja.Causal()
@@ -130,6 +137,14 @@ def options(backend: ja.Backend) -> None:
     trace(lambda: transformations(backend))
 
 
+def each(backend: ja.Backend) -> None:
+    """Masks and scores by themselves."""
+    for mask in MASKS.values():
+        trace(lambda mask=mask: ja.attention(q, k, v, mask=mask, positions=END, backend=backend))
+    for score in SCORES.values():
+        trace(lambda x=score: ja.attention(jq, jk, jv, score=x, positions=END, backend=backend))
+
+
 def concrete() -> None:
     """Compiled and run."""
     dropout = ja.Dropout(np.float32(0.1), jax.random.key(0))
@@ -138,7 +153,7 @@ def concrete() -> None:
         jk,
         v,
         mask=MASKS["combined"],
-        score=SCORES["several"],
+        score=FUNCTIONS["several"],
         scale=np.float32(0.5),
         sinks=jnp.zeros(H),
         dropout=dropout,
@@ -303,6 +318,7 @@ def main() -> None:
     for backend in BACKENDS:
         options(backend)
         empty(backend)
+    each(BACKENDS[-1])
     concrete()
     observing()
     caches()
