@@ -20,6 +20,11 @@ def run(
     return read(jaxpr.outvars, env)
 
 
+def opened(jaxpr: Any) -> Any:
+    """The jaxpr with its constants as its first arguments: it holds none of their arrays."""
+    return jaxpr.replace(constvars=(), invars=[*jaxpr.constvars, *jaxpr.invars])
+
+
 def bind(eqn: Any, operands: Sequence[Any]) -> Sequence[Any]:
     """The results of an equation of these operands."""
     with eqn.ctx.manager:

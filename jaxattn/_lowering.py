@@ -134,7 +134,11 @@ class Given(Equation):
 
     def run(self, target: Target, *args: Array) -> Sequence[Array]:
         trees = jax.tree.unflatten(self.structure, args)
-        return jax.tree.leaves(self.compute(target, *trees))
+        results = jax.tree.leaves(self.compute(target, *trees))
+        made, said = ([(x.shape, str(x.dtype)) for x in xs] for xs in (results, self.shapes))
+        if made != said:
+            raise TypeError(f"{self.compute!r} gave {made}; what takes its results expects {said}")
+        return results
 
     def pull(
         self, target: Target, args: Sequence[Any], cotangents: Sequence[Array | None]

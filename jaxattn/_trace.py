@@ -13,12 +13,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
-from jax.interpreters.partial_eval import convert_constvars_jaxpr
 from jaxtyping import Array, Int
 
 from jaxattn._axes import INDEX, accumulator
 from jaxattn._function import Source
-from jaxattn._jaxpr import bind, run
+from jaxattn._jaxpr import bind, opened, run
 from jaxattn._value import Fixed, Place, Value
 from jaxattn._varying import Axes, evaluate, hoist, vary
 from jaxattn.positions import BoundPositions, Frame
@@ -172,7 +171,7 @@ def trace(
     check(leaves[0])
     if any(_calls(closed.jaxpr)):
         closed = jax.make_jaxpr(partial(_inlined, closed))(*jax.tree.leaves(scalars_at))
-    jaxpr, captured = convert_constvars_jaxpr(closed.jaxpr), [*map(jnp.asarray, closed.consts)]
+    jaxpr, captured = opened(closed.jaxpr), [*map(jnp.asarray, closed.consts)]
     if sizes.varying:
         jaxpr, captured = hoist(jaxpr, captured)
     program = Program(function, jaxpr, tuple(x.dtype for x in captured), sizes.varying)

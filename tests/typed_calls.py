@@ -1,7 +1,7 @@
 """Plain calls of everything public, with arrays of NumPy and JAX.
 
 See test_types.py: run under runtime checks of every annotation, and checked by pyright in strict
-mode. Annotations are checked while tracing, so that little is compiled.
+mode. Annotations are checked while programs are made, so that few are compiled.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,13 +11,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax  # pyright: ignore[reportMissingTypeStubs]
 from flax import nnx
 
 import jaxattn as ja
 from jaxattn import cache as kv
-from jaxattn import compat, nn, rope, steps
+from jaxattn import compat, nn, recipes, rope, steps
 from jaxattn import observe as see
 from jaxattn.masks import BoundMask
+from jaxattn.models import language
 
 B, T, S, H, N, D, E = 2, 5, 7, 4, 2, 6, 3
 random = np.random.default_rng(0)
@@ -33,6 +35,7 @@ END = ja.END
 allowed = random.random((B, H, T, S)) < 0.7
 ids, k_ids = np.array([[0, 0, 1, 1, 2], [0, 1, 1, 1, -1]]), np.arange(S) // 3
 lengths = np.array([3, 5])
+ids_of_7 = random.integers(0, 7, (B, S))
 
 
 def absorb(seen: see.Seen, x: jax.Array) -> jax.Array:
@@ -113,7 +116,7 @@ BACKENDS: list[ja.Backend] = [ja.AUTO, ja.Reference(), ja.Blockwise(2, 3)]
 
 
 def trace(call: Callable[[], object]) -> None:
-    jax.eval_shape(call)
+    jax.jit(call).lower()
 
 
 def options(backend: ja.Backend) -> None:
@@ -314,6 +317,28 @@ def flax() -> None:
     print(out.shape, seen, cache, nn.attention_fn(observe=wanted))
 
 
+def models() -> None:
+    config = language.Config(vocabulary=7, width=8, layers=1, heads=2, window=4)
+    model, ids = language.LanguageModel(config, rngs=nnx.Rngs(0)), jnp.asarray(ids_of_7)
+    optimizer = nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)
+    print(language.loss(model, ids), language.train_step(model, optimizer, ids))
+    print(language.generate(model, ids[:, :3], 2, jax.random.key(0)))
+
+
+def recipe() -> None:
+    square: dict[str, Any] = {"mask": ja.Causal(), "positions": END}
+    for call in (
+        lambda: recipes.qk_clip(q, k, tau=9.0, **square),
+        lambda: recipes.low_entropy(jq, jk, floor=2.0, **square),
+        lambda: recipes.heavy_hitters(q, k, 3, **square),
+        lambda: recipes.snapkv_scores(q, k, window=3, pool=3, **square),
+        lambda: recipes.head_scores(q, k, period=3, **square),
+        lambda: recipes.mean_distance(q, k, **square),
+        lambda: recipes.coverage(q, k, count=2, **square),
+    ):
+        trace(call)
+
+
 def main() -> None:
     for backend in BACKENDS:
         options(backend)
@@ -325,6 +350,8 @@ def main() -> None:
     the_rest()
     own()
     flax()
+    recipe()
+    models()
 
 
 if __name__ == "__main__":

@@ -133,9 +133,10 @@ class Backend:
         results: Results,
         moving: Moving,
         cotangents: Moves,
-    ) -> Moving:
+    ) -> Any:
         """The transpose of `tangent`: from the cotangents of its results those of `moving`, which
-        has shapes in place of arrays. Never differentiated; NotImplemented if JAX shall make it.
+        has shapes in place of arrays, as such a tree. Never differentiated. NotImplemented if JAX
+        shall make it.
         """
         del problem, watched, results, moving, cotangents
         return NotImplemented

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
@@ -20,7 +19,6 @@ from jaxattn._lowering import Target, lowered
 from jaxattn._observation import BoundObservation, states_of_no_pairs
 from jaxattn._problem import Problem
 from jaxattn._value import Zero
-from jaxattn._varying import vary, varying
 from jaxattn.backends.protocol import Backend, Call, Moves, Moving, Results
 
 
@@ -49,13 +47,10 @@ def _answer_jvp(backend: Backend, primals: Any, tangents: Any) -> tuple[Results,
     like = Moves(results.out, results.log_total, _real(results.states))
     given = problem, watched, results
     moves = lowered(_Tangent(backend), given, moving, like=like, linear=True)
-    still = vary(jnp.zeros_like(results.peak), varying(results.peak))
-    dstates = jax.tree.map(
-        lambda x, dx: np.zeros(x.shape, jax.dtypes.float0) if dx is None else dx,
-        results.states,
-        moves.states,
-    )
-    return results, Results(moves.out, still, moves.log_total, dstates)
+    still = lambda x: SymbolicZero(jax.typeof(x).to_tangent_aval())
+    fill = lambda x, dx: still(x) if dx is None else dx
+    dstates = jax.tree.map(fill, results.states, moves.states)
+    return results, Results(moves.out, still(results.peak), moves.log_total, dstates)
 
 
 def _named(results: Results) -> Results:
@@ -118,7 +113,7 @@ class _Tangent:
         moves = self._chosen(target, given).tangent(problem, watched, results, moving)
         return moves._replace(states=_real(moves.states))
 
-    def transpose(self, target: Target, given: Any, moving: Moving, cotangents: Moves) -> Moving:
+    def transpose(self, target: Target, given: Any, moving: Moving, cotangents: Moves) -> Any:
         if target.order:  # JAX is to differentiate it
             return NotImplemented
         problem, watched, results = given
