@@ -101,7 +101,10 @@ def by_batch(rule, backend, observe):
         dq, dk, dv, dtable = jax.grad(of, (0, 1, 2, 3))(q, k, v, rest["table"])
         return (dq, dk, dv), dtable
 
-    want = attended(Q, K, V, REST, observe), slopes(Q, K, V, REST)
+    want = (
+        jax.jit(partial(attended, observe=observe))(Q, K, V, REST),
+        jax.jit(slopes)(Q, K, V, REST),
+    )
     each = P("x")
     look = jax.shard_map(
         partial(attended, observe=observe),
@@ -136,7 +139,7 @@ def by_query(backend):
     close(jax.jit(run)(Q, K, V), attended(Q, K, V, 0))
     slope = jax.jit(jax.grad(lambda *x: jnp.sin(run(*x).out).sum(), (0, 1, 2)))(Q, K, V)
     whole = lambda q, k, v: jnp.sin(attended(q, k, v, 0).out).sum()
-    close(slope, jax.grad(whole, (0, 1, 2))(Q, K, V))
+    close(slope, jax.jit(jax.grad(whole, (0, 1, 2)))(Q, K, V))
 
 
 def ring(backend):
@@ -161,7 +164,7 @@ def ring(backend):
     loss = lambda f: lambda *x: jnp.sin(f(*x).out).sum() + jnp.cos(f(*x).lse).sum()
     close(
         jax.jit(jax.grad(loss(run), (0, 1, 2)))(Q, K, V),
-        jax.grad(loss(plain), (0, 1, 2))(Q, K, V),
+        jax.jit(jax.grad(loss(plain), (0, 1, 2)))(Q, K, V),
     )
 
 
@@ -228,7 +231,7 @@ def two_axes():
     )
     close(jax.jit(run)(Q, K, V, TABLE), first_axes(attended(Q, K, V, TABLE)))
     slope = jax.jit(jax.grad(lambda *x: jnp.sin(run(*x).out).sum(), (0, 1, 2, 3)))(Q, K, V, TABLE)
-    close(slope, jax.grad(loss, (0, 1, 2, 3))(Q, K, V, TABLE))
+    close(slope, jax.jit(jax.grad(loss, (0, 1, 2, 3)))(Q, K, V, TABLE))
 
 
 def run(name):
