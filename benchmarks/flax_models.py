@@ -62,37 +62,47 @@ class Model(nnx.Module):
         return x
 
 
+def swapped(
+    fns: Mapping[str, Callable[..., Any]], right: str, layers: int, tokens: int
+) -> dict[str, Task]:
+    """A model with each of these as its attention. right: the one whose results count.
+
+    All have the same parameters.
+    """
+    x, forward, step = embeddings(tokens), {}, {}
+    for name, fn in fns.items():
+        graph, state = nnx.split(Model(fn, layers, nnx.Rngs(0)))
+        zeros = jax.tree.map(jnp.zeros_like, state)
+        forward[name] = build(lambda state, x, graph=graph: nnx.merge(graph, state)(x), state, x)
+        step[name] = build(partial(_step, graph), state, zeros, zeros, x)
+    gradients = lambda got: got[1]
+    checks = like(forward[right].run()), like(gradients(step[right].run()), gradients)
+    tasks = zip(("forward", "training step"), (forward, step), checks, strict=True)
+    return {task: {name: (x, check) for name, x in them.items()} for task, them, check in tasks}
+
+
+def embeddings(tokens: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(0).standard_normal((1, tokens, WIDTH)), jnp.float32)
+
+
 def models(layers: int, tokens: int) -> dict[str, Task]:
-    """Who is measured for each task. All have the same parameters."""
-    x = jnp.asarray(np.random.default_rng(0).standard_normal((1, tokens, WIDTH)), jnp.float32)
+    """Who is measured for each task."""
+    tasks = swapped(
+        {OURS: nn.attention_fn(), FLAX: nnx.dot_product_attention}, FLAX, layers, tokens
+    )
+    x, unwatched = embeddings(tokens), tasks["forward"][OURS]
     wanted = {
         "map": see.Map(256),
         "received": see.Received(),
         "entropy": see.Entropy(),
         "max": see.MaxLogit(),
     }
-    forward: dict[str, Built] = {}
-    step: dict[str, Built] = {}
-    for name, fn in ((OURS, nn.attention_fn()), (FLAX, nnx.dot_product_attention)):
-        graph, state = nnx.split(Model(fn, layers, nnx.Rngs(0)))
-        zeros = jax.tree.map(jnp.zeros_like, state)
-        forward[name] = build(lambda state, x, graph=graph: nnx.merge(graph, state)(x), state, x)
-        step[name] = build(partial(_step, graph), state, zeros, zeros, x)
     watch = lambda model, x: nn.watch(model, wanted)(x)
     graph, state = nnx.split(Model(nn.attention_fn(), layers, nnx.Rngs(0)))
     watched = build(lambda state, x: watch(nnx.merge(graph, state), x), state, x)
     textbook = Model(nn.attention_fn(backend=ja.Reference()), layers, nnx.Rngs(0))
-    right = like(forward[FLAX].run())
-    gradients = lambda got: got[1]
-    right_step = like(gradients(step[FLAX].run()), gradients)
-    return {
-        "forward": {name: (built, right) for name, built in forward.items()},
-        "training step": {name: (built, right_step) for name, built in step.items()},
-        "watched": {
-            UNWATCHED: (forward[OURS], right),
-            OURS: (watched, like(nnx.jit(watch)(textbook, x))),
-        },
-    }
+    seen = watched, like(nnx.jit(watch)(textbook, x))
+    return tasks | {"watched": {UNWATCHED: unwatched, OURS: seen}}
 
 
 def _step(graph: Any, state: Any, first: Any, second: Any, x: jax.Array) -> tuple[Any, Any, Any]:

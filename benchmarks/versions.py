@@ -20,8 +20,8 @@ from typing import Any
 import jax.export
 from tqdm import tqdm
 
-import jaxattn
-from benchmarks import contenders, machine, observing, run, tables
+import jaxattn.nn
+from benchmarks import contenders, flax_models, machine, observing, run, tables
 from benchmarks import observing_report as named
 from benchmarks.results import Results, parser, save, write_report
 from benchmarks.sets import SETS
@@ -41,7 +41,7 @@ def load_other(checkout: Path) -> ModuleType:
     sys.path.insert(0, str(checkout))
     try:
         with _registering_nothing():
-            importlib.import_module("jaxattn.observe")
+            importlib.import_module("jaxattn.nn")
         return sys.modules["jaxattn"]
     finally:
         sys.path.remove(str(checkout))
@@ -91,6 +91,16 @@ def of_observing(
             name = f"{what}, {t} tokens, {'causal' if causal else 'full'}"
             once = partial(run.measure_all, built, Budget(seconds))
             yield _settled("observing", name, once)
+
+
+def of_flax(versions: Versions, seconds: float) -> Iterator[dict[str, Any]]:
+    """Each task of a Flax model, both versions in turn."""
+    fns = {who: ja.nn.attention_fn() for who, ja in versions.items()}
+    sizes = flax_models.LAYERS, flax_models.TOKENS
+    for task, pair in tqdm(flax_models.swapped(fns, BEFORE, *sizes).items(), desc="flax"):
+        built = {who: (lambda b=built: b, check) for who, (built, check) in pair.items()}
+        once = partial(run.measure_all, built, Budget(seconds, fewest=5))
+        yield _settled("flax", task, once)
 
 
 def _settled(where: str, name: str, once: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -146,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else list(arguments)
     options = parser("benchmarks.versions", __doc__, seconds=2.0)
     options.add_argument("checkout", type=Path, help="folder with the other version")
-    sets = ["default", "options", "observing"]
+    sets = ["default", "options", "observing", "flax"]
     options.add_argument("--set", nargs="+", default=sets, metavar="SET")
     options.add_argument("--tokens", type=int, nargs="+", default=(1024, 2048, 4096), metavar="T")
     options.add_argument("--before", default="", help="what to call the other version")
@@ -164,6 +174,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             found = of_set(name, versions, chosen.seconds)
             if name == "observing":
                 found = of_observing(versions, chosen.tokens, chosen.seconds)
+            if name == "flax":
+                found = of_flax(versions, chosen.seconds)
             data["workloads"] += found
             save(data, chosen.out / "versions.json")
             write_report(data, chosen.out)

@@ -124,3 +124,27 @@ def test_as_static_arguments_they_compile_once_for_equal_values():
         run(Q, **alike() | other)
         run(Q, **alike() | other)
         assert len(traced) == before + 1
+
+
+FIVE = [[1.0], [2.0], [3.0], [4.0], [5.0]]
+LISTS = {
+    "Lengths": {"mask": ja.Lengths(q=[5, 4], k=[1, 2])},
+    "PrefixLM": {"mask": ja.PrefixLM([1, 2])},
+    "Segments": {"mask": ja.Segments([0, 0, 1, 1, 1])},
+    "Dense": {"mask": ja.Dense([[True] * 5] * 5)},
+    "Positions": {"mask": ja.Causal(), "positions": ja.Positions([0, 1], [0, 0])},
+    "scores": {"score": (ja.Bias([1.0, 2, 3, 4, 5]), ja.ALiBi([1.0, 2]))},
+    "RelativeBias": {"score": ja.RelativeBias([[1.0, 2]] * 8)},
+    "of queries": {"observe": {"a": see.Apply(FIVE), "b": see.Columns([1]), "c": see.Rows([2, 0])}},
+    "of keys": {"observe": {"a": see.ApplyTransposed(FIVE), "b": see.Received([1.0, 2, 3, 4, 5])}},
+    "MassOn": {"observe": {"a": see.MassOn([True, False, True, True, False])}},
+}
+
+
+@pytest.mark.parametrize("options", LISTS.values(), ids=LISTS)
+def test_lists_of_numbers_go_through_jit(options):
+    q = np.random.default_rng(0).standard_normal((2, 5, 2, 3)).astype(np.float32)
+    run = lambda options: ja.attend(q, q, q, **options)
+    got, want = jax.jit(run)(options), run(options)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)

@@ -2,13 +2,12 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
 from jaxattn._axes import INDEX
-from jaxattn._batched import MOST, as_indices
+from jaxattn._batched import MOST, as_indices, uncut
 
 
 def tokens(x: Any, name: str, length: int) -> Int[Array, " n"]:
@@ -18,8 +17,8 @@ def tokens(x: Any, name: str, length: int) -> Int[Array, " n"]:
       TypeError: they are not integers.
       ValueError: they have more than one axis.
     """
-    array = x if isinstance(x, jax.Array) else np.asarray(x)
-    if array.size == 0 and not isinstance(x, jax.Array):
+    array = np.asarray(x) if isinstance(x, int | np.generic) else uncut(x, name)
+    if array.size == 0 and isinstance(array, np.ndarray):
         array = array.astype(INDEX)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(
