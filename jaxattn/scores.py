@@ -52,7 +52,7 @@ class Bias(Score):
 class BoundBias(BoundScore):
     """A `Bias` with all of its axes."""
 
-    array: Float[Array, "*#b #h #t #s"]
+    array: Real[Array, "*#b #h #t #s"]
 
     def apply(self, logits: Float[Array, "a b"], place: Place) -> Float[Array, "a b"]:
         return logits + place.pairs(self.array).astype(logits.dtype)
