@@ -47,7 +47,7 @@ def _answer_jvp(backend: Backend, primals: Any, tangents: Any) -> tuple[Results,
     like = Moves(results.out, results.log_total, _real(results.states))
     given = problem, watched, results
     moves = lowered(_Tangent(backend), given, moving, like=like, linear=True)
-    still = lambda x: SymbolicZero(jax.typeof(x).to_tangent_aval())
+    still: Any = lambda x: SymbolicZero(jax.typeof(x).to_tangent_aval())
     fill = lambda x, dx: still(x) if dx is None else dx
     dstates = jax.tree.map(fill, results.states, moves.states)
     return results, Results(moves.out, still(results.peak), moves.log_total, dstates)
