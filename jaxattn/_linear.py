@@ -12,6 +12,8 @@ from jax.extend.core import Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array
 
+from jaxattn._lowering import replaced
+
 _linear = Primitive("linear_in_values")
 _linear.multiple_results = True
 
@@ -32,8 +34,7 @@ def _jvp(primals: Any, tangents: Any, *, jaxpr: Any) -> tuple[Any, Any]:
     moved = [i for i, x in enumerate(tangents) if type(x) is not ad.Zero]
 
     def of(*some: Any) -> list[Any]:
-        every = dict(enumerate(primals)) | dict(zip(moved, some, strict=True))
-        return jaxpr_as_fun(jaxpr)(*(every[i] for i in range(len(primals))))
+        return jaxpr_as_fun(jaxpr)(*replaced(primals, moved, some))
 
     results, moves = jax.jvp(of, [primals[i] for i in moved], [tangents[i] for i in moved])
     still = lambda dx: dx.dtype == jax.dtypes.float0

@@ -110,7 +110,7 @@ class Equation:
         zeros = [jnp.zeros(args[i].shape, args[i].dtype) for i in asked]
 
         def along(*some: Array) -> list[Array]:
-            results = self.run(target, *_with(args, asked, some))
+            results = self.run(target, *replaced(args, asked, some))
             return [results[i] for i in of]
 
         pulled = lambda *cts: jax.vjp(along, *vary(zeros, varying(cts)))[1](list(cts))
@@ -171,7 +171,7 @@ class Moved(Equation):
         inner = target._replace(order=target.order + 1)
 
         def along(*some: Array) -> list[Array]:
-            return _real(self.equation.run(inner, *_with(args[:n], self.which, some)))
+            return _real(self.equation.run(inner, *replaced(args[:n], self.which, some)))
 
         return jax.jvp(along, [args[i] for i in self.which], list(args[n:]))[1]
 
@@ -220,7 +220,7 @@ class Mapped(Equation):
         shapes = [jax.ShapeDtypeStruct(args[i].shape[1:], args[i].dtype) for i in asked]
 
         def one(known_args: list[Array], cotangents: list[Array | None]) -> Sequence[Array]:
-            every = _with(_with(args, asked, shapes), known, known_args)
+            every = replaced(replaced(args, asked, shapes), known, known_args)
             return self.equation.pull(target, every, cotangents)
 
         axes = [self.axes[i] for i in known], 0
@@ -231,7 +231,7 @@ def _asked(args: Sequence[Any]) -> list[int]:
     return [i for i, x in enumerate(args) if isinstance(x, jax.ShapeDtypeStruct)]
 
 
-def _with(args: Sequence[Any], which: Sequence[int], others: Sequence[Any]) -> list[Any]:
+def replaced(args: Sequence[Any], which: Sequence[int], others: Sequence[Any]) -> list[Any]:
     """`args` with `others` in the places `which`."""
     every = dict(enumerate(args)) | dict(zip(which, others, strict=True))
     return [every[i] for i in range(len(args))]
@@ -297,7 +297,7 @@ def _transpose(cotangents: Any, *args: Any, equation: Equation, x64: bool) -> li
         return [None] * len(args)
     moved = [ct for ct, moves in zip(cotangents, moving, strict=True) if moves]
     pulled = Pulled(shapes, len(moved), equation, which, moving)
-    return _with([None] * len(args), which, _bind((*known, *moved), pulled, x64))
+    return replaced([None] * len(args), which, _bind((*known, *moved), pulled, x64))
 
 
 def _batch(args: Any, dims: Any, *, equation: Equation, x64: bool) -> tuple[list[Array], list[int]]:

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -149,6 +149,10 @@ class BoundObservation(Observation):
         return state
 
 
+Watch: TypeAlias = tuple[BoundObservation, ...]
+"""The observations of a call."""
+
+
 class Shares(NamedTuple):
     """What sets of keys have of the weights of all.
 
@@ -245,9 +249,7 @@ def by_name(observe: Any) -> Mapping[str, Observation]:
     return observe
 
 
-def states_of_no_pairs(
-    sizes: Sizes, watched: tuple[BoundObservation, ...], dtype: Any
-) -> tuple[Any, ...]:
+def states_of_no_pairs(sizes: Sizes, watched: Watch, dtype: Any) -> tuple[Any, ...]:
     """The states before any pair is seen, with leading axes [*b t h], [*b s h] or [*b h]."""
     lead = {QUERY: (sizes.t, sizes.h), KEY: (sizes.s, sizes.h)}
 

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from enum import Enum
-from typing import Any, ClassVar, NamedTuple, get_args
+from typing import Any, ClassVar, NamedTuple, get_args, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Int
 
 from jaxattn._axes import Index, count_to, cut
+from jaxattn._lowering import replaced
 from jaxattn._serial import register_value
 from jaxattn._varying import NOWHERE, Axes
 
@@ -112,8 +113,7 @@ def push(f: Callable[..., Any], primals: tuple[Any, ...], tangents: tuple[Any, .
     which = [i for i, dx in enumerate(dleaves) if not isinstance(dx, Zero)]
 
     def along(*some: Array) -> Any:
-        every = dict(enumerate(leaves)) | dict(zip(which, some, strict=True))
-        return f(*jax.tree.unflatten(structure, [every[i] for i in range(len(leaves))]))
+        return f(*jax.tree.unflatten(structure, replaced(leaves, which, some)))
 
     return jax.jvp(along, [leaves[i] for i in which], [dleaves[i] for i in which])[1]
 
@@ -132,7 +132,11 @@ def _names(value: Any) -> list[str]:
 
 
 def _axes(value: Any) -> list[str | None]:
-    return [axes_of(field.type) for field in dataclasses.fields(value)]
+    """What `axes_of` says of each field."""
+    written = {field.name: field.type for field in dataclasses.fields(value)}
+    if any(isinstance(annotation, str) for annotation in written.values()):
+        written = get_type_hints(type(value))
+    return [axes_of(written[name]) for name in _names(value)]
 
 
 def fields_of(value: Any) -> list[Any]:

@@ -13,8 +13,8 @@ from jaxattn._linear import linear
 from jaxattn._mesh import sharded_as
 from jaxattn._observation import (
     QUERY,
-    BoundObservation,
     Observation,
+    Watch,
     check_observations,
     finish,
     states_of_no_pairs,
@@ -143,7 +143,7 @@ def solve(
 
 @Compiled
 def run(
-    backend: Backend, problem: Problem, watched: tuple[BoundObservation, ...]
+    backend: Backend, problem: Problem, watched: Watch
 ) -> tuple[Array, Array, tuple[Any, ...], Bool[Array, "*b t h"]]:
     """(out, lse, states of observations, which queries see any key), as one compiled function."""
     results = QUERY, QUERY, tuple(each.per for each in watched), QUERY
@@ -153,7 +153,7 @@ def run(
 
 
 def _run(
-    backend: Backend, problem: Problem, watched: tuple[BoundObservation, ...]
+    backend: Backend, problem: Problem, watched: Watch
 ) -> tuple[Array, Array, tuple[Any, ...], Bool[Array, "*b t h"]]:
     q, v, sinks, sizes = problem.q, problem.v, problem.rule.sinks, problem.sizes
     acc = accumulator(q.dtype)

@@ -51,7 +51,7 @@ def test_results_and_gradients_of_several_tiles(name):
     *rule, allowed = MASKS[name]
     problem, _ = check(Q, K, V, rule[0], None, None, None, None, rule[1])
     with lowered_for("cpu"):
-        walk = ja.Blockwise().forward(problem)
+        walk = ja.Blockwise().forward_walk(problem)
     assert walk.plan.q_blocks == 1
     assert walk.plan.k_tiles > 1
     got, pull = jax.vjp(lambda *x: attend(*x, *rule)[:2], Q, K, V)

@@ -3,6 +3,7 @@
 # pyright: reportArgumentType=false, reportCallIssue=false
 
 import re
+from dataclasses import dataclass
 from functools import partial
 
 import hypothesis
@@ -13,9 +14,11 @@ import oracle
 import pytest
 from catalogue import KINDS, MASKS, sampled
 from hypothesis import strategies as st
+from jaxtyping import Array, Bool
 from rules import Shape
 
 import jaxattn as ja
+from jaxattn import masks
 
 pytestmark = pytest.mark.sampled(3)
 
@@ -221,3 +224,21 @@ def test_any_arrays_in_a_mask(backend, offset, shift, q_lengths, k_lengths, q_id
 def test_a_mask_is_neither_true_nor_false(ask):
     with pytest.raises(TypeError, match=r"& \| and ~, got .*Python asks"):
         ask()
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Awake(masks.BoundMask):
+    """Some queries see everything. Its annotation is words, as all are in some files."""
+
+    rows: "Bool[Array, '*#b t']"
+
+    def allows(self, place):
+        return jnp.broadcast_to(place.each_q(self.rows), (place.q + place.k).shape)
+
+
+def test_a_mask_of_a_users_own_is_read_by_its_annotations():
+    rows = np.arange(11) % 3 > 0
+    q = np.random.default_rng(0).standard_normal((2, 11, 2, 4)).astype(np.float32)
+    attend = lambda mask: ja.attention(q, q, q, mask=mask, backend=ja.Blockwise(4, 3))
+    got, want = attend(Awake(jnp.asarray(rows[None]))), attend(ja.Dense(rows[:, None]))
+    np.testing.assert_array_equal(got, want)

@@ -35,7 +35,7 @@ def ways(shape, mask, backend=BACKEND):
     """The walk, and the stairs of each block of queries."""
     problem = problem_of(shape, mask)
     with lowered_for("cpu"):
-        walk = backend.forward(problem)
+        walk = backend.forward_walk(problem)
     return walk, [stairs.find(walk, problem.rule.mask, i) for i in range(walk.plan.q_blocks)]
 
 

@@ -75,7 +75,7 @@ def _arrays(found) -> list[Any]:
 def assert_exact(masks, shape, blocks) -> None:
     """A tile is visited if it has an allowed pair of its own."""
     problem = problem_of(shape, masks.mask)
-    walk = ja.Blockwise(*blocks).forward(problem)
+    walk = ja.Blockwise(*blocks).forward_walk(problem)
     visited, start, begin, outside, width = _arrays(seen(walk, problem.rule.mask))
     assert not outside.any()
     allowed = np.broadcast_to(masks.allowed, shape.scores)
@@ -126,7 +126,7 @@ def test_blocks_whose_needs_are_known_while_tracing(name):
     """The same numbers come as Python integers, and nothing is looked for."""
     shape, rule = rule_of(name)
     problem = problem_of(shape, rule.mask)
-    walk, mask = ja.Blockwise(8, 8).forward(problem), problem.rule.mask
+    walk, mask = ja.Blockwise(8, 8).forward_walk(problem), problem.rule.mask
     assert walk.find_hits(mask) is None
     _, _, _, _, traced = map(np.asarray, seen(walk, mask))
     for i, j in np.ndindex(walk.plan.q_blocks, walk.plan.k_tiles):
@@ -155,7 +155,7 @@ def test_few_tiles_of_a_sparse_mask(name):
     """Of 16 blocks and 16 tiles. A block's tiles start at the first key that it needs."""
     mask, most = FEW[name]
     problem = problem_of(LONG, mask)
-    walk = ja.Blockwise(32, 32).forward(problem)
+    walk = ja.Blockwise(32, 32).forward_walk(problem)
     visited = np.asarray(seen(walk, problem.rule.mask)[0])
     assert visited.sum() <= most
 

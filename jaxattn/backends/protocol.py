@@ -6,7 +6,7 @@ from typing import Any, ClassVar, NamedTuple, TypeAlias
 from jaxtyping import Array, Float
 
 from jaxattn._mask import BoundMask
-from jaxattn._observation import BoundObservation
+from jaxattn._observation import Watch
 from jaxattn._problem import Problem
 from jaxattn._softmax import LogSumExp
 
@@ -25,7 +25,7 @@ class Call(NamedTuple):
     """
 
     problem: Problem
-    watched: tuple[BoundObservation, ...]
+    watched: Watch
     from_lse: bool = False
     platform: str | None = None
     order: int = 0
@@ -59,7 +59,7 @@ class Moves(NamedTuple):
     states: tuple[Any, ...]
 
 
-Moving: TypeAlias = tuple[Problem, tuple[BoundObservation, ...]]
+Moving: TypeAlias = tuple[Problem, Watch]
 """A problem and observations with tangents in place of their arrays, and `Zero` where there are
 none."""
 
@@ -102,23 +102,17 @@ class Backend:
         """Why this backend cannot do what is asked; None where it can."""
         raise NotImplementedError(f"{type(self).__name__}.refuses")
 
-    def run(self, problem: Problem, watched: tuple[BoundObservation, ...]) -> Results:
+    def run(self, problem: Problem, watched: Watch) -> Results:
         """The results. Never differentiated: that is what `tangent` is for."""
         raise NotImplementedError(f"{type(self).__name__}.run")
 
     def observe(
-        self, problem: Problem, watched: tuple[BoundObservation, ...], lse: Float[Array, "*b t h"]
+        self, problem: Problem, watched: Watch, lse: Float[Array, "*b t h"]
     ) -> tuple[Any, ...]:
         """The states of observations, from the lse of the problem; JAX differentiates it."""
         raise NotImplementedError(f"{type(self).__name__}.observe")
 
-    def tangent(
-        self,
-        problem: Problem,
-        watched: tuple[BoundObservation, ...],
-        results: Results,
-        moving: Moving,
-    ) -> Moves:
+    def tangent(self, problem: Problem, watched: Watch, results: Results, moving: Moving) -> Moves:
         """The tangents of the results of any backend, in plain JAX, which differentiates it again
         and transposes it.
 
@@ -129,7 +123,7 @@ class Backend:
     def transpose(
         self,
         problem: Problem,
-        watched: tuple[BoundObservation, ...],
+        watched: Watch,
         results: Results,
         moving: Moving,
         cotangents: Moves,
@@ -141,9 +135,7 @@ class Backend:
         del problem, watched, results, moving, cotangents
         return NotImplemented
 
-    def cost(
-        self, problem: Problem, mask: BoundMask, watched: tuple[BoundObservation, ...]
-    ) -> Cost:
+    def cost(self, problem: Problem, mask: BoundMask, watched: Watch) -> Cost:
         """What a call costs. mask: that of the problem, which has shapes only."""
         raise NotImplementedError(f"{type(self).__name__}.cost")
 

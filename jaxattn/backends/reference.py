@@ -12,7 +12,7 @@ from jaxattn import steps
 from jaxattn._axes import accumulator, count_to
 from jaxattn._finite import finite, hide, rows_not_finite
 from jaxattn._mask import BoundMask
-from jaxattn._observation import HEAD, BoundObservation, Seen
+from jaxattn._observation import HEAD, Seen, Watch
 from jaxattn._problem import Problem, Rule
 from jaxattn._softmax import LogSumExp
 from jaxattn._value import Block, Place, Sizes, Span, push
@@ -28,9 +28,7 @@ class Reference(Backend):
     def refuses(self, call: Call) -> str | None:
         return "it observes on the way, and got an lse to observe from" if call.from_lse else None
 
-    def cost(
-        self, problem: Problem, mask: BoundMask, watched: tuple[BoundObservation, ...]
-    ) -> Cost:
+    def cost(self, problem: Problem, mask: BoundMask, watched: Watch) -> Cost:
         sizes = problem.sizes
         count = math.prod(sizes.batch) * sizes.h
         features = problem.q.shape[-1] + problem.v.shape[-1]
@@ -44,7 +42,7 @@ class Reference(Backend):
             flops=2 * count * sizes.t * sizes.s * features,
         )
 
-    def run(self, problem: Problem, watched: tuple[BoundObservation, ...]) -> Results:
+    def run(self, problem: Problem, watched: Watch) -> Results:
         q, k, v, rule = problem
         sizes, acc = problem.sizes, accumulator(q.dtype)
         repeat = lambda x: jnp.repeat(x, sizes.h // problem.kv_heads, axis=-2)
@@ -60,13 +58,7 @@ class Reference(Backend):
             each = jax.vmap(each, in_axes=(0, 0, 0, *index, None))
         return Results(*each(q, k, v, *(count_to(size) for size in (*sizes.batch, sizes.h))))
 
-    def tangent(
-        self,
-        problem: Problem,
-        watched: tuple[BoundObservation, ...],
-        results: Results,
-        moving: Moving,
-    ) -> Moves:
+    def tangent(self, problem: Problem, watched: Watch, results: Results, moving: Moving) -> Moves:
         """By JAX, of the steps themselves."""
         out, _, log_total, states = push(self.run, (problem, watched), moving)
         return Moves(out, log_total, states)
@@ -77,7 +69,7 @@ def one_head(
     k: Float[Array, "s d"],
     v: Float[Array, "s e"],
     rule: Rule,
-    watched: tuple[BoundObservation, ...],
+    watched: Watch,
     sizes: Sizes,
     index: tuple[Array, ...],
 ) -> tuple[Any, ...]:

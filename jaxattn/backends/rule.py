@@ -16,14 +16,14 @@ from jaxtyping import Array, Float
 
 from jaxattn._axes import accumulator
 from jaxattn._lowering import Target, lowered
-from jaxattn._observation import BoundObservation, states_of_no_pairs
+from jaxattn._observation import Watch, states_of_no_pairs
 from jaxattn._problem import Problem
 from jaxattn._value import Zero
 from jaxattn.backends.protocol import Backend, Call, Moves, Moving, Results
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def answer(backend: Backend, problem: Problem, watched: tuple[BoundObservation, ...]) -> Results:
+def answer(backend: Backend, problem: Problem, watched: Watch) -> Results:
     """The results, by the backend that `backend` chooses. No axis may be empty."""
     return lowered(_Results(backend), problem, watched, like=_like(problem, watched))
 
@@ -31,7 +31,7 @@ def answer(backend: Backend, problem: Problem, watched: tuple[BoundObservation, 
 def observed(
     backend: Backend,
     problem: Problem,
-    watched: tuple[BoundObservation, ...],
+    watched: Watch,
     lse: Float[Array, "*b t h"],
 ) -> tuple[Any, ...]:
     """The states of observations, from an lse."""
@@ -75,7 +75,7 @@ def _real(states: Any) -> Any:
     return jax.tree.map(lambda x: x if jnp.issubdtype(x.dtype, jnp.inexact) else None, states)
 
 
-def _like(problem: Problem, watched: tuple[BoundObservation, ...]) -> Results:
+def _like(problem: Problem, watched: Watch) -> Results:
     """The shapes of the results."""
     q, v, acc = problem.q, problem.v, accumulator(problem.q.dtype)
     of_query = jax.ShapeDtypeStruct(q.shape[:-1], acc)

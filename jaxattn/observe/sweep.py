@@ -12,8 +12,8 @@ from jaxattn._function import Compiled, keep
 from jaxattn._mask import Mask
 from jaxattn._mesh import sharded_as
 from jaxattn._observation import (
-    BoundObservation,
     Observation,
+    Watch,
     check_observations,
     finish,
     states_of_no_pairs,
@@ -73,9 +73,7 @@ def observe(
 
 
 @Compiled
-def _run(
-    backend: Backend, problem: Problem, watched: tuple[BoundObservation, ...], lse: Array
-) -> tuple[Any, ...]:
+def _run(backend: Backend, problem: Problem, watched: Watch, lse: Array) -> tuple[Any, ...]:
     if problem.is_empty:
         return states_of_no_pairs(problem.sizes, watched, lse.dtype)
     compute = sharded_as(problem.q, partial(observed, backend), tuple(each.per for each in watched))

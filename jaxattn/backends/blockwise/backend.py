@@ -12,14 +12,14 @@ from jaxtyping import Array
 from jaxattn._axes import ceil_div
 from jaxattn._lowering import platform
 from jaxattn._mask import BoundMask
-from jaxattn._observation import BoundObservation
+from jaxattn._observation import Watch
 from jaxattn._problem import Problem
 from jaxattn._softmax import LogSumExp
 from jaxattn._value import Zero, as_int, is_whole
 from jaxattn.backends.blockwise.cost import visited_pairs
 from jaxattn.backends.blockwise.forward import forward
+from jaxattn.backends.blockwise.moves import moves
 from jaxattn.backends.blockwise.plan import make_plan, whole_rows
-from jaxattn.backends.blockwise.rule import moves
 from jaxattn.backends.blockwise.sweep import sweep
 from jaxattn.backends.blockwise.walk import Walk
 from jaxattn.backends.protocol import Backend, Call, Cost, Moves, Moving, Results
@@ -54,28 +54,25 @@ class Blockwise(Backend):
             f"function for each length, or hold whole matrices"
         )
 
-    def forward(self, problem: Problem) -> Walk:
+    def forward_walk(self, problem: Problem) -> Walk:
         """How the score matrices of a problem are gone through forward."""
-        return self._forward(problem, self.again(problem))
-
-    def _forward(self, problem: Problem, again: Walk) -> Walk:
+        walk = self.lse_walk(problem)
         if self.q_block is not None or self.k_block is not None:
-            return again
+            return walk
         args = problem.rule.mask, problem.sizes, problem.kv_heads, platform()
-        return again._replace(plan=whole_rows(again.plan, *args))
+        return walk._replace(plan=whole_rows(walk.plan, *args))
 
-    def again(self, problem: Problem) -> Walk:
-        """As `forward`, where lse is known: for tangents and observations."""
+    def lse_walk(self, problem: Problem) -> Walk:
+        """The same where lse is known already: for tangents and observations."""
         sizes, n = problem.sizes, problem.kv_heads
         plan = make_plan(problem.rule.mask, sizes, n, platform(), self.q_block, self.k_block)
         return Walk(plan, sizes, n)
 
-    def run(self, problem: Problem, watched: tuple[BoundObservation, ...]) -> Results:
+    def run(self, problem: Problem, watched: Watch) -> Results:
         """Where a row takes several tiles its lse is known only after them, and the observations
         take a second sweep.
         """
-        again = self.again(problem)
-        walk, lead = self._forward(problem, again), problem.sizes.batch
+        walk, again = self.forward_walk(problem), self.lse_walk(problem)
         q, k, v, rule = _flat(problem)
         at_once = walk.plan.k_tiles == 1 or not watched
         hits = walk.find_hits(rule.mask)
@@ -85,12 +82,10 @@ class Blockwise(Backend):
             hits = again.find_hits(rule.mask, held=True)
             states = sweep(again, q, k, rule, watched, hits, results.lse)
             results = results._replace(states=states)
-        return _unflat(results, lead)
+        return _unflat(results, problem.sizes.batch)
 
-    def observe(
-        self, problem: Problem, watched: tuple[BoundObservation, ...], lse: Array
-    ) -> tuple[Any, ...]:
-        walk, lead = self.again(problem), problem.sizes.batch
+    def observe(self, problem: Problem, watched: Watch, lse: Array) -> tuple[Any, ...]:
+        walk, lead = self.lse_walk(problem), problem.sizes.batch
         q, k, _, rule = _flat(problem)
         lse = _one_axis(lse, len(lead))
         # A peak, which counts as a constant, and the rest.
@@ -99,22 +94,14 @@ class Blockwise(Backend):
         hits = walk.find_hits(rule.mask, held=True)
         return _unflat(sweep(walk, q, k, rule, watched, hits, parts), lead)
 
-    def tangent(
-        self,
-        problem: Problem,
-        watched: tuple[BoundObservation, ...],
-        results: Results,
-        moving: Moving,
-    ) -> Moves:
-        walk, lead = self.again(problem), problem.sizes.batch
+    def tangent(self, problem: Problem, watched: Watch, results: Results, moving: Moving) -> Moves:
+        walk, lead = self.lse_walk(problem), problem.sizes.batch
         results = jax.tree.map(lambda x: _one_axis(x, len(lead)), results._replace(states=()))
         moving = _flat(moving[0]), moving[1]
         return _unflat(moves(walk, _flat(problem), watched, results, moving), lead)
 
-    def cost(
-        self, problem: Problem, mask: BoundMask, watched: tuple[BoundObservation, ...]
-    ) -> Cost:
-        walk, visited, flops = self.forward(problem), None, None
+    def cost(self, problem: Problem, mask: BoundMask, watched: Watch) -> Cost:
+        walk, visited, flops = self.forward_walk(problem), None, None
         plan = walk.plan
         if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(mask)):
             visited, pairs = visited_pairs(walk, mask)

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float
 from jaxattn._axes import Index, accumulator, ceil_div, dot, put
 from jaxattn._finite import nan_unless_finite
 from jaxattn._mask import BoundMask
+from jaxattn._observation import Watch
 from jaxattn._problem import Rule
 from jaxattn._softmax import LogSumExp, Partial, nothing
 from jaxattn._value import Place, Sizes, Span
@@ -28,7 +29,6 @@ from jaxattn.backends.blockwise.walk import (
     read_rows,
     to_rows,
 )
-from jaxattn.backends.blockwise.watch import Watch
 
 SMALL = 2**21  # scores of all blocks together, of which all may be held
 AT_A_TIME = 5 * 2**18  # scores of blocks that are observed together where there are more

@@ -14,13 +14,12 @@ from jaxtyping import Array, Float
 
 from jaxattn._axes import cut_axis, dot
 from jaxattn._mask import BoundMask
-from jaxattn._observation import KEY, QUERY
+from jaxattn._observation import KEY, QUERY, Watch
 from jaxattn._problem import Rule
 from jaxattn._softmax import LogSumExp, Partial, base
 from jaxattn._value import Place, Sizes, Span
 from jaxattn.backends.blockwise import tile, watch
 from jaxattn.backends.blockwise.walk import Walk
-from jaxattn.backends.blockwise.watch import Watch
 
 STRIPS, AT_CORNER = 2, 4  # where rows have keys in common, and where they have none
 LEAST = 96  # rows of a strip; with fewer, what is saved is spent on starting small products

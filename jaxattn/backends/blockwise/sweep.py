@@ -12,13 +12,13 @@ from jaxtyping import Array, Bool, Float
 
 from jaxattn._axes import Index, count_to, cut_axis, dot
 from jaxattn._finite import finite
+from jaxattn._observation import Watch
 from jaxattn._problem import Rule
 from jaxattn._softmax import LogSumExp
 from jaxattn._value import Place
 from jaxattn.backends.blockwise import tile, watch
 from jaxattn.backends.blockwise.loops import NOTHING, by_width
 from jaxattn.backends.blockwise.walk import Walk, read_keys, read_rows
-from jaxattn.backends.blockwise.watch import Watch
 
 
 def sweep(

@@ -4,22 +4,20 @@ A state is an array with leading axes [b t h], [b s h] or [b h], or a tree of th
 run of heads adds has leading axes [batches kv group], and then its rows or its keys.
 """
 
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxattn._axes import Index, cut, put, put_axis
-from jaxattn._observation import KEY, QUERY, BoundObservation, Seen, states_of_no_pairs
+from jaxattn._observation import KEY, QUERY, BoundObservation, Seen, Watch, states_of_no_pairs
 from jaxattn._problem import Rule
 from jaxattn._softmax import LogSumExp
 from jaxattn._value import Place, Span
 from jaxattn._varying import vary, varying
 from jaxattn.backends.blockwise import tile
 from jaxattn.backends.blockwise.walk import Run, Walk, to_rows
-
-Watch: TypeAlias = tuple[BoundObservation, ...]
 
 
 def start(walk: Walk, watch: Watch, dtype: Any) -> tuple[Any, ...]:

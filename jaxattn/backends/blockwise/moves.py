@@ -6,6 +6,7 @@ import jax
 from jaxtyping import Array
 
 from jaxattn._finite import finite
+from jaxattn._observation import Watch
 from jaxattn._problem import Problem
 from jaxattn._softmax import LogSumExp
 from jaxattn._value import Zero, push
@@ -13,7 +14,6 @@ from jaxattn.backends.blockwise import tile
 from jaxattn.backends.blockwise.sweep import sweep
 from jaxattn.backends.blockwise.tangent import tangent
 from jaxattn.backends.blockwise.walk import Walk
-from jaxattn.backends.blockwise.watch import Watch
 from jaxattn.backends.protocol import Moves, Moving, Results
 
 
