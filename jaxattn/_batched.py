@@ -7,7 +7,8 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxattn._axes import INDEX, AnyArray
-from jaxattn._value import Sizes, as_array
+from jaxattn._content import as_array
+from jaxattn._value import Sizes
 
 LEAST, MOST = int(np.iinfo(INDEX).min), int(np.iinfo(INDEX).max)
 

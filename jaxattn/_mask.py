@@ -9,7 +9,8 @@ from jaxtyping import Array, Bool, Int
 
 from jaxattn._axes import INDEX, Index, count_to, cut_axis, larger, smaller
 from jaxattn._batched import add_clipped
-from jaxattn._value import Place, Span, Value, show
+from jaxattn._content import show
+from jaxattn._value import Place, Span, Value
 from jaxattn.positions import TOO_FAR, BoundPositions, Frame
 
 

@@ -9,9 +9,10 @@ from jaxtyping import Array, Float
 
 from jaxattn._axes import accumulator
 from jaxattn._batched import fit
+from jaxattn._content import as_array, is_real, show
 from jaxattn._mask import BoundMask, check_mask
 from jaxattn._score import BoundScore, check_scores
-from jaxattn._value import Sizes, Value, as_array, is_real, show
+from jaxattn._value import Sizes, Value
 from jaxattn._varying import vary, varying
 from jaxattn.dropout import Drop, Dropout
 from jaxattn.positions import BoundPositions, Frame, Unplaced, frame_of

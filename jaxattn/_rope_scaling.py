@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Integer
 
 from jaxattn._axes import AnyInteger
-from jaxattn._value import show
+from jaxattn._content import show
 
 Length: TypeAlias = Integer[AnyInteger, "*#b"] | None
 Frequencies: TypeAlias = Float[np.ndarray, " f"] | Float[Array, "*#b f"]

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxattn._axes import accumulator
+from jaxattn._content import show
 from jaxattn._trace import Traced, trace
-from jaxattn._value import Place, Value, show
+from jaxattn._value import Place, Value
 from jaxattn.positions import Frame
 
 

@@ -22,11 +22,11 @@ from jaxtyping import Array, Float, Int, Integer, Real
 
 from jaxattn._axes import AnyArray, AnyInteger, AnyNumber, Attended, count_to
 from jaxattn._batched import as_indices, uncut
+from jaxattn._content import as_array, as_int, is_whole, show
 from jaxattn._lowering import Target, lowered
 from jaxattn._mask import EVERYTHING, Mask
 from jaxattn._observation import Observation
 from jaxattn._problem import check
-from jaxattn._value import as_array, as_int, is_whole, show
 from jaxattn.attend import Scoring, solve
 from jaxattn.backends.protocol import Backend
 from jaxattn.backends.select import AUTO

@@ -10,8 +10,8 @@ import jax
 from jaxtyping import ArrayLike, Float
 
 from jaxattn._axes import AnyNumber, Attended
+from jaxattn._content import as_array, as_int, is_whole
 from jaxattn._mask import Mask
-from jaxattn._value import as_array, as_int, is_whole
 from jaxattn.attend import attend
 from jaxattn.masks import EVERYTHING, Causal, Dense, Lengths, Window
 from jaxattn.positions import Positions

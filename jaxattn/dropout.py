@@ -16,7 +16,8 @@ from jaxtyping import Array, Bool, Float, Int, Key, Real, UInt32
 
 from jaxattn._axes import AnyArray, AnyNumber, count_to
 from jaxattn._batched import fit
-from jaxattn._value import Place, Value, as_array, is_array, is_plain, is_real, show
+from jaxattn._content import as_array, is_array, is_plain, is_real, show
+from jaxattn._value import Place, Value
 from jaxattn.positions import BoundPositions, Frame, Unplaced
 
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import jax
 
+from jaxattn._content import as_array
 from jaxattn._lowering import host_platform, lowered_for
 from jaxattn._mask import Mask, check_mask
 from jaxattn._observation import Observation, check_observations
 from jaxattn._problem import check
-from jaxattn._value import as_array
 from jaxattn.attend import Scoring, run
 from jaxattn.backends.protocol import Backend, Call, Cost
 from jaxattn.backends.select import AUTO, check_backend, turned_down

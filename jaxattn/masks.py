@@ -24,6 +24,7 @@ from jaxattn._batched import (
     check_numbers,
     fit,
 )
+from jaxattn._content import as_array, is_whole, show
 from jaxattn._mask import (
     EVERYTHING,
     And,
@@ -39,7 +40,7 @@ from jaxattn._mask import (
     ends,
 )
 from jaxattn._trace import At, Traced, trace
-from jaxattn._value import Place, Span, as_array, is_whole, show
+from jaxattn._value import Place, Span
 from jaxattn.positions import FARTHEST, Frame
 
 __all__ = [

@@ -15,7 +15,8 @@ from jaxtyping import Array, Int, Integer
 
 from jaxattn._axes import INDEX, AnyInteger, count_to
 from jaxattn._batched import as_indices, broadcasts, fit, integers
-from jaxattn._value import Fixed, Place, Sizes, Value, is_whole, show
+from jaxattn._content import is_whole, show
+from jaxattn._value import Fixed, Place, Sizes, Value
 
 __all__ = ["END", "Positions"]
 

@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Integer
 from jaxattn import _rope_config
 from jaxattn._axes import AnyArray, accumulator
 from jaxattn._batched import are_indices, check_numbers, fit, uncut
+from jaxattn._content import as_array, as_int, show
 from jaxattn._rope_angles import angles_of
 from jaxattn._rope_scaling import (
     NTK,
@@ -35,7 +36,7 @@ from jaxattn._rope_scaling import (
     YaRN,
     check_positive,
 )
-from jaxattn._value import Sizes, as_array, as_int, show
+from jaxattn._value import Sizes
 
 __all__ = [
     "HALF",

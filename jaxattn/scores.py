@@ -15,16 +15,9 @@ from jaxtyping import Array, Float, Real
 
 from jaxattn._axes import AnyArray, AnyNumber, accumulator, count_to, cut
 from jaxattn._batched import fit
+from jaxattn._content import as_array, as_int, is_plain, is_real, is_whole, show
 from jaxattn._score import BoundScore, Score
-from jaxattn._value import (
-    Place,
-    as_array,
-    as_int,
-    is_plain,
-    is_real,
-    is_whole,
-    show,
-)
+from jaxattn._value import Place
 from jaxattn.positions import BoundPositions, Frame
 
 __all__ = ["ALiBi", "Bias", "BoundScore", "RelativeBias", "Score", "SoftCap", "alibi_slopes"]

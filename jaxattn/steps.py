@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Real
 
 from jaxattn._axes import AnyArray, AnyNumber, accumulator, dot
-from jaxattn._value import as_int, is_whole
+from jaxattn._content import as_int, is_whole
 
 
 class Scores(NamedTuple):

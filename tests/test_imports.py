@@ -97,6 +97,7 @@ LAYERS = (
         "_lowering",
         "_serial",
         "_axes",
+        "_content",
         "_value",
         "_function",
         "_batched",

@@ -11,10 +11,10 @@ from flax.nnx.nn.dtypes import promote_dtype
 from jaxtyping import Array, ArrayLike, Float, Real
 
 from jaxattn._axes import AnyArray, AnyNumber
+from jaxattn._content import as_array, hash_of, same
 from jaxattn._mask import EVERYTHING, Mask, check_mask
 from jaxattn._observation import Observation, by_name
 from jaxattn._score import check_item, items_of
-from jaxattn._value import as_array, hash_of, same
 from jaxattn.attend import Scoring, attend
 from jaxattn.backends.protocol import Backend
 from jaxattn.backends.select import AUTO, check_backend

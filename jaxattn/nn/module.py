@@ -10,9 +10,9 @@ from jaxtyping import Array, ArrayLike, Float, Integer
 
 from jaxattn import cache as kv
 from jaxattn._axes import AnyArray, AnyInteger
+from jaxattn._content import is_array
 from jaxattn._mask import EVERYTHING, Mask
 from jaxattn._score import items_of
-from jaxattn._value import is_array
 from jaxattn._value import show as _show
 from jaxattn.attend import Scoring, attend
 from jaxattn.backends.protocol import Backend

@@ -8,8 +8,8 @@ from typing import Any
 
 from flax import nnx
 
+from jaxattn._content import show
 from jaxattn._observation import Observation, by_name
-from jaxattn._value import show
 from jaxattn.nn.function import AttentionFn, Observed, attention_fn, calling
 
 

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxattn._batched import add_clipped
+from jaxattn._content import is_whole
 from jaxattn._observation import HEAD, Largest, Seen, Shares, Sum
-from jaxattn._value import Sizes, is_whole
+from jaxattn._value import Sizes
 from jaxattn.positions import TOO_FAR, Frame
 
 

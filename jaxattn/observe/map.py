@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxattn._axes import Index, ceil_div, dot
+from jaxattn._content import is_whole
 from jaxattn._observation import HEAD, BoundObservation, Observation, Seen, by_rows, known_lengths
-from jaxattn._value import Sizes, Span, is_whole
+from jaxattn._value import Sizes, Span
 from jaxattn.positions import Frame
 
 ROWS = 64  # that are multiplied by their norms at a time

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Integer, Shaped
 
 from jaxattn._axes import AnyArray, dot
 from jaxattn._batched import add_clipped, fit
+from jaxattn._content import is_whole
 from jaxattn._observation import (
     QUERY,
     BoundObservation,
@@ -23,7 +24,7 @@ from jaxattn._observation import (
     known_lengths,
 )
 from jaxattn._serial import serial_tuple
-from jaxattn._value import Sizes, is_whole
+from jaxattn._value import Sizes
 from jaxattn.observe.rank import largest
 from jaxattn.observe.tokens import tokens
 from jaxattn.positions import Frame

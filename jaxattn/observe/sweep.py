@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Real
 
 from jaxattn._axes import AnyArray, AnyNumber, accumulator
+from jaxattn._content import as_array
 from jaxattn._function import Compiled, keep
 from jaxattn._mask import Mask
 from jaxattn._mesh import sharded_as
@@ -19,7 +20,6 @@ from jaxattn._observation import (
     states_of_no_pairs,
 )
 from jaxattn._problem import Problem, check
-from jaxattn._value import as_array
 from jaxattn._varying import vary, varying
 from jaxattn.attend import Scoring
 from jaxattn.backends.protocol import Backend, Call

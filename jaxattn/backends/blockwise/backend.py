@@ -10,12 +10,13 @@ from jax.core import Tracer
 from jaxtyping import Array
 
 from jaxattn._axes import ceil_div
+from jaxattn._content import as_int, is_whole
 from jaxattn._lowering import platform
 from jaxattn._mask import BoundMask
 from jaxattn._observation import Watch
 from jaxattn._problem import Problem
 from jaxattn._softmax import LogSumExp
-from jaxattn._value import Zero, as_int, is_whole
+from jaxattn._value import Zero
 from jaxattn.backends.blockwise.cost import visited_pairs
 from jaxattn.backends.blockwise.forward import forward
 from jaxattn.backends.blockwise.moves import moves
