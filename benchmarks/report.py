@@ -1,48 +1,67 @@
 """The report of a results file of `python -m benchmarks`. Every number comes from the file."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Any, TypeAlias
+
+import numpy as np
 
 from benchmarks import machine, plots
 from benchmarks.options import COMPAT, FLAX, FLEX, JAX_NN, OURS, PLAIN
 from benchmarks.results import Results, option_of
-from benchmarks.tables import Columns, Verdict, mebibytes, milliseconds, table, times
+from benchmarks.tables import Columns, mebibytes, milliseconds, table, times
 from benchmarks.targets import verdicts
 
 TEMPLATE = Path(__file__).with_name("report.template.md")
+LENGTHS = (9, 128, 512, 2048, 4096, 8192, 16384)
+USUAL = {"batch": 1, "heads": 12, "kv_heads": 12, "features": 64, "dtype": "float32"}
+ASIDE = (OURS, PLAIN, COMPAT, FLAX, FLEX)
+"""Contenders that stand in tables of their own, or do what another does."""
+WORKLOAD: Columns = {"Workload": lambda w: f"`{w['name']}`"}
+TOKENS: Columns = {"T": lambda w: str(w["queries"])}
 
 
 def report(data: Mapping[str, Any]) -> dict[str, bytes]:
     """The files of the report by name: Markdown and plots."""
     results, name = Results(data), data["name"]
-    drawn = plots.plots(results)
-    files = {f"{name}.md": markdown(results, tuple(drawn)).encode()}
-    for key, plot in drawn.items():
+    files = {f"{name}.md": markdown(results).encode()}
+    for key, plot in plots.plots(results).items():
         files |= {f"{name}-{key}.{kind}": plots.render(plot, kind) for kind in ("png", "svg")}
     return files
 
 
-def markdown(results: Results, drawn: Sequence[str] = ()) -> str:
-    """The template filled in, without the sections of what there is not.
-
-    drawn: the plots that there are, of `plots.plots`; each is NAME-<key>.png and .svg.
-    """
-    name = results.data["name"]
+def markdown(results: Results) -> str:
+    """The template filled in, without the sections of what there is not."""
+    data, works, name = results.data, results.works, results.data["name"]
+    everyone = [c for c in results.contenders if c != PLAIN]
+    gflop: Columns = {"GFLOP": lambda w: f"{w['flops'] / 1e9:,.3g}"}
+    each = partial(_each, results, works, everyone)
+    mib = each(_mib, ", MiB")
+    peaks = "; ".join(
+        f"{dtype}, {facts['size']} x {facts['size']}: {results.peak(dtype):,.0f} GFLOP/s"
+        for dtype, facts in data["peaks"].items()
+    )
     values = {
         "name": name,
-        "about": _about(results),
+        "about": _about(data, peaks),
         "summary": headline(results),
-        "targets": _targets(verdicts(results)),
+        "targets": _targets(results),
         "options": options(results),
         "drop_in": drop_in(results),
-        "times": _times(results),
-        "memory": _memory(results),
-        "speeds": _speeds(results),
-        "peaks": _peaks(results),
-        "not_timed": _not_timed(results),
+        "times": _times(results, everyone),
+        "memory": table(works, WORKLOAD | mib | each(_compiling, ", compile s"), left=1),
+        "speeds": table(works, WORKLOAD | gflop | each(_speed), left=1),
+        "peaks": peaks,
+        "not_timed": "\n".join(
+            f"- `{work['name']}`, {name}: {record['status']}: {record['reason']}"
+            for work in works
+            for name, record in work["contenders"].items()
+            if record["status"] != "timed"
+        ),
     }
+    drawn = plots.plots(results)
     for key in ("time", "memory", "share", "options"):
         values[f"{key}_plot"] = f"{name}-{key}.png" if key in drawn else ""
     sections = map(Template, TEMPLATE.read_text().split("\n## "))
@@ -50,105 +69,86 @@ def markdown(results: Results, drawn: Sequence[str] = ()) -> str:
     return "\n## ".join(section.substitute(values) for section in there)
 
 
-def _about(results: Results) -> str:
-    data = results.data
-    its = data["machine"]
-    instructions = ", ".join(its["cpu_instructions"])
-    where = f"{its['cpu']}, {its['cores']} cores" + (instructions and f" ({instructions})")
-    where = f"{its['accelerator']}; host: {where}" if its["accelerator"] else where
-    where += f", {its['memory_bytes'] / 2**30:.0f} GiB, {its['system']} {its['architecture']}"
-    load = data.get("load_before")
-    quiet = "" if load is None else f"; load average before it: {load}"
-    return machine.about(data, where, f"Matrix product: {_peaks(results)}") + quiet
+Cell: TypeAlias = Callable[[Results, str, str], str]
+"""What stands in a table for a contender in a workload, empty for nothing."""
+_ms: Cell = lambda results, work, who: milliseconds(results.seconds(work, who))
+_mib: Cell = lambda results, work, who: mebibytes(results.temp_bytes(work, who))
+_slower: Cell = lambda results, work, who: times(results.ratio(work, who, OURS))
+_compiling: Cell = lambda results, work, who: (
+    f"{x:.2f}" if (x := results.compile_seconds(work, who)) else ""
+)
+_speed: Cell = lambda results, work, who: (
+    f"{x:,.0f} ({results.share(work, who):.0%})" if (x := results.gflops(work, who)) else ""
+)
 
 
-def _peaks(results: Results) -> str:
-    return "; ".join(
-        f"{dtype}, {facts['size']} x {facts['size']}: {results.peak(dtype) or 0:,.0f} GFLOP/s"
-        for dtype, facts in results.data["peaks"].items()
-    )
+def _beside(results: Results, work: str, who: str, other: str = OURS) -> str:
+    """Milliseconds, or why there are none, and in brackets the ratio to another."""
+    ratio = times(results.ratio(work, who, other))
+    cell = _ms(results, work, who) or results.record(work, who).get("status", "")
+    return f"{cell} ({ratio})" if ratio else cell
 
 
-HEADLINE_LENGTHS = (9, 128, 512, 2048, 4096, 8192, 16384)
-_HEADLINE = {"batch": 1, "heads": 12, "kv_heads": 12, "features": 64, "dtype": "float32"}
-_ASIDE = (OURS, PLAIN, COMPAT, FLAX, FLEX)
-"""Contenders that stand in tables of their own, or do what another does."""
+def _each(
+    results: Results, works: Sequence[Any], names: Sequence[str], cell: Cell, head: str = ""
+) -> Columns:
+    """A column for every contender of whom there is something to say."""
+    columns = {f"{c}{head}": lambda w, c=c: cell(results, w["name"], c) for c in names}
+    return {name: column for name, column in columns.items() if any(map(column, works))}
 
 
 def headline(results: Results) -> str:
-    """A short table for a README: batch 1, 12 heads, 64 features, float32, some lengths.
-
-    Empty where the results hold no such workload.
-    """
-    works = [
-        w
-        for w in results.works
-        if all(w[k] == v for k, v in _HEADLINE.items())
-        and w["queries"] == w["keys"] in HEADLINE_LENGTHS
-        and not option_of(w)
-    ]
-    others = [c for c in results.contenders if c not in _ASIDE]
-    columns: Columns = {
-        "Computation": lambda w: f"{w['kind']}, {w['mask']}",
-        "T": lambda w: str(w["queries"]),
-        f"{OURS}, ms": lambda w: milliseconds(results.seconds(w["name"], OURS)),
-    }
-    columns |= _each("times as long", others, lambda w, c: times(results.ratio(w, c, OURS)))
-    return table(works, columns | _mebibytes(results, [OURS, *others]), left=1)
-
-
-def _each(what: str, names: Sequence[str], cell: Callable[[str, str], str]) -> Columns:
-    """A column for every contender, of the workload's name and it."""
-    head = f", {what}" if what else ""
-    return {f"{c}{head}": lambda w, c=c: cell(w["name"], c) for c in names}
-
-
-def _mebibytes(results: Results, names: Sequence[str]) -> Columns:
-    """A column for every contender whose memory is known somewhere."""
-    known = lambda c: any(results.temp_bytes(w["name"], c) is not None for w in results.works)
-    cell = lambda w, c: mebibytes(results.temp_bytes(w, c))
-    return _each("MiB", [c for c in names if known(c)], cell)
+    """A short table for a README, of some lengths; empty where there is no such workload."""
+    usual = [w for w in results.works if USUAL.items() <= w.items() and not option_of(w)]
+    works = [w for w in usual if w["queries"] == w["keys"] in LENGTHS]
+    others = [c for c in results.contenders if c not in ASIDE]
+    each = partial(_each, results, works)
+    columns = {"Computation": lambda w: f"{w['kind']}, {w['mask']}"} | TOKENS
+    columns |= each([OURS], _ms, ", ms") | each(others, _slower, ", times as long")
+    return table(works, columns | each([OURS, *others], _mib, ", MiB"), left=1)
 
 
 def options(results: Results) -> str:
     """A row for every workload with an option; empty if there is none."""
     works = [w for w in results.works if option_of(w) and results.seconds(w["name"], PLAIN)]
-    timed = lambda c: any(results.samples(w["name"], c) for w in works)
-    others = [c for c in results.contenders if c not in (OURS, PLAIN, COMPAT) and timed(c)]
-    columns: Columns = {
-        "Option": option_of,
-        "Computation": lambda w: w["kind"],
-        "T": lambda w: str(w["queries"]),
-        f"{OURS}, ms": lambda w: milliseconds(results.seconds(w["name"], OURS)),
-        "over plain": lambda w: times(results.ratio(w["name"], OURS, PLAIN)),
-    }
-    columns |= _each("times as long", others, lambda w, c: times(results.ratio(w, c, OURS)))
-    columns |= _mebibytes(results, (OURS, JAX_NN))
-    return table(sorted(works, key=lambda w: (w["kind"], w["queries"])), columns, left=2)
+    works.sort(key=lambda w: (w["kind"], w["queries"]))
+    others = [c for c in results.contenders if c not in (OURS, PLAIN, COMPAT)]
+    each = partial(_each, results, works)
+    columns = {"Option": option_of, "Computation": lambda w: w["kind"]} | TOKENS
+    columns |= each([OURS], _ms, ", ms")
+    columns["over plain"] = lambda w: times(results.ratio(w["name"], OURS, PLAIN))
+    columns |= each(others, _slower, ", times as long") | each([OURS, JAX_NN], _mib, ", MiB")
+    return table(works, columns, left=2)
 
 
 def drop_in(results: Results) -> str:
     """A row for every computation that `jaxattn.compat` was timed on, a column for every length."""
-    works = [w for w in results.works if results.samples(w["name"], COMPAT)]
-    lengths = sorted({w["queries"] for w in works})
-    found: dict[str, dict[int, str]] = {}
-    for work in works:
-        cell = _with_ratio(results, work["name"], COMPAT, JAX_NN)
-        found.setdefault(option_of(work) or work["mask"], {})[work["queries"]] = cell
-    columns: Columns = {"Forward": lambda row: row[0]}
-    columns |= {f"T = {t}": lambda row, t=t: row[1].get(t, "") for t in lengths}
-    return table(list(found.items()), columns, left=1)
+    cells = {
+        (option_of(w) or w["mask"], w["queries"]): _beside(results, w["name"], COMPAT, JAX_NN)
+        for w in results.works
+        if results.samples(w["name"], COMPAT)
+    }
+    columns: Columns = {"Forward": str}
+    for t in sorted({t for _, t in cells}):
+        columns[f"T = {t}"] = lambda what, t=t: cells.get((what, t), "")
+    return table(list(dict.fromkeys(what for what, _ in cells)), columns, left=1)
 
 
-def _with_ratio(results: Results, work: str, contender: str, other: str) -> str:
-    """Milliseconds, or why there are none, and in brackets the ratio to another."""
-    seconds = milliseconds(results.seconds(work, contender))
-    ratio = times(results.ratio(work, contender, other))
-    cell = seconds or results.record(work, contender).get("status", "")
-    return f"{cell} ({ratio})" if ratio else cell
+def _times(results: Results, everyone: Sequence[str]) -> str:
+    def spread(work: Mapping[str, Any]) -> str:
+        """Half the interquartile range, relative to the median."""
+        samples = results.samples(work["name"], OURS)
+        low, middle, high = np.percentile(samples or np.nan, (25, 50, 75))
+        return f"{(high - low) / 2 / middle:.0%}" if samples else ""
+
+    each = partial(_each, results, results.works)
+    columns = WORKLOAD | each([OURS], _ms) | {"±": spread}
+    columns |= each([c for c in everyone if c != OURS], _beside)
+    columns["Rounds"] = lambda w: str(len(results.samples(w["name"], OURS)) or "")
+    return table(results.works, columns, left=1)
 
 
-def _targets(judged: Sequence[Verdict]) -> str:
+def _targets(results: Results) -> str:
     words = {True: "met", False: "**not met**", None: "not (all) measured"}
     columns: Columns = {
         "Target": lambda v: v.what,
@@ -157,55 +157,19 @@ def _targets(judged: Sequence[Verdict]) -> str:
         "At": lambda v: f"`{v.worst}`",
         "Verdict": lambda v: words[v.met],
     }
+    judged = verdicts(results)
     measured = [v for v in judged if v.measured is not None]
     left_out = len(judged) - len(measured)
     more = f"\n\nNothing was measured for {left_out} more targets." if left_out else ""
     return table(measured, columns, left=1) + more
 
 
-def _times(results: Results) -> str:
-    others = [c for c in _taking_part(results) if c != OURS]
-    spread = lambda name: "" if (x := results.spread(name, OURS)) is None else f"{x / 2:.0%}"
-    columns: Columns = {
-        "Workload": lambda w: f"`{w['name']}`",
-        OURS: lambda w: milliseconds(results.seconds(w["name"], OURS)),
-        "±": lambda w: spread(w["name"]),
-    }
-    columns |= _each("", others, lambda w, c: _with_ratio(results, w, c, OURS))
-    columns["Rounds"] = lambda w: str(len(results.samples(w["name"], OURS)) or "")
-    return table(results.works, columns, left=1)
-
-
-def _memory(results: Results) -> str:
-    everyone = _taking_part(results)
-    seconds = lambda w, c: "" if (x := results.compile_seconds(w, c)) is None else f"{x:.2f}"
-    compiled = [c for c in everyone if any(seconds(w["name"], c) for w in results.works)]
-    columns: Columns = {"Workload": lambda w: f"`{w['name']}`"}
-    columns |= _mebibytes(results, everyone) | _each("compile s", compiled, seconds)
-    return table(results.works, columns, left=1)
-
-
-def _speeds(results: Results) -> str:
-    def cell(work: str, contender: str) -> str:
-        gflops, share = results.gflops(work, contender), results.share(work, contender)
-        found = "" if gflops is None else f"{gflops:,.0f}"
-        return found if share is None else f"{found} ({share:.0%})"
-
-    columns: Columns = {"Workload": lambda w: f"`{w['name']}`"}
-    columns["GFLOP"] = lambda w: f"{w['flops'] / 1e9:,.3g}"
-    return table(results.works, columns | _each("", _taking_part(results), cell), left=1)
-
-
-def _not_timed(results: Results) -> str:
-    return "\n".join(
-        f"- `{work['name']}`, {name}: {record['status']}: {record['reason']}"
-        for work in results.works
-        for name, record in work["contenders"].items()
-        if record["status"] != "timed"
-    )
-
-
-def _taking_part(results: Results) -> list[str]:
-    """Those with a time in some workload, or the reason why not; the plain one is no workload's."""
-    there = {c for w in results.works for c in w["contenders"]}
-    return [c for c in results.contenders if c != PLAIN and c in there]
+def _about(data: Mapping[str, Any], peaks: str) -> str:
+    its = data["machine"]
+    where = f"{its['cpu']}, {its['cores']} cores"
+    if its["cpu_instructions"]:
+        where += f" ({', '.join(its['cpu_instructions'])})"
+    where = f"{its['accelerator']}; host: {where}" if its["accelerator"] else where
+    where += f", {its['memory_bytes'] / 2**30:.0f} GiB, {its['system']} {its['architecture']}"
+    load = f"; load average before it: {data['load_before']}"
+    return machine.about(data, where, f"Matrix product: {peaks}") + load

@@ -2,18 +2,14 @@
 
 import importlib
 import json
-import os
-import tempfile
 from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from benchmarks.options import TITLES
-from benchmarks.timing import interquartile, paired_ratio, peak_gflops
+from benchmarks.timing import paired_ratio
 
 FOLDER = Path(__file__).parent / "results"
 """Where results go if nothing else is said."""
@@ -35,15 +31,9 @@ def parser(program: str, doc: str | None, seconds: float | None = None) -> Argum
 def write_atomically(path: Path, content: bytes) -> None:
     """The file is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    part = path.with_name(f".{path.name}.part")
+    part.write_bytes(content)
+    part.replace(path)
 
 
 def save(data: Mapping[str, Any], path: Path) -> None:
@@ -51,36 +41,10 @@ def save(data: Mapping[str, Any], path: Path) -> None:
     lines = []
     for key, value in data.items():
         text = json.dumps(value)
-        if isinstance(value, list) and value and isinstance(value[0], dict):
+        if isinstance(value, list):
             text = "[\n" + ",\n".join(map(json.dumps, value)) + "\n]"
         lines.append(f'"{key}": {text}')
     write_atomically(path, ("{" + ",\n".join(lines) + "}\n").encode())
-
-
-def load(path: Path) -> dict[str, Any]:
-    """Raises ValueError for a file of another format."""
-    data = json.loads(path.read_text())
-    if "command" not in data or data.get("format", 1) != 1:
-        raise ValueError(f"{path} is not a results file of format 1")
-    rows = data.get("rows") or [{}]
-    if "contenders" in rows[0] or "seconds" in rows[0]:
-        data["workloads"] = [_workload(row) for row in data.pop("rows")]
-    return data
-
-
-def _workload(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a row as observing, flax_models and versions once wrote it."""
-    keys = {"seconds": "samples_s", "compile_seconds": "compile_s", "temp_bytes": "temp_bytes"}
-    records = row.get("contenders") or {
-        who: {old: row[old][who] for old in keys} for who in row["seconds"]
-    }
-    new = {
-        name: {"status": "timed"} | {keys[old]: x for old, x in record.items() if old in keys}
-        for name, record in records.items()
-    }
-    facts = {key: x for key, x in row.items() if key not in keys}
-    name = row.get("name") or row.get("task") or f"{row['mask']}-t{row['tokens']}"
-    return {**facts, "name": name, "contenders": new}
 
 
 def write_report(data: Mapping[str, Any], folder: Path) -> None:
@@ -99,23 +63,14 @@ def option_of(work: Mapping[str, Any]) -> str:
     return TITLES.get(option, option)
 
 
-@dataclass(frozen=True)
 class Results:
     """What follows from a results file; None wherever something was not measured."""
 
-    data: Mapping[str, Any]
-
-    @property
-    def works(self) -> Sequence[Mapping[str, Any]]:
-        return self.data["workloads"]
-
-    @property
-    def contenders(self) -> Sequence[str]:
-        return list(dict.fromkeys(name for work in self.works for name in work["contenders"]))
-
-    @cached_property
-    def _by_name(self) -> Mapping[str, Mapping[str, Any]]:
-        return {work["name"]: work for work in self.works}
+    def __init__(self, data: Mapping[str, Any]) -> None:
+        self.data = data
+        self.works: Sequence[Mapping[str, Any]] = data["workloads"]
+        self.contenders = list(dict.fromkeys(c for work in self.works for c in work["contenders"]))
+        self._by_name = {work["name"]: work for work in self.works}
 
     def record(self, work: str, contender: str) -> Mapping[str, Any]:
         """A contender's record; empty if there is none."""
@@ -130,11 +85,6 @@ class Results:
         samples = self.samples(work, contender)
         return median(samples) if samples else None
 
-    def spread(self, work: str, contender: str) -> float | None:
-        """The interquartile range, relative to the median."""
-        samples = self.samples(work, contender)
-        return interquartile(samples) / median(samples) if samples else None
-
     def ratio(self, work: str, contender: str, other: str) -> float | None:
         """Time over another's time: the median of the rounds' ratios."""
         ours, theirs = self.samples(work, contender), self.samples(work, other)
@@ -146,17 +96,17 @@ class Results:
     def compile_seconds(self, work: str, contender: str) -> float | None:
         return self.record(work, contender).get("compile_s")
 
-    def peak(self, dtype: str) -> float | None:
-        """GFLOP/s of the faster matrix product of this run."""
-        facts = self.data["peaks"].get(dtype)
-        return None if facts is None else peak_gflops(facts["samples_s"], facts["size"])
-
     def gflops(self, work: str, contender: str) -> float | None:
+        """GFLOP/s"""
         seconds = self.seconds(work, contender)
         return self._by_name[work]["flops"] / seconds / 1e9 if seconds else None
+
+    def peak(self, dtype: str) -> float:
+        """GFLOP/s of the faster matrix product of this run."""
+        facts = self.data["peaks"][dtype]
+        return 2 * facts["size"] ** 3 / min(map(median, facts["samples_s"].values())) / 1e9
 
     def share(self, work: str, contender: str) -> float | None:
         """GFLOP/s as a share of the matrix product's."""
         gflops = self.gflops(work, contender)
-        peak = self.peak(self._by_name[work]["dtype"]) if gflops else None
-        return gflops / peak if gflops and peak else None
+        return gflops / self.peak(self._by_name[work]["dtype"]) if gflops else None

@@ -12,15 +12,14 @@ contender that takes part in it:
     errors           of every output against float64, relative
     samples_s        seconds per call, one for every round; rounds are shared by the contenders
     calls            calls to a sample
-    median_s, min_s, iqr_s
 """
 
 import gc
 import importlib.util
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from statistics import median
 from typing import Any
 
 import jax
@@ -30,135 +29,115 @@ import numpy as np
 from benchmarks import machine
 from benchmarks.contenders import Contender
 from benchmarks.gate import Finding, Gate, WrongPattern
-from benchmarks.timing import Budget, Built, build, interquartile, measure, peak_gflops
-from benchmarks.workloads import FLOAT32, Inputs, Workload
+from benchmarks.timing import Budget, Built, build, four_digits, measure
+from benchmarks.workloads import FLOAT32, Workload
 
 SHARE_OF_MEMORY = 0.4
 """A contender that would take more of what is free is not run."""
+
+MATRIX = {"cpu": 3072, "gpu": 8192, "tpu": 8192}
+"""Rows of the square matrices whose product shows what the machine can do."""
 
 Record = dict[str, Any]
 Check = Callable[[Built, Any], Sequence[Finding]]
 """From a contender and what it returned to how right that is."""
 
 
-def budget(seconds: float) -> Budget:
-    """How to time on this device, spending about `seconds` on a workload."""
-    if jax.default_backend() == "cpu":
-        return Budget(seconds)
-    return Budget(seconds, sample_seconds=0.02, pipelined=True)
+class Refused(Exception):
+    """A contender gets no time: its status, and the reason."""
 
 
 @contextmanager
 def no_compilation_cache() -> Iterator[None]:
     """Compile times must be real: nothing comes from an earlier run's cache on disk."""
-    flag = "jax_enable_compilation_cache"
-    before = getattr(jax.config, flag)
-    jax.config.update(flag, False)
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
     try:
         yield
     finally:
-        jax.config.update(flag, before)
+        jax.config.update("jax_enable_compilation_cache", before)
 
 
 def run(
-    works: Sequence[Workload],
-    contenders: Sequence[Contender],
-    timing: Budget,
-    matrix: int | None = None,
+    works: Sequence[Workload], contenders: Sequence[Contender], timing: Budget
 ) -> Iterator[dict[str, Any]]:
     """Measures every workload, and gives the results so far after each.
 
-    matrix: rows of the square matrices that speed is compared with.
+    Matrix products are measured again after every workload, so that a share of their speed compares
+    like with like even if the machine's speed drifts in the course of a run.
     """
-    dtypes = sorted({w.dtype for w in works}, key=lambda x: x.name)
-    products = [MatrixProduct(x, matrix, timing.pipelined) for x in dtypes]
-    results: dict[str, Any] = {"peaks": {}, "workloads": []}
+    size, once = MATRIX[jax.default_backend()], Budget(0, 1, 1, sample_seconds=0.02)
+    products = {dtype.name: _products(dtype, size) for dtype in {w.dtype: None for w in works}}
+    peaks = {dtype: {"size": size, "samples_s": defaultdict(list)} for dtype in products}
+    results: dict[str, Any] = {"peaks": peaks, "workloads": []}
     with no_compilation_cache():
         for work in works:
             results["workloads"].append(measure_workload(work, contenders, timing))
-            for product in products:
-                results["peaks"][product.dtype.name] = product.measured_again()
+            for dtype, its in products.items():
+                for name, found in measure(its, once).items():
+                    peaks[dtype]["samples_s"][name] += found["samples_s"]
             yield results
 
 
-class MatrixProduct:
-    """What the machine can do: a large square matrix product, by XLA and by torch.
+def _products(dtype: np.dtype, size: int) -> dict[str, Built]:
+    """Of two large square matrices, by XLA and by torch."""
+    a, b = np.random.default_rng(0).standard_normal((2, size, size), dtype=np.float32)
+    precision = jax.lax.Precision.HIGHEST if dtype == FLOAT32 else None
+    by_xla = partial(jnp.matmul, precision=precision)
+    found = {"XLA": build(by_xla, jnp.asarray(a, dtype), jnp.asarray(b, dtype))}
+    if importlib.util.find_spec("torch") is not None:
+        from benchmarks import torch_contenders
 
-    It is measured again after every workload, so that a share of it compares like with like even if
-    the machine's speed drifts in the course of a run.
-    """
-
-    def __init__(self, dtype: np.dtype, size: int | None, pipelined: bool) -> None:
-        self.dtype = dtype
-        self._size = size or (3072 if jax.default_backend() == "cpu" else 8192)
-        self._budget = Budget(0, 1, 1, sample_seconds=0.02, pipelined=pipelined)
-        shape = 2, self._size, self._size
-        a, b = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
-        precision = jax.lax.Precision.HIGHEST if dtype == FLOAT32 else None
-        by_xla = lambda x, y: jnp.matmul(x, y, precision=precision)
-        self._products = {"XLA": build(by_xla, *(jnp.asarray(m, dtype) for m in (a, b)))}
-        if importlib.util.find_spec("torch") is not None:
-            from benchmarks import torch_contenders
-
-            by_torch = torch_contenders.product(a, b, dtype)
-            self._products |= {"torch": by_torch} if by_torch else {}
-        for product in self._products.values():
-            product.result()
-        self._samples: dict[str, list[float]] = {name: [] for name in self._products}
-
-    def measured_again(self) -> dict[str, Any]:
-        """What a results file says, with one more sample of each product."""
-        for name, samples in measure(self._products, self._budget).items():
-            self._samples[name] += [_rounded(x) for x in samples.seconds]
-        gflops = peak_gflops(self._samples, self._size)
-        return {"size": self._size, "samples_s": self._samples, "gflops": gflops}
+        if by_torch := torch_contenders.product(a, b, dtype):
+            found["torch"] = by_torch
+    for product in found.values():
+        product.result()
+    return found
 
 
 def measure_workload(
     work: Workload, contenders: Sequence[Contender], timing: Budget
 ) -> dict[str, Any]:
     """Builds, checks and times every contender on one workload."""
-    gates: dict[Workload, tuple[Inputs, Gate]] = {}
-    records: dict[str, Record] = {}
-    admitted: dict[str, Built] = {}
-    samples: dict[str, list[np.ndarray]] = {}
-    for contender in contenders:
-        name, asked = contender.name, contender.asked(work)
-        if asked is None:
-            continue
-        if reason := contender.limits(asked):
-            records[name] = {"status": "unsupported", "reason": reason}
-            continue
-        if asked not in gates:
-            inputs = asked.inputs()
-            gates[asked] = inputs, Gate(asked, inputs)
-        inputs, gate = gates[asked]
-        records[name], passed = admit(partial(contender.build, asked, inputs), gate.check)
-        if passed is not None:
-            admitted[name], got = passed
-            if asked == work:
-                samples[name] = gate.sample(admitted[name].outputs(got))
-    if samples:
-        for name, finding in gates[work][1].dissenters(samples).items():
-            records[name] |= {"status": "wrong", "reason": f"against the others, {finding}"}
-            del admitted[name]
-    del gates
-    add_times(records, admitted, timing)
-    return {**work.facts(), "contenders": records}
+    asked = {c: its for c in contenders if (its := c.asked(work)) is not None}
+    inputs = {its: its.inputs() for its in asked.values()}
+    gates = {its: Gate(its, arrays) for its, arrays in inputs.items()}
+
+    def building(contender: Contender, its: Workload) -> Built:
+        if reason := contender.limits(its):
+            raise Refused("unsupported", reason)
+        return contender.build(its, inputs[its])
+
+    ready = {c.name: (partial(building, c, its), gates[its].check) for c, its in asked.items()}
+    peers = [c.name for c, its in asked.items() if its == work]
+    return {**work.facts(), "contenders": measure_all(ready, timing, gates.get(work), peers)}
 
 
 def measure_all(
-    contenders: Mapping[str, tuple[Callable[[], Built], Check]], timing: Budget
+    contenders: Mapping[str, tuple[Callable[[], Built], Check]],
+    timing: Budget,
+    gate: Gate | None = None,
+    peers: Sequence[str] = (),
 ) -> dict[str, Record]:
-    """Builds, checks and times contenders, each given by how to build and how to check it."""
+    """Builds, checks and times contenders, each given by how to build and how to check it.
+
+    gate: what compares the outputs of `peers` with each other.
+    """
+    gc.collect()  # what was measured before lets go of its arrays
     records: dict[str, Record] = {}
     admitted: dict[str, Built] = {}
+    samples: dict[str, list[np.ndarray]] = {}
     for name, (builder, check) in contenders.items():
         records[name], passed = admit(builder, check)
         if passed is not None:
-            admitted[name] = passed[0]
-    add_times(records, admitted, timing)
-    return records
+            admitted[name], got = passed
+            if gate and name in peers:
+                samples[name] = gate.sample(admitted[name].outputs(got))
+    for name, finding in (gate.dissenters(samples) if gate else {}).items():
+        records[name] |= {"status": "wrong", "reason": f"against the others, {finding}"}
+        del admitted[name]
+    times = measure(admitted, timing)
+    return {name: record | times.get(name, {}) for name, record in records.items()}
 
 
 def admit(builder: Callable[[], Built], check: Check) -> tuple[Record, tuple[Built, Any] | None]:
@@ -167,46 +146,28 @@ def admit(builder: Callable[[], Built], check: Check) -> tuple[Record, tuple[Bui
     Returns its record, and it and its results if it may be timed.
     """
     record: Record = {"status": "timed", "reason": None}
-    refused = lambda status, reason: (record | {"status": status, "reason": reason}, None)
     try:
         built = builder()
-        if built.compile_seconds is not None:
-            record["compile_s"] = _rounded(built.compile_seconds)
-        free = machine.available_bytes()
+        compiled, free = built.compile_seconds, machine.available_bytes()
+        if compiled is not None:
+            record["compile_s"] = four_digits(compiled)
         if built.needs_bytes > SHARE_OF_MEMORY * free:
-            if built.compile_seconds is not None:  # then its need is known without running it
+            if compiled is not None:  # then its need is known without running it
                 record["temp_bytes"] = built.temp_bytes()
             needs, there = (f"{x / 2**30:.1f} GiB" for x in (built.needs_bytes, free))
             reason = f"needs {needs} of {there} free, more than {SHARE_OF_MEMORY:.0%}"
-            return refused("does not fit", reason)
+            raise Refused("does not fit", reason)
         got = built.result()
         record["temp_bytes"] = built.temp_bytes()
         findings = check(built, got)
-    except WrongPattern as error:
-        return refused("wrong", str(error))
+        record["errors"] = {finding.output: finding.facts() for finding in findings}
+        if wrong := [str(finding) for finding in findings if finding.wrong]:
+            raise Refused("wrong", "; ".join(wrong))
+    except Refused as refused:
+        status, reason = refused.args
     except Exception as error:  # a peer may fail in any way it likes; the others go on
-        lines = str(error).strip().splitlines() or [""]
-        return refused("failed", f"{type(error).__name__}: {lines[0][:300]}")
-    record["errors"] = {finding.output: finding.facts() for finding in findings}
-    if wrong := [str(finding) for finding in findings if finding.wrong]:
-        return refused("wrong", "; ".join(wrong))
-    return record, (built, got)
-
-
-def add_times(records: dict[str, Record], admitted: dict[str, Built], timing: Budget) -> None:
-    """Times contenders in turns, and lets go of them."""
-    for name, its in measure(admitted, timing).items():
-        seconds = its.seconds
-        found = {
-            "median_s": median(seconds),
-            "min_s": min(seconds),
-            "iqr_s": interquartile(seconds),
-        }
-        records[name] |= {"calls": its.calls, "samples_s": [_rounded(x) for x in seconds]}
-        records[name] |= {key: _rounded(x) for key, x in found.items()}
-    admitted.clear()
-    gc.collect()
-
-
-def _rounded(x: float) -> float:
-    return float(f"{x:.4g}")
+        status = "wrong" if isinstance(error, WrongPattern) else "failed"
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+    else:
+        return record, (built, got)
+    return record | {"status": status, "reason": reason}, None

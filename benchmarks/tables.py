@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -21,21 +22,19 @@ def table(rows: Sequence[Any], columns: Columns, *, left: int) -> str:
     return "\n".join(lines) if rows else ""
 
 
-def milliseconds(seconds: float | None) -> str:
-    return "" if seconds is None else three_digits(seconds * 1e3)
+def _three_digits(scale: float, x: float | None) -> str:
+    if x is None:
+        return ""
+    x *= scale
+    return f"{x:,.{0 if x >= 100 else 1 if x >= 10 else 2 if x >= 1 else 3}f}"
 
 
-def mebibytes(count: int | None) -> str:
-    return "" if count is None else three_digits(count / MIB)
+milliseconds = partial(_three_digits, 1e3)
+mebibytes = partial(_three_digits, 1 / MIB)
 
 
 def times(ratio: float | None) -> str:
     return "" if ratio is None else f"{ratio:.2f}" if ratio < 10 else f"{ratio:.1f}"
-
-
-def three_digits(x: float) -> str:
-    digits = 0 if x >= 100 else 1 if x >= 10 else 2 if x >= 1 else 3
-    return f"{x:,.{digits}f}"
 
 
 Number: TypeAlias = Callable[[Results, str], float | None]
@@ -61,11 +60,11 @@ class Verdict(NamedTuple):
 
     what: str
     limit: str
-    measured: str | None
+    measured: str | None = None
     """None where nothing was measured."""
-    worst: str | None
+    worst: str | None = None
     """The workload with that number."""
-    met: bool | None
+    met: bool | None = None
     """None where that cannot be told, because some of its workloads were not measured."""
 
 
@@ -79,7 +78,7 @@ def judge(target: Target, results: Results) -> Verdict:
         elif (number := target.number(results, work)) is not None:
             numbers.append((number, work))
     if not numbers:
-        return Verdict(target.what, limit, None, None, None)
+        return Verdict(target.what, limit)
     number, worst = max(numbers)
     met = None if number <= target.limit and len(numbers) < len(works) else number <= target.limit
     shown = "no right answer" if math.isinf(number) else target.form.format(number)
@@ -89,12 +88,6 @@ def judge(target: Target, results: Results) -> Verdict:
 def ratio(other: str, who: str = OURS) -> Number:
     """Time over another's, round by round."""
     return lambda results, work: results.ratio(work, who, other)
-
-
-def used(results: Results, work: str) -> float | None:
-    """jaxattn's temporary memory in MiB."""
-    count = results.temp_bytes(work, OURS)
-    return None if count is None else count / MIB
 
 
 class Line(NamedTuple):

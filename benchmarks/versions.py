@@ -72,7 +72,7 @@ def of_set(name: str, versions: Versions, seconds: float) -> Iterator[dict[str, 
     """Every workload of a set, both versions in turn."""
     pair = [contenders.by_jaxattn(module, who) for who, module in versions.items()]
     for work in tqdm(SETS[name], desc=name, unit="workload"):
-        once = lambda work=work: run.measure_workload(work, pair, run.budget(seconds))
+        once = lambda work=work: run.measure_workload(work, pair, Budget(seconds))
         yield _settled(name, work.name, lambda once=once: once()["contenders"])
 
 

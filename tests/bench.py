@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("flax", reason="the benchmarks measure Flax")
 pytest.importorskip("matplotlib", reason="the benchmarks draw plots")
+pytest.importorskip("psutil", reason="the benchmarks read the machine's memory")
 pytest.importorskip("tqdm", reason="the benchmarks show a progress bar")
 
 from benchmarks import machine
@@ -55,11 +56,11 @@ def synthetic(
         return found
 
     return {
-        "format": 1,
         "name": "made-up",
         "command": "python -m benchmarks",
         "date": "2020-01-01T00:00:00Z",
         "machine": machine.facts(),
+        "load_before": 0.1,
         "versions": {"python": "3.11.0", "torch": None},
         "peaks": {"float32": {"size": 1000, "samples_s": {"XLA": [0.01], "torch": [0.008, 0.008]}}},
         "workloads": [

@@ -164,7 +164,6 @@ def test_verdicts_and_tables_of_the_options_set(tmp_path):
     drawn = plots.plots(results)
     assert set(drawn) == {"options"}
     dots = drawn["options"]
-    assert isinstance(dots, plots.Dots)
     forward, gradient = dots.panels.values()
     assert list(forward) == list(gradient)
     assert next(iter(dots.panels)) == "forward, 4,096 tokens"
