@@ -23,8 +23,16 @@ from benchmarks.timing import Budget
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, or 130 if it was interrupted (what was measured is kept)."""
+    usual = "default" if jax.default_backend() == "cpu" else "gpu"
+    options = parser("benchmarks", __doc__, seconds=3.0)
+    options.add_argument("--set", choices=SETS, default=usual, help=f"default here: {usual}")
+    text = "run only workloads whose name contains it"
+    options.add_argument("--only", default="", metavar="TEXT", help=text)
+    options.add_argument("--name", help="file name stem (default: by device)")
+    text = "measure nothing: make the report of this results file again, beside it"
+    options.add_argument("--report", type=Path, metavar="FILE.json", help=text)
     given = sys.argv[1:] if arguments is None else list(arguments)
-    chosen = _parser().parse_args(given)
+    chosen = options.parse_args(given)
     if chosen.report is not None:
         write_report(json.loads(chosen.report.read_text()), chosen.report.parent)
         return 0
@@ -34,8 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.exit(f"no workload of the set {chosen.set} has {chosen.only} in its name: {names}")
     about = machine.header("benchmarks", given)
     its = about["machine"]
-    device = f"{its['platform']} {its['accelerator'] or its['cpu']}".lower()
-    name = chosen.name or re.sub(r"[^a-z0-9]+", "-", device).strip("-")
+    device = f"{its['platform']} {its['accelerator'] or its['cpu']}"
+    name = chosen.name or re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
     data: dict[str, Any] = {}
     measured = run.run(works, contenders(works), Budget(chosen.seconds))
     try:
@@ -48,18 +56,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         if data:
             write_report(data, chosen.out)
-
-
-def _parser() -> Any:
-    found = parser("benchmarks", __doc__, seconds=3.0)
-    usual = "default" if jax.default_backend() == "cpu" else "gpu"
-    found.add_argument("--set", choices=SETS, default=usual, help=f"default here: {usual}")
-    text = "run only workloads whose name contains it"
-    found.add_argument("--only", default="", metavar="TEXT", help=text)
-    found.add_argument("--name", help="file name stem (default: by device)")
-    text = "measure nothing: make the report of this results file again, beside it"
-    found.add_argument("--report", type=Path, metavar="FILE.json", help=text)
-    return found
 
 
 if __name__ == "__main__":

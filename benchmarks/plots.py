@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from matplotlib import style
@@ -67,6 +67,8 @@ def plots(results: Results) -> dict[str, Plot]:
 
 FEWEST_LENGTHS = 6
 """Curves through fewer are not worth a panel; the tables have the numbers."""
+Value: TypeAlias = Callable[[str, str], float | None]
+"""Of a workload and a contender."""
 SHAPE = ("batch", "heads", "kv_heads", "features", "dtype")
 
 
@@ -79,13 +81,7 @@ def _largest(works: Sequence[Any], agree: Sequence[str], **facts: Any) -> list[A
     return max(families.values(), key=len, default=[])
 
 
-def _curves(
-    results: Results,
-    label: str,
-    value: Callable[[str, str], float | None],
-    factor: float,
-    scale: str = "log",
-) -> Plot:
+def _curves(results: Results, label: str, value: Value, factor: float, scale="log") -> Plot:
     """A panel for each kind and mask, of the shape measured at most lengths.
 
     A contender's curve is a value at every length, and whether it was run there.
@@ -110,20 +106,18 @@ def _curves(
 def _dots(results: Results) -> Plot:
     """A panel for forward and one for gradient, each at the length with the most options.
 
-    All have the same rows, in the order of jaxattn's times in the first. A row has everyone's time
-    over jaxattn's without the option.
+    A row for each option, in the order of jaxattn's times, has everyone's time over jaxattn's
+    without the option.
     """
-    panels: dict[str, dict[str, Any]] = {}
-    works = [w for w in results.works if option_of(w) and results.samples(w["name"], PLAIN)]
-    works.sort(key=lambda w: results.ratio(w["name"], OURS, PLAIN) or 0)
+    panels: dict[str, dict[str, Any]] = defaultdict(dict)
+    ours = lambda w: results.ratio(w["name"], OURS, PLAIN) or 0
+    works = sorted((w for w in results.works if option_of(w) and ours(w)), key=ours)
     for kind in ("forward", "gradient"):
         for work in _largest(works, ["queries"], kind=kind):
             ratios = {c: results.ratio(work["name"], c, PLAIN) for c in LOOKS}
-            rows = panels.setdefault(f"{kind}, {work['queries']:,} tokens", {})
-            rows[option_of(work)] = {c: x for c, x in ratios.items() if x is not None}
-    options = dict.fromkeys(x for rows in panels.values() for x in rows)
-    panels = {title: {x: rows.get(x, {}) for x in options} for title, rows in panels.items()}
-    return Plot(panels, _draw_dots, 1.7 + 0.43 * len(options))
+            row = {c: x for c, x in ratios.items() if x is not None}
+            panels[f"{kind}, {work['queries']:,} tokens"][option_of(work)] = row
+    return Plot(panels, _draw_dots, 1.7 + 0.43 * max(map(len, panels.values()), default=0))
 
 
 def draw(figure: Figure, plot: Plot) -> None:
@@ -142,18 +136,13 @@ def draw(figure: Figure, plot: Plot) -> None:
     figure.legend(handles=shown, loc="outside upper left", ncols=len(shown), frameon=False)
 
 
-def _look(contender: str) -> Look:
-    rim: Look = {"markeredgecolor": "white", "markeredgewidth": 0.6}
-    return LOOKS[contender] | rim | {"zorder": 3 if contender == OURS else 2}
-
-
 def _draw_curves(label: str, scale: str, ax: Axes, curves: dict[str, Any]) -> None:
-    for contender, curve in curves.items():
-        its = _look(contender)
-        hollow = {"linestyle": "", "markerfacecolor": "white", "markeredgecolor": its["color"]}
-        tokens, values, ran = map(np.array, zip(*curve, strict=True))
+    for contender in sorted(curves, key=OURS.__eq__):  # ours in front
+        its = LOOKS[contender]
+        tokens, values, ran = map(np.array, zip(*curves[contender], strict=True))
         ax.plot(tokens, values, **its, label=contender)
-        ax.plot(tokens[~ran], values[~ran], **its | hollow | {"markeredgewidth": 1.4})
+        hollow = {"linestyle": "", "markerfacecolor": "white", "markeredgecolor": its["color"]}
+        ax.plot(tokens[~ran], values[~ran], **its | hollow, markeredgewidth=1.4)
     ax.set(yscale=scale, xlabel="Tokens", ylabel=label)
     ax.set_xscale("log", base=2)
     ticks(ax.xaxis, "{x:,.0f}")
@@ -165,16 +154,15 @@ def _draw_curves(label: str, scale: str, ax: Axes, curves: dict[str, Any]) -> No
 
 def _draw_dots(ax: Axes, rows: dict[str, dict[str, float]]) -> None:
     """A row for each option, a mark for everyone who has it."""
-    at = range(len(rows))
-    least, most = ([f(x.values(), default=np.nan) for x in rows.values()] for f in (min, max))
-    ax.hlines(at, least, most, color="#D5D5D5", linewidth=2, zorder=1)
+    ends = zip(*((min(x.values()), max(x.values())) for x in rows.values()), strict=True)
+    ax.hlines(list(rows), *ends, color="#D5D5D5", linewidth=2, zorder=1)
     ax.axvline(1, color="#888888", linewidth=1.2)
-    for contender in LOOKS:
-        its, ratios = _look(contender), [x.get(contender, np.nan) for x in rows.values()]
-        if not np.isnan(ratios).all():
-            dots = {"linestyle": "", "markersize": its["markersize"] + 2}
-            ax.plot(ratios, at, **its | dots, label=contender)
-    ax.set_yticks(at, list(rows))
+    for contender in sorted(LOOKS, key=OURS.__eq__):
+        dots: Look = LOOKS[contender] | {"linestyle": "", "label": contender}
+        dots["markersize"] += 2
+        at = [(x[contender], option) for option, x in rows.items() if contender in x]
+        if at:
+            ax.plot(*zip(*at, strict=True), **dots)
     ax.set_ylim(len(rows) - 0.4, -0.6)
     ax.grid(axis="y", visible=False)
     ax.set(xscale="log", xlabel="Times as long as jaxattn without the option")

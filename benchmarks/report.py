@@ -50,7 +50,7 @@ def markdown(results: Results) -> str:
         "targets": _targets(results),
         "options": options(results),
         "drop_in": drop_in(results),
-        "times": _times(results, everyone),
+        "times": _times(results),
         "memory": table(works, WORKLOAD | mib | each(_compiling, ", compile s"), left=1),
         "speeds": table(works, WORKLOAD | gflop | each(_speed), left=1),
         "peaks": peaks,
@@ -61,11 +61,9 @@ def markdown(results: Results) -> str:
             if record["status"] != "timed"
         ),
     }
-    drawn = plots.plots(results)
-    for key in ("time", "memory", "share", "options"):
-        values[f"{key}_plot"] = f"{name}-{key}.png" if key in drawn else ""
+    values |= {f"{key}_plot": f"{name}-{key}.png" for key in plots.plots(results)}
     sections = map(Template, TEMPLATE.read_text().split("\n## "))
-    there = (x for x in sections if all(values[key] for key in x.get_identifiers()))
+    there = (x for x in sections if all(values.get(key) for key in x.get_identifiers()))
     return "\n## ".join(section.substitute(values) for section in there)
 
 
@@ -134,17 +132,18 @@ def drop_in(results: Results) -> str:
     return table(list(dict.fromkeys(what for what, _ in cells)), columns, left=1)
 
 
-def _times(results: Results, everyone: Sequence[str]) -> str:
-    def spread(work: Mapping[str, Any]) -> str:
-        """Half the interquartile range, relative to the median."""
-        samples = results.samples(work["name"], OURS)
-        low, middle, high = np.percentile(samples or np.nan, (25, 50, 75))
-        return f"{(high - low) / 2 / middle:.0%}" if samples else ""
+def _spread(samples: Sequence[float]) -> str:
+    """Half the interquartile range, relative to the median."""
+    low, middle, high = np.percentile(samples or np.nan, (25, 50, 75))
+    return f"{(high - low) / 2 / middle:.0%}" if samples else ""
 
+
+def _times(results: Results) -> str:
+    ours = lambda w: results.samples(w["name"], OURS)
+    others = [c for c in results.contenders if c not in (OURS, PLAIN)]
     each = partial(_each, results, results.works)
-    columns = WORKLOAD | each([OURS], _ms) | {"±": spread}
-    columns |= each([c for c in everyone if c != OURS], _beside)
-    columns["Rounds"] = lambda w: str(len(results.samples(w["name"], OURS)) or "")
+    columns = WORKLOAD | each([OURS], _ms) | {"±": lambda w: _spread(ours(w))}
+    columns |= each(others, _beside) | {"Rounds": lambda w: str(len(ours(w)) or "")}
     return table(results.works, columns, left=1)
 
 

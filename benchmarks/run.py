@@ -18,7 +18,6 @@ import gc
 import importlib.util
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -43,21 +42,6 @@ Check = Callable[[Built, Any], Sequence[Finding]]
 """From a contender and what it returned to how right that is."""
 
 
-class Refused(Exception):
-    """A contender gets no time: its status, and the reason."""
-
-
-@contextmanager
-def no_compilation_cache() -> Iterator[None]:
-    """Compile times must be real: nothing comes from an earlier run's cache on disk."""
-    before = jax.config.jax_enable_compilation_cache
-    jax.config.update("jax_enable_compilation_cache", False)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_enable_compilation_cache", before)
-
-
 def run(
     works: Sequence[Workload], contenders: Sequence[Contender], timing: Budget
 ) -> Iterator[dict[str, Any]]:
@@ -66,17 +50,16 @@ def run(
     Matrix products are measured again after every workload, so that a share of their speed compares
     like with like even if the machine's speed drifts in the course of a run.
     """
-    size, once = MATRIX[jax.default_backend()], Budget(0, 1, 1, sample_seconds=0.02)
+    size, once = MATRIX[jax.default_backend()], Budget(0, 1, 1)
     products = {dtype.name: _products(dtype, size) for dtype in {w.dtype: None for w in works}}
     peaks = {dtype: {"size": size, "samples_s": defaultdict(list)} for dtype in products}
     results: dict[str, Any] = {"peaks": peaks, "workloads": []}
-    with no_compilation_cache():
-        for work in works:
-            results["workloads"].append(measure_workload(work, contenders, timing))
-            for dtype, its in products.items():
-                for name, found in measure(its, once).items():
-                    peaks[dtype]["samples_s"][name] += found["samples_s"]
-            yield results
+    for work in works:
+        results["workloads"].append(measure_workload(work, contenders, timing))
+        for dtype, its in products.items():
+            for name, found in measure(its, once).items():
+                peaks[dtype]["samples_s"][name] += found["samples_s"]
+        yield results
 
 
 def _products(dtype: np.dtype, size: int) -> dict[str, Built]:
@@ -102,15 +85,17 @@ def measure_workload(
     asked = {c: its for c in contenders if (its := c.asked(work)) is not None}
     inputs = {its: its.inputs() for its in asked.values()}
     gates = {its: Gate(its, arrays) for its, arrays in inputs.items()}
-
-    def building(contender: Contender, its: Workload) -> Built:
+    found: dict[str, Record] = {}
+    ready: dict[str, tuple[Callable[[], Built], Check]] = {}
+    for contender, its in asked.items():
         if reason := contender.limits(its):
-            raise Refused("unsupported", reason)
-        return contender.build(its, inputs[its])
-
-    ready = {c.name: (partial(building, c, its), gates[its].check) for c, its in asked.items()}
+            found[contender.name] = {"status": "unsupported", "reason": reason}
+        else:
+            builder = partial(contender.build, its, inputs[its])
+            ready[contender.name] = builder, gates[its].check
     peers = [c.name for c, its in asked.items() if its == work]
-    return {**work.facts(), "contenders": measure_all(ready, timing, gates.get(work), peers)}
+    found |= measure_all(ready, timing, gates.get(work), peers)
+    return {**work.facts(), "contenders": {c.name: found[c.name] for c in asked}}
 
 
 def measure_all(
@@ -156,18 +141,15 @@ def admit(builder: Callable[[], Built], check: Check) -> tuple[Record, tuple[Bui
                 record["temp_bytes"] = built.temp_bytes()
             needs, there = (f"{x / 2**30:.1f} GiB" for x in (built.needs_bytes, free))
             reason = f"needs {needs} of {there} free, more than {SHARE_OF_MEMORY:.0%}"
-            raise Refused("does not fit", reason)
+            return record | {"status": "does not fit", "reason": reason}, None
         got = built.result()
         record["temp_bytes"] = built.temp_bytes()
         findings = check(built, got)
-        record["errors"] = {finding.output: finding.facts() for finding in findings}
-        if wrong := [str(finding) for finding in findings if finding.wrong]:
-            raise Refused("wrong", "; ".join(wrong))
-    except Refused as refused:
-        status, reason = refused.args
     except Exception as error:  # a peer may fail in any way it likes; the others go on
         status = "wrong" if isinstance(error, WrongPattern) else "failed"
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-    else:
-        return record, (built, got)
-    return record | {"status": status, "reason": reason}, None
+        return record | {"status": status, "reason": reason}, None
+    record["errors"] = {finding.output: finding.facts() for finding in findings}
+    if wrong := [str(finding) for finding in findings if finding.wrong]:
+        return record | {"status": "wrong", "reason": "; ".join(wrong)}, None
+    return record, (built, got)

@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-X = TypeVar("X")
+# Compile times must be real: nothing comes from an earlier run's cache on disk.
+jax.config.update("jax_enable_compilation_cache", False)
 
 SHORT = 0.02
 """Seconds; shorter samples are preceded by a pause and an untimed call."""
@@ -93,7 +94,7 @@ def _runs_behind() -> bool:
     return jax.default_backend() != "cpu"
 
 
-def orders(names: Sequence[X], rounds: int) -> Iterator[list[X]]:
+def orders(names: Sequence[Any], rounds: int) -> Iterator[list[Any]]:
     """Who goes when: rotations, every other one reversed.
 
     In as many rounds as twice the names each has each place twice, and of any two each goes first
@@ -114,7 +115,9 @@ def measure(runners: Mapping[str, Built], budget: Budget) -> dict[str, dict[str,
     gc.collect()
     gc.disable()
     try:
-        once = {name: _estimate(runner) for name, runner in runners.items()}
+        once = {name: _timed(runner, 1) for name, runner in runners.items()}
+        for name in (name for name, x in once.items() if x < SHORT):
+            once[name] = min(_timed(runners[name], 4, settle=True) for _ in range(3))
         calls = {name: math.ceil(budget.sample_seconds / x) for name, x in once.items()}
         short = {name: once[name] * calls[name] < SHORT for name in runners}
         a_round = sum(x * calls[name] + (x + PAUSE) * short[name] for name, x in once.items())
@@ -132,12 +135,6 @@ def measure(runners: Mapping[str, Built], budget: Budget) -> dict[str, dict[str,
         name: {"calls": calls[name], "samples_s": list(map(four_digits, seconds[name]))}
         for name in runners
     }
-
-
-def _estimate(runner: Built) -> float:
-    """Seconds per call."""
-    once = _timed(runner, 1)
-    return once if once >= SHORT else min(_timed(runner, 4, settle=True) for _ in range(3))
 
 
 def _timed(runner: Built, calls: int, settle: bool = False) -> float:

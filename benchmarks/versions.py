@@ -169,16 +169,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     versions = {BEFORE: load_other(chosen.checkout.resolve()), AFTER: jaxattn}
     assert versions[BEFORE] is not jaxattn
-    with run.no_compilation_cache():
-        for name in chosen.set:
-            found = of_set(name, versions, chosen.seconds)
-            if name == "observing":
-                found = of_observing(versions, chosen.tokens, chosen.seconds)
-            if name == "flax":
-                found = of_flax(versions, chosen.seconds)
-            data["workloads"] += found
-            save(data, chosen.out / "versions.json")
-            write_report(data, chosen.out)
+    for name in chosen.set:
+        found = of_set(name, versions, chosen.seconds)
+        if name == "observing":
+            found = of_observing(versions, chosen.tokens, chosen.seconds)
+        if name == "flax":
+            found = of_flax(versions, chosen.seconds)
+        data["workloads"] += found
+        save(data, chosen.out / "versions.json")
+        write_report(data, chosen.out)
     return 0
 
 
