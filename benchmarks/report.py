@@ -1,10 +1,10 @@
 """The report of a results file of `python -m benchmarks`. Every number comes from the file."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from string import Template
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
@@ -36,9 +36,12 @@ def markdown(results: Results) -> str:
     """The template filled in, without the sections of what there is not."""
     data, works, name = results.data, results.works, results.data["name"]
     everyone = [c for c in results.contenders if c != PLAIN]
-    gflop: Columns = {"GFLOP": lambda w: f"{w['flops'] / 1e9:,.3g}"}
-    each = partial(_each, results, works, everyone)
-    mib = each(_mib, ", MiB")
+    each = partial(_each, works, everyone)
+    memory = WORKLOAD | each(results.temp_bytes, mebibytes, ", MiB")
+    memory |= each(results.compile_seconds, lambda x: f"{x:.2f}" if x else "", ", compile s")
+    speeds = WORKLOAD | {"GFLOP": lambda w: f"{w['flops'] / 1e9:,.3g}"}
+    both = lambda work, who: (results.gflops(work, who), results.share(work, who))
+    speeds |= each(both, lambda x: f"{x[0]:,.0f} ({x[1]:.0%})" if all(x) else "")
     peaks = "; ".join(
         f"{dtype}, {facts['size']} x {facts['size']}: {results.peak(dtype):,.0f} GFLOP/s"
         for dtype, facts in data["peaks"].items()
@@ -51,8 +54,8 @@ def markdown(results: Results) -> str:
         "options": options(results),
         "drop_in": drop_in(results),
         "times": _times(results),
-        "memory": table(works, WORKLOAD | mib | each(_compiling, ", compile s"), left=1),
-        "speeds": table(works, WORKLOAD | gflop | each(_speed), left=1),
+        "memory": table(works, memory, left=1),
+        "speeds": table(works, speeds, left=1),
         "peaks": peaks,
         "not_timed": "\n".join(
             f"- `{work['name']}`, {name}: {record['status']}: {record['reason']}"
@@ -67,32 +70,22 @@ def markdown(results: Results) -> str:
     return "\n## ".join(section.substitute(values) for section in there)
 
 
-Cell: TypeAlias = Callable[[Results, str, str], str]
-"""What stands in a table for a contender in a workload, empty for nothing."""
-_ms: Cell = lambda results, work, who: milliseconds(results.seconds(work, who))
-_mib: Cell = lambda results, work, who: mebibytes(results.temp_bytes(work, who))
-_slower: Cell = lambda results, work, who: times(results.ratio(work, who, OURS))
-_compiling: Cell = lambda results, work, who: (
-    f"{x:.2f}" if (x := results.compile_seconds(work, who)) else ""
-)
-_speed: Cell = lambda results, work, who: (
-    f"{x:,.0f} ({results.share(work, who):.0%})" if (x := results.gflops(work, who)) else ""
-)
+def _each(works: Sequence[Any], names: Sequence[str], number: Any, form: Any, head="") -> Columns:
+    """A column for every contender of whom there is something to say.
+
+    number: a function of a workload's name and a contender; form: how it is printed.
+    """
+    columns = {f"{c}{head}": lambda w, c=c: form(number(w["name"], c)) for c in names}
+    return {name: column for name, column in columns.items() if any(map(column, works))}
 
 
 def _beside(results: Results, work: str, who: str, other: str = OURS) -> str:
     """Milliseconds, or why there are none, and in brackets the ratio to another."""
     ratio = times(results.ratio(work, who, other))
-    cell = _ms(results, work, who) or results.record(work, who).get("status", "")
-    return f"{cell} ({ratio})" if ratio else cell
-
-
-def _each(
-    results: Results, works: Sequence[Any], names: Sequence[str], cell: Cell, head: str = ""
-) -> Columns:
-    """A column for every contender of whom there is something to say."""
-    columns = {f"{c}{head}": lambda w, c=c: cell(results, w["name"], c) for c in names}
-    return {name: column for name, column in columns.items() if any(map(column, works))}
+    seconds = milliseconds(results.seconds(work, who))
+    return (
+        f"{seconds} ({ratio})" if ratio else seconds or results.record(work, who).get("status", "")
+    )
 
 
 def headline(results: Results) -> str:
@@ -100,10 +93,11 @@ def headline(results: Results) -> str:
     usual = [w for w in results.works if USUAL.items() <= w.items() and not option_of(w)]
     works = [w for w in usual if w["queries"] == w["keys"] in LENGTHS]
     others = [c for c in results.contenders if c not in ASIDE]
-    each = partial(_each, results, works)
     columns = {"Computation": lambda w: f"{w['kind']}, {w['mask']}"} | TOKENS
-    columns |= each([OURS], _ms, ", ms") | each(others, _slower, ", times as long")
-    return table(works, columns | each([OURS, *others], _mib, ", MiB"), left=1)
+    columns |= _each(works, [OURS], results.seconds, milliseconds, ", ms")
+    columns |= _each(works, others, partial(results.ratio, other=OURS), times, ", times as long")
+    columns |= _each(works, [OURS, *others], results.temp_bytes, mebibytes, ", MiB")
+    return table(works, columns, left=1)
 
 
 def options(results: Results) -> str:
@@ -111,11 +105,11 @@ def options(results: Results) -> str:
     works = [w for w in results.works if option_of(w) and results.seconds(w["name"], PLAIN)]
     works.sort(key=lambda w: (w["kind"], w["queries"]))
     others = [c for c in results.contenders if c not in (OURS, PLAIN, COMPAT)]
-    each = partial(_each, results, works)
     columns = {"Option": option_of, "Computation": lambda w: w["kind"]} | TOKENS
-    columns |= each([OURS], _ms, ", ms")
+    columns |= _each(works, [OURS], results.seconds, milliseconds, ", ms")
     columns["over plain"] = lambda w: times(results.ratio(w["name"], OURS, PLAIN))
-    columns |= each(others, _slower, ", times as long") | each([OURS, JAX_NN], _mib, ", MiB")
+    columns |= _each(works, others, partial(results.ratio, other=OURS), times, ", times as long")
+    columns |= _each(works, [OURS, JAX_NN], results.temp_bytes, mebibytes, ", MiB")
     return table(works, columns, left=2)
 
 
@@ -141,9 +135,10 @@ def _spread(samples: Sequence[float]) -> str:
 def _times(results: Results) -> str:
     ours = lambda w: results.samples(w["name"], OURS)
     others = [c for c in results.contenders if c not in (OURS, PLAIN)]
-    each = partial(_each, results, results.works)
-    columns = WORKLOAD | each([OURS], _ms) | {"±": lambda w: _spread(ours(w))}
-    columns |= each(others, _beside) | {"Rounds": lambda w: str(len(ours(w)) or "")}
+    columns = WORKLOAD | _each(results.works, [OURS], results.seconds, milliseconds)
+    columns |= {"±": lambda w: _spread(ours(w))}
+    columns |= _each(results.works, others, partial(_beside, results), str)
+    columns |= {"Rounds": lambda w: str(len(ours(w)) or "")}
     return table(results.works, columns, left=1)
 
 

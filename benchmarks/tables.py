@@ -56,16 +56,15 @@ class Target:
 
 
 class Verdict(NamedTuple):
-    """A target beside the worst number measured for it."""
+    """A target beside the worst number measured for it; None where nothing was."""
 
     what: str
     limit: str
     measured: str | None = None
-    """None where nothing was measured."""
     worst: str | None = None
     """The workload with that number."""
     met: bool | None = None
-    """None where that cannot be told, because some of its workloads were not measured."""
+    """None too where that cannot be told, because some of its workloads were not measured."""
 
 
 def judge(target: Target, results: Results) -> Verdict:
