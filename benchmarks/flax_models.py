@@ -8,7 +8,6 @@ compared before anything is timed, and contenders take turns.
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from operator import ge, le
 from typing import Any
@@ -123,49 +122,43 @@ def models(layers: int, tokens: int) -> dict[str, Task]:
 
 def decoders(cached: int) -> dict[str, Task]:
     """One token through one attention module, with as many in its cache as Flax's can hold; and in
-    caches of several capacities, a quarter of that in each.
-
-    Many steps in one program; both update their cache in place, and set it back for the next run.
-    """
+    caches of several capacities, a quarter of that in each."""
     x, past = normal(STEPS, 1, 1, WIDTH), normal(2, 1, cached, HEADS, WIDTH // HEADS)
     graph, params = nnx.split(nn.MultiHeadAttention(HEADS, WIDTH, rngs=nnx.Rngs(0)))
-
-    def ours(params: Any, cache: kv.Cache, x: jax.Array) -> Any:
-        step = lambda cache, token: nnx.merge(graph, params).decode(token, cache)[::-1]
-        after, out = jax.lax.scan(step, cache, x)
-        return replace(after, length=after.length - STEPS), out
+    ours = lambda params, cache, token: nnx.merge(graph, params).decode(token, cache)[::-1]
 
     def holding(count: int, capacity: int) -> Built:
         cache = kv.empty((1,), capacity, HEADS, WIDTH // HEADS)
-        cache = kv.append(cache, past[0][:, :count], past[1][:, :count])
-        return build(ours, params, cache, x, donated=1)
+        return _decoder(ours, params, kv.append(cache, *past[:, :, :count]), x)
 
     stock: Any = nnx.MultiHeadAttention(HEADS, WIDTH, decode=True, rngs=nnx.Rngs(0))
     stock.init_cache((1, cached, WIDTH))
     stock.cached_key[...], stock.cached_value[...] = past
     stock.cache_index[...] = jnp.asarray(cached - STEPS, jnp.int32)
-    stock_graph, stock_params, caches = nnx.split(stock, nnx.Param, ...)
+    stock_graph, *stock_state = nnx.split(stock, nnx.Param, ...)
 
-    def flax(params: Any, caches: Any, x: jax.Array) -> Any:
-        def step(caches: Any, token: jax.Array) -> Any:
-            module = nnx.merge(stock_graph, params, caches)
-            out = module(token)
-            return nnx.state(module, nnx.Not(nnx.Param)), out
+    def flax(params: Any, cache: Any, token: jax.Array) -> tuple[Any, jax.Array]:
+        module = nnx.merge(stock_graph, params, cache)
+        out = module(token)
+        return nnx.state(module, nnx.Not(nnx.Param)), out
 
-        after, out = jax.lax.scan(step, caches, x)
-        after["cache_index"].set_value(after["cache_index"].get_value() - STEPS)
-        return after, out
-
-    full = {
-        OURS: holding(cached - STEPS, cached),
-        FLAX: build(flax, stock_params, caches, x, donated=1),
-    }
-    part = cached // 4
-    of_size = {f"capacity {size:,}": holding(part, size) for size in (cached, 8 * cached)}
+    full = {OURS: holding(cached - STEPS, cached), FLAX: _decoder(flax, *stock_state, x)}
+    part, small = cached // 4, f"capacity {cached:,}"
+    of_size = {small: holding(part, cached), f"capacity {8 * cached:,}": holding(part, 8 * cached)}
     return {
         f"decoding, {cached:,} held": ready(full, like(full[FLAX].run())),
-        f"decoding, {part:,} held": ready(of_size, like(of_size[f"capacity {cached:,}"].run())),
+        f"decoding, {part:,} held": ready(of_size, like(of_size[small].run())),
     }
+
+
+def _decoder(step: Callable[..., tuple[Any, jax.Array]], params: Any, cache: Any, x: Any) -> Built:
+    """Many steps in one program, which updates its cache in place and sets its length back."""
+
+    def decode(params: Any, cache: Any, x: jax.Array) -> tuple[Any, jax.Array]:
+        after, out = jax.lax.scan(partial(step, params), cache, x)
+        return jax.tree.map(lambda a, b: b if b.dtype == jnp.int32 else a, after, cache), out
+
+    return build(decode, params, cache, x, donated=1)
 
 
 def lines(results: Results) -> list[tables.Line]:

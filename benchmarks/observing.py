@@ -39,7 +39,7 @@ PLAIN, SEEN, TOP = "jaxattn, unobserved", "jaxattn", "jaxattn, top 8"
 ENTROPY, FOLD = "jaxattn, entropy", "jaxattn, entropy by Fold"
 GRADIENT, THROUGH = "jaxattn, gradient", "jaxattn, gradient through entropy"
 MATERIAL, SOWN, TORCH = "jax.nn.softmax", "Flax sow_weights", "torch eager"
-Arrays = tuple[jax.Array, jax.Array, jax.Array]
+Arrays = tuple[jax.Array, ...]
 
 
 def wanted(see: ModuleType) -> dict[str, dict[str, Any]]:
@@ -133,9 +133,8 @@ def contenders(causal: bool, arrays: Arrays) -> dict[str, Callable[[], Built]]:
 
 
 def inputs(t: int) -> Arrays:
-    random = np.random.default_rng(t)
-    q, k, v = random.standard_normal((3, 1, t, HEADS, FEATURES), dtype=np.float32)
-    return jnp.asarray(q), jnp.asarray(k), jnp.asarray(v)
+    drawn = np.random.default_rng(t).standard_normal((3, 1, t, HEADS, FEATURES), np.float32)
+    return tuple(map(jnp.asarray, drawn))
 
 
 def truth(arrays: Arrays, causal: bool, head: int) -> dict[str, np.ndarray]:

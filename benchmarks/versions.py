@@ -75,6 +75,7 @@ def settled(measure: Callable[[], dict[str, run.Record]]) -> dict[str, Any]:
     """Ratio and records; of the middle one of several runs where the first seems slower."""
     runs: list[dict[str, Any]] = []
     while not runs or (runs[0]["ratio"] > SLOWER and len(runs) < RUNS):
+        jax.clear_caches()  # else what is built again compiles in no time
         records = measure()
         if wrong := {who: its for who, its in records.items() if its["status"] != "timed"}:
             raise AssertionError(f"a version gets no time: {wrong}")
