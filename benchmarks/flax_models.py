@@ -135,23 +135,24 @@ def decoders(cached: int) -> dict[str, Task]:
     stock.init_cache((1, cached, WIDTH))
     stock.cached_key[...], stock.cached_value[...] = past
     stock.cache_index[...] = jnp.asarray(cached - STEPS, jnp.int32)
-    stock_graph, *stock_state = nnx.split(stock, nnx.Param, ...)
+    stock_graph, stock_params, stock_cache = nnx.split(stock, nnx.Param, ...)
 
     def flax(params: Any, cache: Any, token: jax.Array) -> tuple[Any, jax.Array]:
         module = nnx.merge(stock_graph, params, cache)
         out = module(token)
         return nnx.state(module, nnx.Not(nnx.Param)), out
 
-    full = {OURS: holding(cached - STEPS, cached), FLAX: _decoder(flax, *stock_state, x)}
+    theirs = _decoder(flax, stock_params, stock_cache, x)
+    full = {OURS: holding(cached - STEPS, cached), FLAX: theirs}
     part, small = cached // 4, f"capacity {cached:,}"
     of_size = {small: holding(part, cached), f"capacity {8 * cached:,}": holding(part, 8 * cached)}
     return {
-        f"decoding, {cached:,} held": ready(full, like(full[FLAX].run())),
+        f"decoding, {cached:,} held": ready(full, like(theirs.run())),
         f"decoding, {part:,} held": ready(of_size, like(of_size[small].run())),
     }
 
 
-def _decoder(step: Callable[..., tuple[Any, jax.Array]], params: Any, cache: Any, x: Any) -> Built:
+def _decoder(step: Callable[..., Any], params: Any, cache: Any, x: jax.Array) -> Built:
     """Many steps in one program, which updates its cache in place and sets its length back."""
 
     def decode(params: Any, cache: Any, x: jax.Array) -> tuple[Any, jax.Array]:

@@ -33,7 +33,6 @@ from tests.oracle import observe as truly
 HEADS, FEATURES, CELLS, COUNT = 12, 64, 256, 8
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
 LARGEST_MATRIX = 2**30  # bytes; beyond it a round of the peers takes minutes, then does not fit
-CHECKED = 5  # the head that is compared with float64
 MASKS = {"full": False, "causal": True}
 PLAIN, SEEN, TOP = "jaxattn, unobserved", "jaxattn", "jaxattn, top 8"
 ENTROPY, FOLD = "jaxattn, entropy", "jaxattn, entropy by Fold"
@@ -163,7 +162,7 @@ LIMITS = {"map": 1e-6, "received": 1e-4, "entropy": 1e-4, "max": 1e-4, "out": 1e
 """Beyond these a contender is not timed: it would have computed something else."""
 
 
-def checking(arrays: Arrays, causal: bool, head: int = CHECKED) -> run.Check:
+def checking(arrays: Arrays, causal: bool, head: int = 5) -> run.Check:
     """Whether a contender shows what float64 does: the largest error of each statistic of a head;
     of top keys, the share that differ. Gradients are not compared."""
     want = truth(arrays, causal, head)
@@ -219,11 +218,11 @@ def report(data: Mapping[str, Any]) -> dict[str, bytes]:
     parts = [
         "# What looking costs",
         machine.about_times(data),
-        f"Batch 1, {data['heads']} heads of {data['features']} features, float32. Observed: a map "
-        f"of {data['cells']} × {data['cells']} cells, attention received, entropy, the largest "
-        "logit. Milliseconds of a call (median), and in brackets how many times as long as "
-        "jaxattn unobserved (median of the ratios of interleaved rounds); temporary memory of the "
-        "compiled program. A blank: not measured; peers up to a matrix of weights of 1 GiB.",
+        f"Batch 1, {HEADS} heads of {FEATURES} features, float32. Observed: a map of {CELLS} × "
+        f"{CELLS} cells, attention received, entropy, the largest logit. Milliseconds of a call "
+        "(median), and in brackets how many times as long as jaxattn unobserved (median of the "
+        "ratios of interleaved rounds); temporary memory of the compiled program. A blank: not "
+        "measured; peers up to a matrix of weights of 1 GiB.",
         "![Time and temporary memory by length](observing.png)",
         tables.lines_table(lines(data), "Target", "Worst", "Met", left=2),
     ]
@@ -268,8 +267,8 @@ def plot(figure: Figure, results: Results) -> None:
         ax.set_title(title, pad=10)
         plots.ticks(ax.xaxis, "{x:,.0f}", [work["tokens"] for work in works])
         plots.ticks(ax.yaxis, "{x:,.10g}")
-    handles = figure.axes[0].lines
-    figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False)
+    lines = figure.axes[0].lines
+    figure.legend(handles=lines, loc="outside lower center", ncols=5, frameon=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -285,9 +284,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     errors = {finding.output: finding.shown["off"][0] for finding in findings}
     data: dict[str, Any] = {
         **machine.header("benchmarks.observing", given),
-        "heads": HEADS,
-        "features": FEATURES,
-        "cells": CELLS,
         "exactness": {"tokens": tokens, "errors": errors},
         "workloads": [],
     }

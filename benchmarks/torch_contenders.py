@@ -85,10 +85,9 @@ def _built(
 
 
 def _sdpa_limits(work: Workload) -> str | None:
-    scores = work.heads * work.queries * work.keys
-    if work.option.added is not None and scores > 2**28:
-        size = f"{4 * scores / 2**30:.0f} GiB"
-        return f"its mask of {work.heads} heads would take {size}: timed at 4096 tokens"
+    size = 4 * work.heads * work.queries * work.keys / 2**30
+    if work.option.added is not None and size > 1:
+        return f"its mask of {work.heads} heads would take {size:.0f} GiB: timed at 4096 tokens"
     return missing(SDPA, work)
 
 
@@ -133,7 +132,7 @@ def _flex(work: Workload, inputs: Inputs) -> Built:
         seen = lambda b, h, i, j: extra["seen"][0, 0, i, j]
     if "ids" in extra:
         seen = lambda b, h, i, j: extra["ids"][i] == extra["ids"][j]
-    given = {"enable_gqa": work.kv_heads != work.heads}
+    given: dict[str, Any] = {"enable_gqa": work.kv_heads != work.heads}
     given["score_mod"] = work.option.flex and work.option.flex(extra, work.queries)
     with warnings.catch_warnings(), torch._inductor.config.patch(force_disable_caches=True):
         warnings.simplefilter("ignore")  # that the caches are off, and what torch itself deprecates

@@ -37,7 +37,7 @@ def load_other(checkout: Path) -> ModuleType:
         sys.exit(f"a checkout holds the folder jaxattn, got {checkout}; see git worktree add")
     # `jax.export` takes each name once, and has taken this version's.
     registers = "register_namedtuple_serialization", "register_pytree_node_serialization"
-    nothing = {name: lambda cls, **_: cls for name in registers}
+    nothing: Any = {name: lambda cls, **_: cls for name in registers}
     with (
         mock.patch.dict(sys.modules),
         mock.patch.object(sys, "path", [str(checkout), *sys.path]),
