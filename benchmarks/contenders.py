@@ -105,17 +105,8 @@ def _flax(q: jax.Array, k: jax.Array, v: jax.Array, work: Workload, extra: Array
     return nnx.dot_product_attention(q, k, v, bias, seen, **given)
 
 
-def compiled(
-    attention: Callable[..., jax.Array],
-    work: Workload,
-    inputs: Inputs,
-    kept: Callable[..., Pattern] | None = None,
-) -> Built:
-    """By `jax.jit`.
-
-    attention: from q, k, v, the workload and the arrays of its option and mask to out.
-    kept: from the workload, these arrays and a number of queries to the weights it keeps.
-    """
+def compiled(attention: Callable[..., jax.Array], work: Workload, inputs: Inputs) -> Built:
+    """By `jax.jit`. attention: of q, k, v, the workload, and the arrays of its option and mask."""
     wanted = [inputs.q, inputs.k, inputs.v, *([inputs.cotangent] if work.gradient else [])]
     extra = {name: jnp.asarray(x) for name, x in inputs.extra.items()}
     arrays = extra, *(jnp.asarray(x, work.dtype) for x in wanted)
@@ -136,14 +127,17 @@ def compiled(
         built,
         outputs=lambda got: [np.asarray(x.astype(jnp.float32)) for x in got],
         needs_bytes=work.bytes + (built.temp_bytes() or 0),
-        read_off=None if kept is None else partial(kept, work, extra),
     )
 
 
 def by_jaxattn(ja: ModuleType, name: str, **rest: Any) -> Contender:
     """jaxattn, this version or another."""
-    kept = partial(_kept, ja)
-    return Contender(name, partial(compiled, partial(attend, ja), kept=kept), **rest)
+
+    def make(work: Workload, inputs: Inputs) -> Built:
+        built = compiled(partial(attend, ja), work, inputs)
+        return replace(built, read_off=partial(_kept, ja, work, inputs.extra))
+
+    return Contender(name, make, **rest)
 
 
 def _drop_in(work: Workload) -> Workload | None:

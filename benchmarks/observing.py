@@ -72,11 +72,6 @@ def observed(ja: ModuleType, name: str, causal: bool, q: Any, k: Any, v: Any) ->
     return shown
 
 
-def ours(ja: ModuleType, causal: bool, arrays: Arrays) -> dict[str, Callable[[], Built]]:
-    functions = {name: partial(observed, ja, name, causal) for name in wanted(ja.observe)}
-    return {name: partial(build, f, *arrays) for name, f in functions.items()}
-
-
 def _gradient(name: str, causal: bool, *arrays: jax.Array) -> dict[str, Any]:
     loss = lambda *arrays: sum(x.sum() for x in observed(jaxattn, name, causal, *arrays).values())
     return {"gradients": jax.grad(loss, (0, 1, 2))(*arrays)}
@@ -116,11 +111,13 @@ def _sown_by_flax(causal: bool, q: Any, k: Any, v: Any) -> dict[str, Any]:
 
 def contenders(causal: bool, arrays: Arrays) -> dict[str, Callable[[], Built]]:
     """Who is measured at a length: peers up to a matrix of LARGEST_MATRIX."""
-    t, functions = arrays[0].shape[1], {}
+    t, names = arrays[0].shape[1], wanted(jaxattn.observe)
+    functions: dict[str, Any] = {name: partial(observed, jaxattn, name) for name in names}
     peers = 4 * HEADS * t * t <= LARGEST_MATRIX
     if peers:
         held = {top: partial(_by_softmax, top) for top in (False, True)}
-        functions = {MATERIAL: held[False], f"{MATERIAL}, top 8": held[True], SOWN: _sown_by_flax}
+        functions |= {MATERIAL: held[False], f"{MATERIAL}, top 8": held[True]}
+        functions[SOWN] = _sown_by_flax
     if t in (1024, 4096):
         functions |= {GRADIENT: partial(_gradient, PLAIN), THROUGH: partial(_gradient, ENTROPY)}
     built = {name: partial(build, partial(f, causal), *arrays) for name, f in functions.items()}
@@ -128,7 +125,7 @@ def contenders(causal: bool, arrays: Arrays) -> dict[str, Callable[[], Built]]:
         from benchmarks.torch_contenders import eager
 
         built[TORCH] = partial(eager, _of_weights, causal, *arrays)
-    return ours(jaxattn, causal, arrays) | built
+    return built
 
 
 def inputs(t: int) -> Arrays:

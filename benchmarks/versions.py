@@ -22,10 +22,11 @@ import jax
 from tqdm import tqdm
 
 import jaxattn.nn
-from benchmarks import contenders, flax_models, machine, observing, run, tables
+from benchmarks import contenders, flax_models, machine, run, tables
+from benchmarks.observing import ENTROPY, MASKS, PLAIN, SEEN, TOP, checking, inputs, observed
 from benchmarks.results import MIB, parser, save, write_report
 from benchmarks.sets import SETS
-from benchmarks.timing import Budget, paired_ratio
+from benchmarks.timing import Budget, build, paired_ratio
 
 BEFORE, AFTER = "before", "after"
 SLOWER, RUNS = 1.05, 3
@@ -54,12 +55,12 @@ def works(
 ) -> Iterator[tuple[str, Callable[[], dict[str, run.Record]]]]:
     """Each workload of a set by name, and what measures both versions of it in turn."""
     if name == "observing":
-        for t, (mask, causal) in product(tokens, observing.MASKS.items()):
-            arrays = observing.inputs(t)
-            check = observing.checking(arrays, causal)
-            built = {who: observing.ours(ja, causal, arrays) for who, ja in versions.items()}
-            for what in (observing.PLAIN, observing.SEEN, observing.TOP, observing.ENTROPY):
-                pair = {who: (its[what], check) for who, its in built.items()}
+        for t, (mask, causal) in product(tokens, MASKS.items()):
+            arrays = inputs(t)
+            check = checking(arrays, causal)
+            for what in (PLAIN, SEEN, TOP, ENTROPY):
+                calls = {who: partial(observed, ja, what, causal) for who, ja in versions.items()}
+                pair = {who: (partial(build, f, *arrays), check) for who, f in calls.items()}
                 yield f"{what}, {t} tokens, {mask}", partial(run.measure_all, pair, budget)
     elif name == "flax":
         fns = {who: ja.nn.attention_fn() for who, ja in versions.items()}
@@ -77,8 +78,7 @@ def settled(measure: Callable[[], dict[str, run.Record]]) -> dict[str, Any]:
     while not runs or (runs[0]["ratio"] > SLOWER and len(runs) < RUNS):
         jax.clear_caches()  # else what is built again compiles in no time
         records = measure()
-        if wrong := {who: its for who, its in records.items() if its["status"] != "timed"}:
-            raise AssertionError(f"a version gets no time: {wrong}")
+        assert all(its["status"] == "timed" for its in records.values()), records
         ratio = paired_ratio(records[AFTER]["samples_s"], records[BEFORE]["samples_s"])
         runs.append({"ratio": ratio, "contenders": records})
     runs.sort(key=lambda its: its["ratio"])
