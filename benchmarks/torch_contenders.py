@@ -11,7 +11,8 @@ it. A CPU needs a C++ compiler.
 import time
 import warnings
 from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import jax
@@ -22,187 +23,149 @@ import torch.nn.functional as F  # pyright: ignore[reportMissingImports]
 from torch.nn.attention import flex_attention as flex  # pyright: ignore[reportMissingImports]
 
 from benchmarks import machine
-from benchmarks.contenders import Contender, is_plain, missing
+from benchmarks.contenders import Contender, missing
 from benchmarks.options import CAUSAL, EVERY_PAIR, FLEX, SDPA
 from benchmarks.timing import Built
 from benchmarks.workloads import Inputs, Workload
 
+torch.set_num_threads(machine.cores())
 
-def torch_device() -> str | None:
+
+@cache
+def device() -> str | None:
     """The torch name of the device JAX computes on; None if torch cannot reach it."""
-    if jax.default_backend() == "gpu":
-        return "cuda" if torch.cuda.is_available() else None
-    return "cpu" if jax.default_backend() == "cpu" else None
+    names = {"cpu": "cpu"} | ({"gpu": "cuda"} if torch.cuda.is_available() else {})
+    return names.get(jax.default_backend())
 
 
 def torch_contenders(options: bool) -> list[Contender]:
     """FlexAttention only where some workload has an option."""
-    device = torch_device()
-    if device is None:
-        return []
-    sdpa = Contender(SDPA, partial(_sdpa, device), _sdpa_limits)
-    compiled = Contender(FLEX, partial(_flex, device), partial(_flex_limits, device), _flex_asked)
-    return [sdpa, compiled] if options else [sdpa]
+    sdpa = Contender(SDPA, _sdpa, _sdpa_limits)
+    compiled = Contender(FLEX, _flex, _flex_limits, _flex_asked)
+    return [sdpa, *([compiled] if options else [])] if device() else []
 
 
-def _wait(device: str, got: Any) -> None:
+def _wait(got: Any) -> None:
     """On a CPU results are there already."""
-    if device == "cuda":
+    if device() == "cuda":
         torch.cuda.synchronize()
 
 
-def _tensor(x: np.ndarray, dtype: np.dtype, device: str, needs_gradient: bool = False) -> Any:
+def _tensor(x: np.ndarray, dtype: np.dtype, where: str | None = None) -> Any:
     """[b, h, t, d], contiguous."""
-    there = torch.from_numpy(np.array(x)).to(device, getattr(torch, dtype.name))
-    return there.transpose(1, 2).contiguous().requires_grad_(needs_gradient)
+    there = torch.from_numpy(np.array(x)).to(where or device(), getattr(torch, dtype.name))
+    return there.transpose(1, 2).contiguous()
 
 
-def _outputs(got: list[Any]) -> list[np.ndarray]:
-    """As [b, t, h, e] in float32."""
-    return [x.detach().transpose(1, 2).float().cpu().numpy() for x in got]
+def _built(
+    attention: Callable[..., Any], work: Workload, inputs: Inputs, given: Any, needs_bytes: int
+) -> Built:
+    """A function of q, k and v, and of what else it is `given`."""
+    *qkv, cotangent = (
+        _tensor(x, work.dtype) for x in (inputs.q, inputs.k, inputs.v, inputs.cotangent)
+    )
+    qkv = [x.requires_grad_(work.gradient) for x in qkv]
+
+    def run() -> list[Any]:
+        out = attention(*qkv, **given)
+        return [out, *(torch.autograd.grad(out, qkv, cotangent) if work.gradient else ())]
+
+    def temp_bytes() -> int | None:
+        """On a GPU, the allocator's peak beyond what was there before and the results."""
+        if device() != "cuda":
+            return None
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before, results = torch.cuda.memory_allocated(), run()
+        torch.cuda.synchronize()
+        return max(0, torch.cuda.max_memory_allocated() - before - sum(x.nbytes for x in results))
+
+    outputs = lambda got: [x.detach().transpose(1, 2).float().cpu().numpy() for x in got]
+    return Built(run, _wait, temp_bytes, outputs=outputs, needs_bytes=needs_bytes)
 
 
 def _sdpa_limits(work: Workload) -> str | None:
-    scores = work.heads * work.queries * work.keys
-    if work.option.added is not None and scores > 2**28:
-        size = f"{4 * scores / 2**30:.0f} GiB"
-        return f"its mask of {work.heads} heads would take {size}: timed at 4096 tokens"
+    size = 4 * work.heads * work.queries * work.keys / 2**30
+    if work.option.added is not None and size > 1:
+        return f"its mask of {work.heads} heads would take {size:.0f} GiB: timed at 4096 tokens"
     return missing(SDPA, work)
 
 
-def _sdpa(device: str, work: Workload, inputs: Inputs) -> Built:
+def _sdpa(work: Workload, inputs: Inputs) -> Built:
     """`torch.nn.functional.scaled_dot_product_attention`, eager."""
-    torch.set_num_threads(machine.cores())
-    tensor = lambda x: _tensor(x, work.dtype, device, work.gradient)
-    q, k, v = map(tensor, (inputs.q, inputs.k, inputs.v))
-    cotangent = _tensor(inputs.cotangent, work.dtype, device) if work.gradient else None
     given: dict[str, Any] = {"enable_gqa": work.kv_heads != work.heads}
-    given["is_causal"] = work.mask == CAUSAL
-    needs_bytes = 2 * work.bytes
-    if (mask := _attn_mask(work, inputs)) is not None:
-        given["attn_mask"] = torch.from_numpy(mask).to(device)
-        needs_bytes += mask.nbytes + 4 * mask.size  # and its copy as numbers to add
-    if work.option.rate:
-        given["dropout_p"] = work.option.rate
-        torch.manual_seed(0)
-        # Not a fused kernel: scores, weights, what is kept, and what is made of them.
-        needs_bytes += 16 * work.scores
-
-    def run() -> list[Any]:
-        if cotangent is None:
-            with torch.no_grad():
-                return [F.scaled_dot_product_attention(q, k, v, **given)]
-        out = F.scaled_dot_product_attention(q, k, v, **given)
-        return [out, *torch.autograd.grad(out, (q, k, v), cotangent)]
-
-    wait, temp_bytes = partial(_wait, device), partial(_temp_bytes, device, run)
-    return Built(run, wait, temp_bytes, outputs=_outputs, needs_bytes=needs_bytes)
-
-
-def _attn_mask(work: Workload, inputs: Inputs) -> np.ndarray | None:
-    """What `attn_mask` is: booleans, or numbers to add; None for none."""
-    t, s = work.queries, work.keys
+    given |= {"is_causal": work.mask == CAUSAL, "dropout_p": work.option.rate}
+    torch.manual_seed(0)
+    # Dropout is no fused kernel: scores, weights, what is kept, and what is made of them.
+    needs_bytes = 2 * work.bytes + (16 * work.scores if work.option.rate else 0)
+    seen = inputs.extra.get("seen")
     if work.mask not in (EVERY_PAIR, CAUSAL):
-        return work.mask.allowed(t, s)
-    if work.option.added is None:
-        return inputs.extra.get("seen")
-    ahead_ts = np.arange(s) - np.arange(t)[:, None]
-    return np.ascontiguousarray(work.option.added(inputs.extra, ahead_ts))[None]
-
-
-def _temp_bytes(device: str, run: Callable[[], list[Any]]) -> int | None:
-    """On a GPU, the allocator's peak beyond what was there before and the results."""
-    if device != "cuda":
-        return None
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    results = run()
-    torch.cuda.synchronize()
-    kept = sum(x.numel() * x.element_size() for x in results)
-    return max(0, torch.cuda.max_memory_allocated() - before - kept)
+        seen = work.mask.allowed(work.queries, work.keys)
+    elif work.option.added is not None:
+        ahead_ts = np.arange(work.keys) - np.arange(work.queries)[:, None]
+        seen = np.ascontiguousarray(work.option.added(inputs.extra, ahead_ts))[None]
+    if seen is not None:
+        given["attn_mask"] = torch.from_numpy(seen).to(device())
+        needs_bytes += seen.nbytes + 4 * seen.size  # and its copy as numbers to add
+    return _built(F.scaled_dot_product_attention, work, inputs, given, needs_bytes)
 
 
 def _flex_asked(work: Workload) -> Workload | None:
     """Where there is an option, from 64 tokens on, and at 4096 tokens without one."""
-    option = not is_plain(work) and work.queries >= 64
+    option = work != work.plain and work.queries >= 64
     return work if option or work.queries == work.keys == 4096 else None
 
 
-def _flex_limits(device: str, work: Workload) -> str | None:
-    if work.gradient and device == "cpu":
+def _flex_limits(work: Workload) -> str | None:
+    if work.gradient and device() == "cpu":
         return "FlexAttention has no backward pass on a CPU"
     if work.mask.left is not None:
         return "measured with full and causal masks and segments"
     return missing(FLEX, work)
 
 
-def _flex(device: str, work: Workload, inputs: Inputs) -> Built:
+def _flex(work: Workload, inputs: Inputs) -> Built:
     """`torch.compile(flex_attention)`."""
-    torch.set_num_threads(machine.cores())
-    q, k, v = (_tensor(x, work.dtype, device) for x in (inputs.q, inputs.k, inputs.v))
-    extra = {name: torch.from_numpy(x).to(device) for name, x in inputs.extra.items()}
-    score = None if work.option.flex is None else work.option.flex(extra, work.queries)
-    given = {"score_mod": score, "enable_gqa": work.kv_heads != work.heads}
-
-    def run() -> list[Any]:
-        with torch.no_grad():
-            return [compiled(q, k, v, **given)]
-
+    extra: Any = {name: torch.from_numpy(x).to(device()) for name, x in inputs.extra.items()}
+    seen = (lambda b, h, i, j: j <= i) if work.mask.causal else None
+    if "seen" in extra:
+        seen = lambda b, h, i, j: extra["seen"][0, 0, i, j]
+    if "ids" in extra:
+        seen = lambda b, h, i, j: extra["ids"][i] == extra["ids"][j]
+    given: dict[str, Any] = {"enable_gqa": work.kv_heads != work.heads}
+    given["score_mod"] = work.option.flex and work.option.flex(extra, work.queries)
     with warnings.catch_warnings(), torch._inductor.config.patch(force_disable_caches=True):
         warnings.simplefilter("ignore")  # that the caches are off, and what torch itself deprecates
         torch.compiler.reset()
+        compiled = torch.compile(flex.flex_attention, dynamic=False)
+        built = _built(compiled, work, inputs, given, 2 * work.bytes)
         begin = time.perf_counter()
-        compiled: Any = torch.compile(flex.flex_attention, dynamic=False)
-        if (seen := _mask_mod(work, extra)) is not None:
+        if seen is not None:
             sizes = work.queries, work.keys
-            given["block_mask"] = flex.create_block_mask(seen, None, None, *sizes, device=device)
-        run()
-    seconds, needs = time.perf_counter() - begin, 2 * work.bytes
-    wait = partial(_wait, device)
-    return Built(run, wait, compile_seconds=seconds, outputs=_outputs, needs_bytes=needs)
-
-
-def _mask_mod(work: Workload, extra: Any) -> Any:
-    """FlexAttention's function of one pair that stands for the mask; None for none."""
-    if "seen" in extra:
-        return lambda b, h, i, j: extra["seen"][0, 0, i, j]
-    if "ids" in extra:
-        return lambda b, h, i, j: extra["ids"][i] == extra["ids"][j]
-    return (lambda b, h, i, j: j <= i) if work.mask.causal else None
+            given["block_mask"] = flex.create_block_mask(seen, None, None, *sizes, device=device())
+        built.result()
+        return replace(built, compile_seconds=time.perf_counter() - begin)
 
 
 def product(a: np.ndarray, b: np.ndarray, dtype: np.dtype) -> Built | None:
     """Of two matrices; None if torch cannot reach the device."""
-    device = torch_device()
-    if device is None:
+    if device() is None:
         return None
-    torch.set_num_threads(machine.cores())
-    x, y = (torch.from_numpy(m).to(device, getattr(torch, dtype.name)) for m in (a, b))
-    return Built(lambda: x @ y, partial(_wait, device))
+    x, y = (torch.from_numpy(m).to(device(), getattr(torch, dtype.name)) for m in (a, b))
+    return Built(lambda: x @ y, _wait)
 
 
-def eager(cells: int, causal: bool, *arrays: Any) -> Built:
-    """What is observed of softmax(q kᵀ / √d), and out, of [b, t, h, d] float32, as written out."""
-    torch.set_num_threads(machine.cores())
+def eager(shown: Callable[..., dict[str, Any]], causal: bool, *arrays: Any) -> Built:
+    """Weights softmax(q kᵀ / √d) of [b, t, h, d] float32, what is `shown` of them, and out."""
     q, k, v = (_tensor(x, np.dtype(np.float32), "cpu") for x in arrays)
-    t = q.shape[2]
-    down = max(t // cells, 1)
-    hidden = torch.ones(t, t, dtype=torch.bool).triu(1) if causal else None
+    hidden = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool).triu(1) if causal else None
 
     def run() -> dict[str, Any]:
-        with torch.no_grad():
-            logits = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
-            if hidden is not None:
-                logits.masked_fill_(hidden, -torch.inf)
-            weights = logits.softmax(-1)
-            summed = weights.unflatten(3, (-1, down)).sum(4).unflatten(2, (-1, down)).sum(3)
-            return {
-                "map": summed / down,
-                "received": weights.sum(2).transpose(1, 2),
-                "entropy": torch.special.entr(weights).sum(3).transpose(1, 2),
-                "max": logits.amax((0, 2, 3)),
-                "out": (weights @ v).transpose(1, 2),
-            }
+        logits = q @ k.mT / q.shape[-1] ** 0.5
+        if hidden is not None:
+            logits.masked_fill_(hidden, -torch.inf)
+        weights = logits.softmax(-1)
+        more = {"max": logits.amax((0, 2, 3)), "out": (weights @ v).swapaxes(1, 2)}
+        return shown(weights, torch.special.entr) | more
 
-    return Built(run, partial(_wait, "cpu"))
+    return Built(run, _wait)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 from bench import QUICK
 
-from benchmarks import flax_models, observing, observing_report
+from benchmarks import flax_models, observing, run
 from benchmarks.timing import Built
 
 
@@ -16,9 +16,9 @@ def test_observing_measures_and_reports(tmp_path):
     assert [work["mask"] for work in data["workloads"]] == ["full", "causal"]
     records = data["workloads"][0]["contenders"]
     assert {
-        observing_report.PLAIN,
-        observing_report.SEEN,
-        observing_report.TOP,
+        observing.PLAIN,
+        observing.SEEN,
+        observing.TOP,
         "jax.nn.softmax",
     } <= set(records)
     assert all(record["status"] == "timed" for record in records.values())
@@ -28,22 +28,21 @@ def test_observing_measures_and_reports(tmp_path):
     assert (tmp_path / "observing.png").stat().st_size > 10_000
 
 
-def test_a_contender_that_shows_something_else_is_not_timed(monkeypatch):
+def test_a_contender_that_shows_something_else_is_not_timed():
     arrays = observing.inputs(64)
-    right = observing.contenders(False, arrays)[observing_report.SEEN]
+    check = observing.checking(arrays, False)
+    right = observing.contenders(False, arrays)[observing.SEEN]
 
     def wrong():
         built = right()
         zeros = {"entropy": np.zeros((1, 64, observing.HEADS))}
         return replace(built, run=lambda: built.run() | zeros)
 
-    both = {observing_report.SEEN: wrong, observing_report.PLAIN: right}
-    monkeypatch.setattr(observing, "contenders", lambda *_: both)
-    records = observing.measure_length(64, False, QUICK)["contenders"]
-    assert records[observing_report.SEEN]["status"] == "wrong"
-    assert "entropy is off" in records[observing_report.SEEN]["reason"]
-    assert "samples_s" not in records[observing_report.SEEN]
-    assert records[observing_report.PLAIN]["status"] == "timed"
+    records = run.measure_all({"wrong": (wrong, check), "right": (right, check)}, QUICK)
+    assert records["wrong"]["status"] == "wrong"
+    assert "entropy is off" in records["wrong"]["reason"]
+    assert "samples_s" not in records["wrong"]
+    assert records["right"]["status"] == "timed"
 
 
 def _work(tokens, mask, seconds, temp=2**20):
@@ -52,7 +51,7 @@ def _work(tokens, mask, seconds, temp=2**20):
 
 
 def test_targets_follow_from_the_worst_samples():
-    names = observing_report
+    names = observing
     fast = {names.PLAIN: 1.0, names.SEEN: 1.2, names.TOP: 1.8}
     slow = {names.PLAIN: 1.0, names.SEEN: 1.4, names.TOP: 1.8}
     errors = {"entropy": 1e-6, "received": 1e-6, "map": 1e-7, "top": 0.0}
