@@ -195,19 +195,24 @@ class Gate:
         found = {}
         if len(samples) > 1 and self._sampled and not self._work.option.rate:
             for name, *its in zip(self._work.outputs, *samples.values(), strict=True):
-                middle = np.median(its, axis=0).astype(np.float64)
+                middle = np.median(its, axis=0)
                 findings = [Finding(name, _errors(self._work, name, x, middle)) for x in its]
                 found |= {who: x for who, x in zip(samples, findings, strict=True) if x.wrong}
         return found
 
 
+def relative(got: np.ndarray, want: np.ndarray) -> tuple[float, float]:
+    """Errors: root mean square over root mean square, and largest over largest."""
+    off, want = np.asarray(got).astype(np.float64) - want, np.asarray(want, np.float64)
+    rms = np.sqrt(np.mean(off**2) / np.mean(want**2))
+    return float(rms), float(np.abs(off).max() / np.abs(want).max())
+
+
 def _errors(work: Workload, name: str, got: np.ndarray, want: np.ndarray) -> Shown:
-    """Relative to the reference, as the module says."""
-    off, eps, eps32 = got - want, *(float(ml_dtypes.finfo(x).eps) for x in (work.dtype, FLOAT32))
-    allowed = 4 * eps + eps32 * max(work.queries, work.keys) ** 0.5 / 4
+    """With what is allowed, as the module says."""
+    (rms, peak), eps = relative(got, want), lambda dtype: float(ml_dtypes.finfo(dtype).eps)
+    allowed = 4 * eps(work.dtype) + eps(FLOAT32) * max(work.queries, work.keys) ** 0.5 / 4
     allowed *= 1 if name == "out" else 2
-    rms = float(np.sqrt(np.mean(off**2) / np.mean(want**2)))
-    peak = float(np.abs(off).max() / np.abs(want).max())
     return {"rms": (rms, 0, allowed), "peak": (peak, 0, allowed * work.features**0.5)}
 
 

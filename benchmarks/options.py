@@ -123,9 +123,8 @@ def _standard_slopes(random: np.random.Generator, work: Any) -> np.ndarray:
     return np.concatenate([slopes[1::2], slopes[::2][: work.heads - power]])
 
 
-BUCKETS, FURTHEST = 32, 128
 STARTS = (*range(9), 12, 16, 23, 32, 46, 64, 91)
-"""The distance at which each of T5's buckets begins, for BUCKETS and FURTHEST.
+"""The distance at which each of T5's buckets begins, for 32 buckets and distances up to 128.
 
 Source: Raffel et al. 2020, section 2.1, and the code published with it.
 """
@@ -179,9 +178,9 @@ RELATIVE_BIAS = Option(
     "relative32",
     "relative bias",
     (JAX_NN, SDPA, FLEX),  # Flax as with ALiBi
-    array={"table": (BUCKETS, "heads")},
+    array={"table": (32, "heads")},
     added=_of_bucket,
-    jaxattn=lambda ja, a: {"score": ja.RelativeBias(a["table"], max_distance=FURTHEST)},
+    jaxattn=lambda ja, a: {"score": ja.RelativeBias(a["table"], max_distance=128)},
     flex=_flex_of_bucket,
 )
 BIAS = Option(

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxattn as ja
-from benchmarks import machine, tables
+from benchmarks import gate, machine, tables
 from benchmarks.results import parser
 from tests import oracle
 
@@ -47,9 +47,11 @@ def measure(lengths: Sequence[int] = LENGTHS) -> list[dict[str, Any]]:
             libraries = _jaxattn, _steps_of_jax_nn if dtype == "float16" else _jax_nn
             found = [jax.jit(partial(_all, x))(*map(jnp.asarray, arrays)) for x in libraries]
         for array, right, ours, theirs in zip(ARRAYS, want, *found, strict=True):
-            about = {"dtype": dtype, "tokens": t, "inputs": inputs, "array": array}
-            errors = {"jaxattn": _error(ours, right), "jax_nn": _error(theirs, right)}
-            rows.append(about | errors)
+            row = {"dtype": dtype, "tokens": t, "inputs": inputs, "array": array}
+            for name, got in (("jaxattn", ours), ("jax_nn", theirs)):
+                rms, largest = gate.relative(got.reshape(right.shape), right)
+                row[name] = {"max": largest, "rms": rms}
+            rows.append(row)
     return rows
 
 
@@ -71,12 +73,6 @@ def _steps_of_jax_nn(q: Any, k: Any, v: Any) -> Any:
 
 
 _jax_nn = partial(jax.nn.dot_product_attention, return_residual=True)
-
-
-def _error(got: jax.Array, want: np.ndarray) -> dict[str, float]:
-    off = np.asarray(got).astype(np.float64).reshape(want.shape) - want
-    rms = np.sqrt(np.mean(off**2) / np.mean(want**2))
-    return {"max": float(np.abs(off).max() / np.abs(want).max()), "rms": float(rms)}
 
 
 def claims(rows: Sequence[Mapping[str, Any]]) -> list[tables.Line]:

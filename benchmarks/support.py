@@ -19,7 +19,6 @@ import numpy as np
 import jaxattn as ja
 from benchmarks.options import bucket
 from benchmarks.results import parser, write_atomically
-from benchmarks.tables import Columns, table
 from tests import dense
 
 BACKENDS = {"Reference": ja.Reference(), "Blockwise": ja.Blockwise(q_block=5, k_block=1)}
@@ -34,8 +33,6 @@ class Case(NamedTuple):
     allowed: Any = True
     score: Callable[..., Any] = lambda x, *arrays: x
     """Of the logits [h t s] and the real arrays."""
-    factor: Callable[[], Any] = lambda: 1
-    """Of the weights."""
     attend: Callable[..., Any] = ja.attend
     shown: slice = slice(2)
     """Of out and lse."""
@@ -96,7 +93,7 @@ CASES = {
     "`score=function`": Case({"score": function}, score=lambda x, by_key: x * by_key + I),
     "`score=(a, b)`": Case({"score": (ja.ALiBi(normal(H)), ja.SoftCap(SIZE))}, score=alibi_cap),
     "`sinks`": Case({"sinks": normal(H)}),
-    "`Dropout`": Case({"dropout": DROPOUT}, factor=_factor),
+    "`Dropout`": Case({"dropout": DROPOUT}),
     "`merge`": Case({}, attend=_merged),
     "lse alone": Case({}, shown=slice(1, 2)),
     "grouped heads": Case({}, heads=2 * H),
@@ -140,7 +137,8 @@ def agreeing(name: str, case: Case) -> dict[str, set[str]]:
         q, k, v, *learnt = x
         sinks = learnt[0] if "sinks" in case.options else None
         score = lambda logits: case.score(logits, *learnt)
-        return dense.attend(q, k, v, case.allowed, None, score, sinks, case.factor())[case.shown]
+        factor: Any = _factor() if "dropout" in case.options else 1
+        return dense.attend(q, k, v, case.allowed, None, score, sinks, factor)[case.shown]
 
     def run(what: str, f: Callable[..., Any]) -> list[np.ndarray]:
         # What is checked is numbers, of which optimizations change little but the compile time.
@@ -173,15 +171,15 @@ def find() -> dict[str, dict[str, set[str]]]:
 def report(found: Mapping[str, Mapping[str, set[str]]]) -> str:
     """A row for every option; ✓ where both backends agree, else the one that does."""
     cell = lambda its: "✓" if len(its) == len(BACKENDS) else ", ".join(sorted(its))
-    columns: Columns = {"": lambda row: row[0]}
-    columns |= {x: lambda row, x=x: cell(row[1][x]) for x in TRANSFORMS}
-    rows = table(list(found.items()), columns, left=1).replace(" --: |", " :-: |")
+    rows = [["", *TRANSFORMS], [":--", *[":-:" for _ in TRANSFORMS]]]
+    rows += [[name, *map(cell, its.values())] for name, its in found.items()]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     return f"""# What works with what
 
 Written by `python -m benchmarks.support`, which runs every option under every transformation
 against attention written out. ✓: both backends agree with it.
 
-{rows}
+{table}
 """
 
 
