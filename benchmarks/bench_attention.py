@@ -10,11 +10,13 @@ from benchmarks import machine
 from benchmarks.contenders import contenders
 from benchmarks.gate import Gate
 from benchmarks.run import admit
-from benchmarks.sets import SMOKE
+from benchmarks.sets import SETS
 
 
-@pytest.mark.parametrize("work", SMOKE, ids=str)
-@pytest.mark.parametrize("contender", contenders(SMOKE), ids=lambda contender: contender.name)
+@pytest.mark.parametrize("work", SETS["smoke"], ids=str)
+@pytest.mark.parametrize(
+    "contender", contenders(SETS["smoke"]), ids=lambda contender: contender.name
+)
 def bench_attention(benchmark, work, contender):
     asked = contender.asked(work)
     if asked is None:

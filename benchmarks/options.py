@@ -1,14 +1,13 @@
 """Masks and options of workloads: what each is, and what each library makes of it.
 
 Plain values, so that what a contender is asked does not depend on the one that is being measured.
-All that is to be said about an option is in one place, its row of the table: its array, who has it,
-what it does to the logits, and how jaxattn and FlexAttention are asked for it. `jax.nn`, Flax and
-PyTorch's `attn_mask` get what it adds to the logits.
+All that is to be said about an option is in its row: its array, who has it, what it does to the
+logits, and how jaxattn and FlexAttention are asked for it. The others get what it adds to logits.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -34,15 +33,13 @@ class Mask:
 
     def spans(self, t: int, s: int) -> tuple[np.ndarray, np.ndarray]:
         """The first key each query sees, and one past the last."""
-        at = np.arange(t)
-        first, stop = np.zeros(t, int), np.full(t, s)
+        at, first, stop = np.arange(t), np.zeros(t, int), np.full(t, s)
         if self.causal:
             stop = np.minimum(at + 1, s)
         if self.left is not None:
             first = np.maximum(at - self.left, 0)
         if self.documents is not None:
-            first = np.maximum(first, np.searchsorted(self.ids(s), self.ids(t)))
-            stop = np.minimum(stop, np.searchsorted(self.ids(s), self.ids(t), side="right"))
+            first, stop = (np.searchsorted(self.ids(s), self.ids(t), x) for x in ("left", "right"))
         return first, stop
 
     def allowed(self, t: int, s: int, rows: Any = slice(None)) -> np.ndarray:
@@ -70,11 +67,6 @@ def window(size: int) -> Mask:
     return Mask(causal=True, left=size - 1)
 
 
-def segments(count: int) -> Mask:
-    """Documents that see only themselves."""
-    return Mask(documents=count)
-
-
 @dataclass(frozen=True, eq=False)
 class Option:
     """One option. What a row does not say, it does not do."""
@@ -85,12 +77,12 @@ class Option:
     """In words."""
     others: tuple[str, ...] = ()
     """The contenders besides jaxattn that have it."""
-    array: str = ""
-    axes: tuple[str | int, ...] = ()
-    """Of its array, which nothing is differentiated in: h, t, s, or a size."""
+    array: Mapping[str, tuple[str | int, ...]] = field(default_factory=dict)
+    """Its name and its axes, each a size of the workload or a number. Nothing is differentiated in
+    it. No array where empty."""
     dtype: Any = np.float32
-    draw: Callable[[np.random.Generator, Mapping[str, int]], np.ndarray] | None = None
-    """Its array, given the sizes of h, t and s; without it, standard normal numbers."""
+    draw: Callable[[np.random.Generator, Any], np.ndarray] | None = None
+    """The array for a workload; without it, standard normal numbers."""
     added: Callable[[Arrays, Any], Any] | None = None
     """[h t s] to add to the logits, from how far each key is ahead of each query, [t s]."""
     cap: float | None = None
@@ -102,58 +94,45 @@ class Option:
     flex: Callable[[Arrays, int], Any] | None = None
     """FlexAttention's function of one logit, from torch's tensors and the number of tokens."""
 
-    def shape(self, h: int, t: int, s: int) -> tuple[int, ...]:
-        sizes = {"h": h, "t": t, "s": s}
-        return tuple(sizes[x] if isinstance(x, str) else x for x in self.axes)
+    def shapes(self, work: Any) -> dict[str, tuple[int, ...]]:
+        size = lambda axis: getattr(work, axis) if isinstance(axis, str) else axis
+        return {name: tuple(map(size, axes)) for name, axes in self.array.items()}
 
-    def bytes(self, h: int, t: int, s: int) -> int:
-        shape = self.shape(h, t, s)
-        return math.prod(shape) * np.dtype(self.dtype).itemsize if self.array else 0
-
-    def arrays(self, h: int, t: int, s: int, random: np.random.Generator) -> dict[str, np.ndarray]:
-        if not self.array:
-            return {}
-        if self.draw is None:
-            return {self.array: random.standard_normal(self.shape(h, t, s), self.dtype)}
-        return {self.array: self.draw(random, {"h": h, "t": t, "s": s}).astype(self.dtype)}
+    def arrays(self, work: Any, random: np.random.Generator) -> dict[str, np.ndarray]:
+        normal = lambda shape: random.standard_normal(shape, np.float32)
+        draw = lambda shape: normal(shape) if self.draw is None else self.draw(random, work)
+        return {x: draw(shape).astype(self.dtype) for x, shape in self.shapes(work).items()}
 
     def of(self, arrays: Arrays, heads: slice, rows: np.ndarray) -> Arrays:
         """Its array, of some queries of some heads."""
-        cut = {"h": heads, "t": rows}
-        index = tuple(cut.get(str(axis), slice(None)) for axis in self.axes)
-        return {self.array: arrays[self.array][index]} if self.array else {}
+        cut: dict[Any, Any] = {"heads": heads, "queries": rows}
+        part = lambda axes: tuple(cut.get(axis, slice(None)) for axis in axes)
+        return {name: arrays[name][part(axes)] for name, axes in self.array.items()}
 
     def __str__(self) -> str:
         return self.name
 
 
-def standard_slopes(h: int) -> np.ndarray:
+def _standard_slopes(random: np.random.Generator, work: Any) -> np.ndarray:
     """2^(-8i/h) where h is a power of 2; others take every other one of the next power's.
 
     Source: Press et al. 2022, section 3, and the code published with it.
     """
-    power = 2 ** int(math.log2(h))
-    exponents = [8 * (i + 1) / power for i in range(power)]
-    exponents += [8 * (2 * i + 1) / (2 * power) for i in range(h - power)]
-    return 2.0 ** -np.array(exponents)
+    power = 2 ** int(math.log2(work.heads))
+    slopes = 2.0 ** -(np.arange(1, 2 * power + 1) * 4 / power)
+    return np.concatenate([slopes[1::2], slopes[::2][: work.heads - power]])
 
 
-BUCKETS, FURTHEST = 32, 128
+STARTS = (*range(9), 12, 16, 23, 32, 46, 64, 91)
+"""The distance at which each of T5's buckets begins, for 32 buckets and distances up to 128.
+
+Source: Raffel et al. 2020, section 2.1, and the code published with it.
+"""
 
 
-def bucket(ahead: np.ndarray, buckets: int = BUCKETS, furthest: int = FURTHEST) -> np.ndarray:
-    """The bucket of keys that are `ahead` positions after the query, of both directions.
-
-    Source: Raffel et al. 2020, section 2.1, and the code published with it.
-    """
-    half = buckets // 2
-    single = half // 2
-    far = np.abs(ahead)
-    # In float32, as the published code, whose edges depend on it.
-    ratio = np.log(np.maximum(far, 1).astype(np.float32) / np.float32(single))
-    ratio = ratio / np.float32(math.log(furthest / single))
-    wide = np.minimum(single + (ratio * np.float32(half - single)).astype(np.int32), half - 1)
-    return np.where(ahead > 0, half, 0) + np.where(far < single, far, wide)
+def bucket(ahead: np.ndarray, starts: Sequence[int] = STARTS) -> np.ndarray:
+    """The bucket of keys that are `ahead` positions after the query; first those before it."""
+    return np.searchsorted(starts, np.abs(ahead), "right") - 1 + len(starts) * (ahead > 0)
 
 
 def _of_bucket(a: Arrays, ahead_ts: Any) -> Any:
@@ -164,13 +143,13 @@ def _of_bucket(a: Arrays, ahead_ts: Any) -> Any:
 
 
 def _flex_of_bucket(a: Arrays, tokens: int) -> Any:
-    table, at = a["table"], bucket(np.arange(1 - tokens, tokens)).tolist()
-    at = table.new_tensor(at).long()
+    table = a["table"]
+    at = table.new_tensor(bucket(np.arange(1 - tokens, tokens)).tolist()).long()
     return lambda x, b, h, i, j: x + table[at[j - i + tokens - 1], h]
 
 
-def _half_of_the_pairs(random: np.random.Generator, sizes: Mapping[str, int]) -> np.ndarray:
-    t, s = sizes["t"], sizes["s"]
+def _half_of_the_pairs(random: np.random.Generator, work: Any) -> np.ndarray:
+    t, s = work.queries, work.keys
     seen = random.integers(2, size=(1, 1, t, s), dtype=np.int8).astype(bool)
     return seen | np.eye(t, s, dtype=bool)
 
@@ -181,9 +160,8 @@ ALIBI = Option(
     "alibi",
     "ALiBi",
     (JAX_NN, SDPA, FLEX),  # Flax would pass the bias on to jax.nn, which is timed
-    array="slopes",
-    axes=("h",),
-    draw=lambda random, sizes: standard_slopes(sizes["h"]),
+    array={"slopes": ("heads",)},
+    draw=_standard_slopes,
     added=lambda a, ahead_ts: -a["slopes"][:, None, None] * abs(ahead_ts).astype(np.float32),
     jaxattn=lambda ja, a: {"score": ja.ALiBi(a["slopes"])},
     flex=lambda a, t: lambda x, b, h, i, j: x - a["slopes"][h] * (i - j).abs(),
@@ -200,18 +178,16 @@ RELATIVE_BIAS = Option(
     "relative32",
     "relative bias",
     (JAX_NN, SDPA, FLEX),  # Flax as with ALiBi
-    array="table",
-    axes=(BUCKETS, "h"),
+    array={"table": (32, "heads")},
     added=_of_bucket,
-    jaxattn=lambda ja, a: {"score": ja.RelativeBias(a["table"], max_distance=FURTHEST)},
+    jaxattn=lambda ja, a: {"score": ja.RelativeBias(a["table"], max_distance=128)},
     flex=_flex_of_bucket,
 )
 BIAS = Option(
     "bias",
     "dense bias",
     (JAX_NN, FLAX, SDPA, FLEX),
-    array="bias",
-    axes=(1, "h", "t", "s"),
+    array={"bias": (1, "heads", "queries", "keys")},
     added=lambda a, ahead_ts: a["bias"][0],
     jaxattn=lambda ja, a: {"score": ja.Bias(a["bias"])},
     flex=lambda a, t: lambda x, b, h, i, j: x + a["bias"][0, h, i, j],
@@ -220,8 +196,7 @@ DENSE_MASK = Option(  # even chances for each pair, and every query sees itself
     "densemask",
     "dense mask",
     (JAX_NN, FLAX, SDPA, FLEX),
-    array="seen",
-    axes=(1, 1, "t", "s"),
+    array={"seen": (1, 1, "queries", "keys")},
     dtype=np.bool_,
     draw=_half_of_the_pairs,
     jaxattn=lambda ja, a: {"mask": ja.Dense(a["seen"])},
@@ -229,19 +204,17 @@ DENSE_MASK = Option(  # even chances for each pair, and every query sees itself
 SINKS = Option(  # around log s, so that a sink takes about as much weight as all keys together
     "sinks",
     "sinks",
-    array="sinks",
-    axes=("h",),
-    draw=lambda random, size: math.log(size["s"]) + random.standard_normal(size["h"]),
+    array={"sinks": ("heads",)},
+    draw=lambda random, work: math.log(work.keys) + random.standard_normal(work.heads),
     jaxattn=lambda ja, a: {"sinks": a["sinks"]},
 )
 DROPOUT = Option(  # every contender draws its own numbers; its array is the data of jaxattn's key
     "dropout0.1",
     "dropout",
     (FLAX, SDPA),
-    array="key",
-    axes=(2,),
+    array={"key": (2,)},
     dtype=np.uint32,
-    draw=lambda random, sizes: random.integers(2**32, size=2, dtype=np.uint32),
+    draw=lambda random, work: random.integers(2**32, size=2, dtype=np.uint32),
     rate=0.1,
     jaxattn=lambda ja, a: {"dropout": ja.Dropout(0.1, a["key"])},
 )

@@ -1,136 +1,106 @@
 """The sets of workloads that can be run, by name."""
 
-from collections.abc import Mapping
-from dataclasses import replace
+from typing import Any
 
-from benchmarks import options
-from benchmarks.options import BIAS, CAUSAL, DENSE_MASK, OPTIONS, STRUCTURED
-from benchmarks.workloads import BFLOAT16, FLOAT32, Workload, over, with_options
+from benchmarks.options import BIAS, CAUSAL, DENSE_MASK, NOTHING, OPTIONS, STRUCTURED, Mask, window
+from benchmarks.workloads import BFLOAT16, FLOAT32, Workload
 
-
-def _wide(work: Workload) -> Workload:
-    return replace(work, features=128, value_features=128)
-
-
-def _step(work: Workload) -> Workload:
-    return replace(work, gradient=True)
+STEP: dict[str, Any] = {"gradient": True}
+CAUSAL_STEP = {"mask": CAUSAL, **STEP}
+WIDE = {"features": 128, "value_features": 128}
+LARGE = {"batch": 4, "heads": 16, "kv_heads": 16, "dtype": BFLOAT16}
+GROUPED = {**LARGE, **WIDE, "heads": 32, "kv_heads": 8, "mask": CAUSAL}
+PACKED, WINDOW = Mask(documents=8), window(512)
+SOME = (9, 32, 128, 512, 1024, 2048, 4096)
 
 
-FORWARD = Workload(1, 1)
-FORWARD_CAUSAL = replace(FORWARD, mask=CAUSAL)
-GRADIENT, GRADIENT_CAUSAL = _step(FORWARD), _step(FORWARD_CAUSAL)
-WINDOW = replace(FORWARD, mask=options.window(512))
-PACKED = replace(FORWARD, mask=options.segments(8))
+def over(*lengths: int, options: Any = (NOTHING,), **rest: Any) -> tuple[Workload, ...]:
+    """A workload of each length with each option. rest: of `Workload`."""
+    return tuple(Workload(t, t, option=option, **rest) for t in lengths for option in options)
 
-SMOKE = (
-    *over((9, 128), FORWARD),
-    *over((128,), FORWARD_CAUSAL),
-    *over((128,), replace(FORWARD, mask=options.window(32))),
-    *over((9,), GRADIENT),
-    *over((64,), replace(GRADIENT_CAUSAL, batch=2, kv_heads=4)),
-    *(one for work in over((64,), FORWARD) for one in with_options(OPTIONS, work)),
-    *over((64,), PACKED),
-)
-"""A minute in all: one workload of every sort, for tests."""
 
-_SHORT = (9, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
-_SOME = (9, 32, 128, 512, 1024, 2048, 4096)
-
-DEFAULT = (
-    *over((*_SHORT, 8192, 16384), FORWARD),
-    *over((*_SOME, 8192, 16384), FORWARD_CAUSAL),
-    *over(_SOME, GRADIENT),
-    *over(_SOME, GRADIENT_CAUSAL),
-    *over((8192,), WINDOW),
-    *over((2048,), _wide(FORWARD)),
-    *over((1024,), _wide(GRADIENT_CAUSAL)),
-    *over((128, 512), replace(FORWARD, batch=8)),
-    *over((512,), replace(GRADIENT_CAUSAL, batch=8)),
-    *over((2048,), replace(FORWARD_CAUSAL, kv_heads=4)),
-    *over((1024,), replace(GRADIENT_CAUSAL, kv_heads=4)),
-    replace(FORWARD, queries=1, keys=8192),
-)
-"""What `python -m benchmarks` runs on a CPU: about ten minutes on two cores."""
-
-_AT_4096, _AT_8192 = over((4096, 8192), FORWARD)
-_STEP_2048 = replace(GRADIENT, queries=2048, keys=2048)
-_DROP_IN = tuple(
-    one
-    for work in over((9, 32, 128, 2048), FORWARD)
-    for one in (work, replace(work, mask=CAUSAL), *with_options((BIAS, DENSE_MASK), work))
-)
-"""What `jaxattn.compat` is compared with jax.nn on."""
-
-OPTIONS_SET = (
-    *_DROP_IN,
-    _AT_4096,
-    *with_options(OPTIONS, _AT_4096),
-    *over((4096, 8192), PACKED),
-    *with_options(STRUCTURED, _AT_8192),
-    _STEP_2048,
-    *with_options(OPTIONS, _STEP_2048),
-    *over((2048, 8192), _step(PACKED)),
-)
-"""Every option: about twelve minutes on two cores with `--seconds 1.5`."""
-
-FULL = (
-    *DEFAULT,
-    *with_options(OPTIONS, replace(FORWARD, queries=2048, keys=2048)),
-    *with_options(OPTIONS, replace(GRADIENT, queries=1024, keys=1024)),
-    *over((2048,), PACKED),
-    *over((8192,), _step(PACKED)),
-    *over((577, 1000, 2047, 3000), FORWARD),
-    *over((16, 64, 256), FORWARD_CAUSAL),
-    *over((8192,), GRADIENT),
-    *over((8192,), GRADIENT_CAUSAL),
-    *over((2048, 16384), WINDOW),
-    *over((2048,), _step(WINDOW)),
-    *over((4096,), _wide(FORWARD_CAUSAL)),
-    *over((2048,), _wide(GRADIENT)),
-    *over((2048,), replace(FORWARD_CAUSAL, batch=8)),
-)
-"""The default set, and odd lengths, longer gradients, options and more of every variant."""
-
-_LARGE = {"batch": 4, "heads": 16, "kv_heads": 16, "dtype": BFLOAT16}
-_GROUPED = replace(_wide(FORWARD_CAUSAL), batch=4, heads=32, kv_heads=8, dtype=BFLOAT16)
-
-GPU = (
-    *(
-        one
-        for widen in (lambda work: work, _wide)
-        for work in (FORWARD, FORWARD_CAUSAL, GRADIENT, GRADIENT_CAUSAL)
-        for one in over((512, 1024, 2048, 4096, 8192, 16384), replace(widen(work), **_LARGE))
+SETS: dict[str, tuple[Workload, ...]] = {
+    # A minute in all: one workload of every sort, for tests.
+    "smoke": (
+        *over(9, 128),
+        *over(128, mask=CAUSAL),
+        *over(128, mask=window(32)),
+        *over(9, **STEP),
+        *over(64, batch=2, kv_heads=4, **CAUSAL_STEP),
+        *over(64, options=OPTIONS),
+        *over(64, mask=PACKED),
     ),
-    *over((8192, 16384), replace(_wide(WINDOW), **_LARGE)),
-    *over((8192,), replace(_wide(_step(WINDOW)), **_LARGE)),
-    *over((8192,), _GROUPED),
-    *over((8192,), _step(_GROUPED)),
-)
-"""What `python -m benchmarks` runs on a GPU: bfloat16, batch 4, 16 heads."""
-
-
-def few(keys: int) -> tuple[Workload, ...]:
-    """Queries of a decoding step, of several sequences' draft tokens, of a chunk; both dtypes."""
-    return tuple(
-        replace(FORWARD, queries=t, keys=keys, dtype=dtype)
-        for dtype in (FLOAT32, BFLOAT16)
-        for t in (1, 8, 64)
-    )
-
-
-_ONE_HEAD = replace(FORWARD, heads=1, kv_heads=1, queries=8)
-QUERIES = (
-    *few(8192),
-    *few(1024),
-    *(replace(work, keys=s) for work in (_ONE_HEAD, _step(_ONE_HEAD)) for s in (2**17, 2**20)),
-)
-"""Few queries over many keys, and what the longest ones take to compile: about three minutes."""
-
-SETS: Mapping[str, tuple[Workload, ...]] = {
-    "smoke": SMOKE,
-    "default": DEFAULT,
-    "options": OPTIONS_SET,
-    "queries": QUERIES,
-    "full": FULL,
-    "gpu": GPU,
+    # What `python -m benchmarks` runs on a CPU: about ten minutes on two cores.
+    "default": (
+        *over(9, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384),
+        *over(*SOME, 8192, 16384, mask=CAUSAL),
+        *over(*SOME, **STEP),
+        *over(*SOME, **CAUSAL_STEP),
+        *over(8192, mask=WINDOW),
+        *over(2048, **WIDE),
+        *over(1024, **WIDE, **CAUSAL_STEP),
+        *over(128, 512, batch=8),
+        *over(512, batch=8, **CAUSAL_STEP),
+        *over(2048, kv_heads=4, mask=CAUSAL),
+        *over(1024, kv_heads=4, **CAUSAL_STEP),
+        Workload(queries=1, keys=8192),
+    ),
+    # Every option: about twelve minutes on two cores with `--seconds 1.5`.
+    "options": (
+        *(
+            work
+            for t in (9, 32, 128, 2048)  # what `jaxattn.compat` is compared with jax.nn on
+            for work in (*over(t), *over(t, mask=CAUSAL), *over(t, options=(BIAS, DENSE_MASK)))
+        ),
+        *over(4096, options=(NOTHING, *OPTIONS)),
+        *over(4096, 8192, mask=PACKED),
+        *over(8192, options=STRUCTURED),
+        *over(2048, options=(NOTHING, *OPTIONS), **STEP),
+        *over(2048, 8192, mask=PACKED, **STEP),
+    ),
+    # Few queries over many keys (of a decoding step, of several sequences' draft tokens, of a
+    # chunk), and what the longest ones take to compile: about three minutes.
+    "queries": (
+        *(
+            Workload(queries=t, keys=s, dtype=dtype)
+            for s in (8192, 1024)
+            for dtype in (FLOAT32, BFLOAT16)
+            for t in (1, 8, 64)
+        ),
+        *(
+            Workload(queries=8, keys=s, heads=1, kv_heads=1, gradient=gradient)
+            for gradient in (False, True)
+            for s in (2**17, 2**20)
+        ),
+    ),
+    # Beside the default set odd lengths, longer gradients, options and more of every variant.
+    "full": (
+        *over(2048, options=OPTIONS),
+        *over(1024, options=OPTIONS, **STEP),
+        *over(2048, mask=PACKED),
+        *over(8192, mask=PACKED, **STEP),
+        *over(577, 1000, 2047, 3000),
+        *over(16, 64, 256, mask=CAUSAL),
+        *over(8192, **STEP),
+        *over(8192, **CAUSAL_STEP),
+        *over(2048, 16384, mask=WINDOW),
+        *over(2048, mask=WINDOW, **STEP),
+        *over(4096, mask=CAUSAL, **WIDE),
+        *over(2048, **WIDE, **STEP),
+        *over(2048, mask=CAUSAL, batch=8),
+    ),
+    # What `python -m benchmarks` runs on a GPU: bfloat16, batch 4, 16 heads.
+    "gpu": (
+        *(
+            work
+            for width in ({}, WIDE)
+            for kind in ({}, {"mask": CAUSAL}, STEP, CAUSAL_STEP)
+            for work in over(512, 1024, 2048, 4096, 8192, 16384, **LARGE, **width, **kind)
+        ),
+        *over(8192, 16384, mask=WINDOW, **LARGE, **WIDE),
+        *over(8192, mask=WINDOW, **LARGE, **WIDE, **STEP),
+        *over(8192, **GROUPED),
+        *over(8192, **GROUPED, **STEP),
+    ),
 }
+SETS["full"] = SETS["default"] + SETS["full"]

@@ -9,9 +9,9 @@ Softmax, masking, what an option does and a contender's own recomputation count 
 """
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -21,20 +21,16 @@ from benchmarks.options import EVERY_PAIR, NOTHING, Mask, Option
 FLOAT32, BFLOAT16 = np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16)
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """float32 arrays whose values the workload's dtype holds exactly."""
+class Inputs(NamedTuple):
+    """float32 arrays of `Workload.shapes`, whose values the workload's dtype holds exactly."""
 
     q: np.ndarray
-    """[b, t, h, d]"""
     k: np.ndarray
-    """[b, s, n, d]"""
     v: np.ndarray
-    """[b, s, n, e]"""
     cotangent: np.ndarray
-    """[b, t, h, e]: the gradient of the loss with respect to the output"""
-    extra: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """The array of the option by its name; with documents also `ids` [t]"""
+    """The gradient of the loss with respect to the output."""
+    extra: Mapping[str, np.ndarray]
+    """The array of the option by its name; with documents also `ids` [t]."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +53,6 @@ class Workload:
     array of an option is held fixed."""
 
     def __post_init__(self) -> None:
-        if self.heads % self.kv_heads:
-            raise ValueError(
-                f"heads must be a multiple of kv_heads, got {self.heads} and {self.kv_heads}"
-            )
         if self.mask != EVERY_PAIR and self.queries != self.keys:
             raise ValueError(
                 f"a {self.mask} workload needs as many queries as keys, because contenders align "
@@ -77,8 +69,7 @@ class Workload:
         t, s, h, d = self.queries, self.keys, self.heads, self.features
         grouped, narrow = self.kv_heads != h, self.value_features != d
         parts = {
-            self.kind: True,
-            str(self.mask): True,
+            f"{self.kind}-{self.mask}": True,
             self.option.name: self.option != NOTHING,
             f"t{t}": True,
             f"s{s}": s != t,
@@ -102,16 +93,10 @@ class Workload:
     def facts(self) -> dict[str, Any]:
         """What a results file says about the workload."""
         sizes = ("queries", "keys", "batch", "heads", "kv_heads", "features", "value_features")
-        return {
-            "name": self.name,
-            **{size: getattr(self, size) for size in sizes},
-            "dtype": self.dtype.name,
-            "mask": str(self.mask),
-            "option": None if self.option == NOTHING else self.option.name,
-            "kind": self.kind,
-            "flops": self.flops,
-            "bytes": self.bytes,
-        }
+        of_name = {"dtype": self.dtype.name, "mask": str(self.mask), "kind": self.kind}
+        option = None if self.option == NOTHING else self.option.name
+        found = {x: getattr(self, x) for x in ("name", *sizes, "flops", "bytes")}
+        return found | of_name | {"option": option}
 
     @property
     def scores(self) -> int:
@@ -133,12 +118,12 @@ class Workload:
     def bytes(self) -> int:
         # The gradient also reads the cotangent and writes dq, dk and dv.
         total = sum(map(math.prod, self.shapes.values())) * (2 if self.gradient else 1)
-        of_option = self.option.bytes(self.heads, self.queries, self.keys)
-        return total * self.dtype.itemsize + of_option
+        of_option = sum(map(math.prod, self.option.shapes(self).values()))
+        return total * self.dtype.itemsize + of_option * np.dtype(self.option.dtype).itemsize
 
     @property
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """The shape of every field of `Inputs`, and so of out (the cotangent's), dq, dk and dv."""
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of `Inputs`: [b t h d], [b s n d], [b s n e], [b t h e]; so of dq, dk, dv and out too."""
         return {
             "q": (self.batch, self.queries, self.heads, self.features),
             "k": (self.batch, self.keys, self.kv_heads, self.features),
@@ -147,29 +132,16 @@ class Workload:
         }
 
     @property
-    def outputs(self) -> Mapping[str, tuple[int, ...]]:
+    def outputs(self) -> dict[str, tuple[int, ...]]:
         """The names of a contender's outputs, in order, and their shapes."""
-        of = self.shapes
-        gradients = {"dq": of["q"], "dk": of["k"], "dv": of["v"]}
-        return {"out": of["cotangent"]} | (gradients if self.gradient else {})
+        q, k, v, out = self.shapes.values()
+        return {"out": out} | ({"dq": q, "dk": k, "dv": v} if self.gradient else {})
 
     def inputs(self, seed: int = 0) -> Inputs:
         """Standard normal arrays, never zeros: constant inputs run faster than real ones."""
         random = np.random.default_rng(seed)
-        draw = lambda shape: random.standard_normal(shape, np.float32)
-        rounded = lambda x: x.astype(self.dtype).astype(np.float32)
-        arrays = {name: rounded(draw(shape)) for name, shape in self.shapes.items()}
-        extra = self.option.arrays(self.heads, self.queries, self.keys, random)
+        drawn = [random.standard_normal(shape, np.float32) for shape in self.shapes.values()]
+        extra = self.option.arrays(self, random)
         if self.mask.documents is not None:
             extra["ids"] = self.mask.ids(self.queries)
-        return Inputs(**arrays, extra=extra)
-
-
-def over(lengths: Iterable[int], work: Workload) -> tuple[Workload, ...]:
-    """`work` at each of these lengths."""
-    return tuple(replace(work, queries=t, keys=t) for t in lengths)
-
-
-def with_options(options: Iterable[Option], work: Workload) -> tuple[Workload, ...]:
-    """`work` with each of these options."""
-    return tuple(replace(work, option=option) for option in options)
+        return Inputs(*(x.astype(self.dtype).astype(np.float32) for x in drawn), extra=extra)

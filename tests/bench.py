@@ -16,7 +16,7 @@ pytest.importorskip("tqdm", reason="the benchmarks show a progress bar")
 
 from benchmarks import machine
 from benchmarks.contenders import Contender
-from benchmarks.sets import DEFAULT
+from benchmarks.sets import SETS
 from benchmarks.timing import Budget, Built
 from benchmarks.workloads import Inputs, Workload
 
@@ -36,7 +36,7 @@ def times(contender: Contender, factor: float) -> Contender:
 def synthetic(
     seconds: Callable[[Workload, str], float],
     temp: Callable[[Workload, str], int],
-    works: Sequence[Workload] = DEFAULT,
+    works: Sequence[Workload] = SETS["default"],
     names: Sequence[str] = ("jaxattn", "jax.nn", "torch SDPA"),
 ) -> dict[str, Any]:
     """Results of the default set, as if these had been measured."""

@@ -4,7 +4,6 @@ import json
 import re
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -25,33 +24,35 @@ from benchmarks.options import (
     PLAIN,
     SINKS,
     SOFT_CAP,
+    Mask,
     bucket,
-    segments,
 )
-from benchmarks.results import Results
-from benchmarks.sets import FORWARD, OPTIONS_SET, PACKED, SMOKE
-from benchmarks.support_cases import CASES
+from benchmarks.results import FOLDER, Results
+from benchmarks.sets import PACKED, SETS, over
 from benchmarks.targets import verdicts
-from benchmarks.workloads import Workload, over, with_options
+from benchmarks.timing import Built
+from benchmarks.workloads import Workload
 from jaxattn import masks, scores
 
-ROOT = Path(__file__).parent.parent
+SUPPORT = (FOLDER / "support.md").read_text()
 TINY = Workload(queries=40, keys=40, heads=4, kv_heads=2, features=8, value_features=8)
 
 
 def test_segments_are_documents_of_equal_length():
-    ids = segments(3).ids(9)
+    three = Mask(documents=3)
+    ids = three.ids(9)
     assert ids.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     for t in (9, 10, 11):
-        ids = segments(3).ids(t)
-        assert (segments(3).allowed(t, t) == (ids[:, None] == ids)).all()
-    assert replace(PACKED, queries=64, keys=64).pairs == 12 * 8 * 8 * 8
-    assert replace(PACKED, queries=64, keys=64).name == "forward-segments8-t64"
+        ids = three.ids(t)
+        assert (three.allowed(t, t) == (ids[:, None] == ids)).all()
+    (work,) = over(64, mask=PACKED)
+    assert work.pairs == 12 * 8 * 8 * 8
+    assert work.name == "forward-segments8-t64"
 
 
 def test_options_in_arrays_are_what_they_are_named_after():
     random = np.random.default_rng(0)
-    arrays = ALIBI.arrays(12, 5, 5, random)
+    arrays = ALIBI.arrays(over(5)[0], random)
     slopes = arrays["slopes"]
     np.testing.assert_allclose(slopes, ja.alibi_slopes(12), rtol=1e-7)
     assert ALIBI.added is not None
@@ -62,7 +63,7 @@ def test_options_in_arrays_are_what_they_are_named_after():
     buckets = bucket(ahead)
     few = {-200: 15, -7: 7, -8: 8, -1: 1, 0: 0, 1: 17, 7: 23, 8: 24, 128: 31, 200: 31}
     assert {k: int(buckets[k + 200]) for k in few} == few
-    seen = DENSE_MASK.arrays(12, 64, 64, random)["seen"][0, 0]
+    seen = DENSE_MASK.arrays(over(64)[0], random)["seen"][0, 0]
     assert seen.diagonal().all()
     assert 0.4 < seen.mean() < 0.6
 
@@ -76,7 +77,7 @@ def _forgetful(q, k, v, asked, extra):
 @pytest.mark.parametrize("gradient", [False, True], ids=["forward", "gradient"])
 @pytest.mark.parametrize(
     "work",
-    [*with_options(OPTIONS, TINY), replace(TINY, mask=segments(8))],
+    [*(replace(TINY, option=x) for x in OPTIONS), replace(TINY, mask=PACKED)],
     ids=lambda work: work.name,
 )
 def test_the_gate_checks_every_option(work, gradient):
@@ -93,11 +94,12 @@ def test_a_sampled_gate_knows_what_was_dropped():
     inputs = work.inputs()
     built = JAXATTN.build(work, inputs)
     outputs = built.outputs(built.run())
+    built = replace(built, outputs=list)
     gate = Gate(work, inputs, most_pairs=1000)
-    assert not any(finding.wrong for finding in gate.findings(outputs, built.read_off))
+    assert not any(finding.wrong for finding in gate.check(built, outputs))
     outputs[0] = outputs[0] * np.where(np.arange(40) == 3, 1.01, 1)[:, None, None]
-    findings = gate.findings(outputs, built.read_off)
-    assert [finding.wrong for finding in findings] == [True] + [False] * 3
+    wrong = [finding.output for finding in gate.check(built, outputs) if finding.wrong]
+    assert wrong == ["out"]
 
 
 @pytest.mark.parametrize(
@@ -105,40 +107,40 @@ def test_a_sampled_gate_knows_what_was_dropped():
     [(0.1, True, True), (0.0, True, False), (0.2, True, False), (0.1, False, False)],
 )
 def test_chances_tell_a_right_dropout_from_a_wrong_one(rate, grown, passes):
-    work = replace(FORWARD, queries=256, keys=256, option=DROPOUT)
+    (work,) = over(256, options=[DROPOUT])
     inputs = work.inputs()
     key = jax.random.key(3)
     q, k, v = (jnp.asarray(x) for x in (inputs.q, inputs.k, inputs.v))
     weights = jax.nn.softmax(jnp.einsum("bthd,bshd->bhts", q, k) / 8)
     kept = jax.random.bernoulli(key, 1 - rate, weights.shape)
     out = jnp.einsum("bhts,bshe->bthe", weights * kept, v) / (1 - rate if grown else 1)
-    (found,) = Gate(work, inputs).findings([np.asarray(out)])
+    (found,) = Gate(work, inputs).check(Built(lambda: out), [np.asarray(out)])
     assert found.wrong is not passes, str(found)
 
 
 def test_a_pattern_that_is_not_random_is_refused():
     random = np.random.default_rng(0)
     first = random.random((1, 3, 50, 50)) < 0.9
-    assert Pattern(first, first[0]).complaint(0.1) is None
-    assert "not 0.2000" in str(Pattern(first, first[0]).complaint(0.2))
+    assert not Pattern(first, first[0]).finding(0.1).wrong
+    assert "dropped 0.096 (0.2 ±" in str(Pattern(first, first[0]).finding(0.2))
     first[0, 1] = first[0, 0]
-    assert "two heads" in str(Pattern(first, first[0]).complaint(0.1))
+    assert "same heads 1 (0 ±" in str(Pattern(first, first[0]).finding(0.1))
 
 
 def test_who_takes_part_and_why_not():
-    soft, sinks = (replace(FORWARD, queries=64, keys=64, option=o) for o in (SOFT_CAP, SINKS))
+    soft, sinks = over(64, options=(SOFT_CAP, SINKS))
     assert "no soft cap" in str(XLA.limits(soft))
     assert "no sinks" in str(XLA.limits(sinks))
     assert JAXATTN_PLAIN.asked(soft) == replace(soft, option=soft.plain.option)
     assert JAXATTN_PLAIN.asked(soft.plain) is None
     assert DROP_IN.asked(soft) is None
     assert DROP_IN.asked(replace(soft, option=DENSE_MASK)) is not None
-    assert DROP_IN.asked(over((512,), FORWARD)[0]) is None
+    assert DROP_IN.asked(over(512)[0]) is None
 
 
 def test_the_smoke_set_has_every_option():
-    assert {w.option for w in SMOKE} >= set(OPTIONS)
-    assert any(w.mask.documents for w in SMOKE)
+    assert {w.option for w in SETS["smoke"]} >= set(OPTIONS)
+    assert any(w.mask.documents for w in SETS["smoke"])
 
 
 def _options(work: Workload, name: str) -> float:
@@ -150,7 +152,7 @@ def _options(work: Workload, name: str) -> float:
 
 def test_verdicts_and_tables_of_the_options_set(tmp_path):
     names = ("jaxattn", PLAIN, COMPAT, "jax.nn")
-    data = synthetic(_options, lambda work, name: work.queries * 2048, OPTIONS_SET, names)
+    data = synthetic(_options, lambda work, name: work.queries * 2048, SETS["options"], names)
     results = Results(data)
     by_name = {v.what: v for v in verdicts(results)}
     assert by_name["Forward, ALiBi, T = 4096, time over plain's"].measured == "0.500"
@@ -158,7 +160,7 @@ def test_verdicts_and_tables_of_the_options_set(tmp_path):
     assert by_name["compat, forward, T = 9 to 128, time over jax.nn's"].measured == "0.100"
     assert all(v.met for what, v in by_name.items() if "plain" in what or "compat" in what)
     table = report.options(results)
-    assert len(table.splitlines()) == 2 + sum(w.plain != w for w in OPTIONS_SET)
+    assert len(table.splitlines()) == 2 + sum(w.plain != w for w in SETS["options"])
     assert "| 8 segments | gradient | 8192 |" in table
     assert "| causal |" in report.drop_in(results)
     drawn = plots.plots(results)
@@ -194,46 +196,30 @@ def test_precision_says_what_does_not_hold():
     assert [line.holds for line in precision.claims(rows)] == [False, False, True]
 
 
-def _table() -> str:
-    text = (ROOT / "benchmarks" / "results" / "support.md").read_text()
-    return text.partition(support.START)[2].partition(support.END)[0]
-
-
 def test_the_table_of_support_has_every_mask_and_score():
-    named = set(re.findall(r"\w+", _table()))
+    named = set(re.findall(r"\w+", SUPPORT))
     public = {*masks.__all__, *scores.__all__}
     public -= {"And", "Everything", "Mask", "Not", "Or", "Score", "alibi_slopes"}
     public -= {"BoundMask", "BoundScore"}
-    assert public <= named, "run python -m benchmarks.support --write benchmarks/results/support.md"
+    assert public <= named, "run python -m benchmarks.support"
 
 
 def test_a_disagreement_is_no_tick():
-    wrong = replace(CASES[1], name="wrong", written=lambda a: {})
-    found = support.agreeing(wrong)
+    found = support.agreeing("wrong", support.CASES["`Causal`"]._replace(allowed=True))
     assert set(found) == set(support.TRANSFORMS)
     assert not any(found.values())
-    assert "✓" not in support.markdown({"wrong": found})
+    assert "| ✓ |" not in support.report({"wrong": found})
 
 
 def test_a_failing_transformation_does_not_hide_the_others(capsys):
-    def score(a):
-        def function(logit, at):
-            return jax.pure_callback(lambda x: x, logit, logit)
-
-        return {"score": function}
-
-    found = support.agreeing(replace(CASES[0], name="opaque", options=score))
-    assert not found["grad"]
-    assert "opaque, Reference(), grad: NotImplementedError" in capsys.readouterr().err
-
-
-def test_the_table_goes_between_its_markers():
-    text = support.put("| a |", f"before\n{support.START}\nold\n{support.END}\nafter")
-    assert text == f"before\n{support.START}\n| a |\n{support.END}\nafter"
-    with pytest.raises(ValueError, match="put both where it goes"):
-        support.put("| a |", "no markers")
+    itself = jax.custom_vjp(lambda logit: logit)
+    itself.defvjp(lambda logit: (logit, None), lambda _, cotangent: (cotangent,))
+    found = support.agreeing("one way", support.Case({"score": lambda logit, at: itself(logit)}))
+    assert found["vmap"]
+    assert not found["jvp"]
+    assert "one way, Reference(), jvp: TypeError" in capsys.readouterr().err
 
 
 @pytest.mark.long
 def test_the_table_of_support_is_what_is_found():
-    assert support.make().strip() == _table().strip()
+    assert support.report(support.find()) == SUPPORT

@@ -14,13 +14,13 @@ from bench import QUICK, fast, lean, synthetic, times
 from benchmarks import __main__ as command
 from benchmarks import plots, report, run
 from benchmarks.contenders import XLA, Contender
-from benchmarks.gate import Gate, expected
+from benchmarks.gate import Gate
 from benchmarks.options import CAUSAL, EVERY_PAIR, window
 from benchmarks.results import FOLDER, Results, save
-from benchmarks.sets import DEFAULT, FORWARD, FORWARD_CAUSAL, FULL, GPU, SETS
+from benchmarks.sets import SETS, over
 from benchmarks.targets import verdicts
 from benchmarks.timing import Budget, Built, measure, orders, paired_ratio
-from benchmarks.workloads import BFLOAT16, Workload, over
+from benchmarks.workloads import BFLOAT16, Workload
 
 SMALL = Workload(queries=13, keys=13, batch=2, heads=6, kv_heads=3, features=5, value_features=7)
 
@@ -66,10 +66,10 @@ def test_sampled_reference_agrees_with_the_whole_one():
     work = replace(SMALL, gradient=True, mask=CAUSAL)
     inputs = work.inputs()
     whole = {name: np.full(shape, np.nan) for name, shape in work.outputs.items()}
-    for piece in expected(work, inputs):
+    for piece in Gate(work, inputs).expected():
         whole[piece.output][piece.index] = piece.want
     assert not any(np.isnan(x).any() for x in whole.values())
-    sampled = expected(work, inputs, most_pairs=100)
+    sampled = Gate(work, inputs, most_pairs=100).expected()
     assert {p.output for p in sampled} == set(whole) == {"out", "dq", "dk", "dv"}
     assert sum(p.want.size for p in sampled) < sum(x.size for x in whole.values())
     for piece in sampled:
@@ -151,10 +151,10 @@ def test_an_error_outside_the_float64_sample_is_found_by_the_others():
     inputs = work.inputs()
     gate = Gate(work, inputs, most_pairs=100)
     by_name = {name: np.zeros(shape, np.float32) for name, shape in work.outputs.items()}
-    for piece in expected(work, inputs):
+    for piece in Gate(work, inputs).expected():
         by_name[piece.output][piece.index] = piece.want
     right = list(by_name.values())
-    assert not any(finding.wrong for finding in gate.findings(right))
+    assert not any(finding.wrong for finding in gate.check(Built(lambda: right), right))
     wrong = [*right[:3], right[3] * 1.1]
     samples = {"a": right, "b": right, "c": wrong}
     found = gate.dissenters({name: gate.sample(x) for name, x in samples.items()})
@@ -164,7 +164,7 @@ def test_an_error_outside_the_float64_sample_is_found_by_the_others():
 
 def test_ratios_shares_and_verdicts_follow_from_the_samples():
     results = Results(synthetic(fast, lean))
-    long = over((2048,), FORWARD)[0].name
+    long = over(2048)[0].name
     assert results.seconds(long, "jaxattn") == pytest.approx(2048**2 * 12 * 256 / 100e9 * 1.25)
     assert results.ratio(long, "jax.nn", "jaxattn") == pytest.approx(20)
     assert results.peak("float32") == pytest.approx(250)
@@ -219,7 +219,7 @@ def test_reports_are_what_follows_from_the_results(path, tmp_path):
 
 def test_report_of_another_device_has_no_targets():
     data = synthetic(fast, lean)
-    gpu = [w.facts() | {"contenders": {}} for w in GPU]
+    gpu = [w.facts() | {"contenders": {}} for w in SETS["gpu"]]
     data["workloads"] = gpu
     text = report.markdown(Results(data))
     assert "## Targets" not in text
@@ -290,5 +290,5 @@ def test_command_names_the_workloads_when_none_is_chosen():
 
 
 def test_full_holds_the_default_set():
-    assert set(DEFAULT) <= set(FULL)
-    assert over((9,), FORWARD_CAUSAL)[0] in DEFAULT
+    assert set(SETS["default"]) < set(SETS["full"])
+    assert over(9, mask=CAUSAL)[0] in SETS["default"]
