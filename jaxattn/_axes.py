@@ -54,8 +54,12 @@ def accumulator(dtype: Any) -> Any:
 def dot(a: AnyArray, b: AnyArray) -> Array:
     """`a @ b` in the operands' own precision on every platform (no TF32 for float32).
 
-    A CPU multiplies in it anyway, and asking for it there costs time in small products.
+    Half precision is multiplied as it is and summed in float32, as tensor cores do. A CPU
+    multiplies float32 in its own precision anyway, and asking for it costs time in small products.
     """
+    acc = accumulator(a.dtype)
+    if a.dtype != acc:
+        return jnp.matmul(a, b, preferred_element_type=acc)
     exact = None if platform() == "cpu" else jax.lax.Precision.HIGHEST
     return jnp.matmul(a, b, precision=exact)
 

@@ -198,6 +198,12 @@ class Pulled(Equation):
         every = [next(cotangents) if moves else None for moves in self.moving]
         return self.equation.pull(target, known, every)
 
+    def pull(
+        self, target: Target, args: Sequence[Any], cotangents: Sequence[Array | None]
+    ) -> Sequence[Array]:
+        """By JAX, which differentiates the transpose for it."""
+        return super().pull(target._replace(order=target.order + 1), args, cotangents)
+
 
 @dataclass(frozen=True, repr=False)
 class Mapped(Equation):

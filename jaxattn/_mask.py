@@ -1,6 +1,7 @@
 """The mask algebra: what a mask has to answer, and how masks combine."""
 
 import functools
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +60,11 @@ class BoundMask(Mask):
         Asked of one element of the batch.
         """
         return self.limits(rows, s)
+
+    def covers(self, rows: Span, keys: Span) -> bool:
+        """Whether every pair of a tile is known, while tracing, to be allowed."""
+        del rows, keys
+        return False
 
     def count(self, place: Place) -> Int[Array, " s"] | None:
         """How many queries of a tile see each of its keys; None where only `allows` can tell."""
@@ -130,6 +136,9 @@ class BoundAnd(BoundMask):
             first, stop = larger(first, its_first), smaller(stop, its_stop)
         return smaller(first, stop), stop
 
+    def covers(self, rows: Span, keys: Span) -> bool:
+        return all(mask.covers(rows, keys) for mask in self.masks)
+
     @property
     def by_head(self) -> bool:
         return any(mask.by_head for mask in self.masks)
@@ -189,6 +198,9 @@ class BoundOr(BoundMask):
             first, stop = smaller(first, its_first), larger(stop, its_stop)
         return smaller(first, stop), stop
 
+    def covers(self, rows: Span, keys: Span) -> bool:
+        return any(mask.covers(rows, keys) for mask in self.masks)
+
     @property
     def by_head(self) -> bool:
         return any(mask.by_head for mask in self.masks)
@@ -233,6 +245,9 @@ class Everything(BoundMask):
     def allows(self, place: Place) -> None:
         return None
 
+    def covers(self, rows: Span, keys: Span) -> bool:
+        return True
+
     def count(self, place: Place) -> Int[Array, " s"]:
         return jnp.full(place.keys.size, place.rows.size, INDEX)
 
@@ -269,8 +284,19 @@ class Band(BoundMask):
         return jnp.broadcast_to(jnp.maximum(to - from_ + 1, 0), keys.shape)
 
     def limits(self, rows: Span, s: int) -> Any:
-        known = all(bound is None or isinstance(bound, int) for bound in (self.low, self.high))
-        return self.needs(rows, s) if known else (0, s)
+        return self.needs(rows, s) if self._is_known else (0, s)
+
+    def covers(self, rows: Span, keys: Span) -> bool:
+        if not (self._is_known and isinstance(rows.start, int) and isinstance(keys.start, int)):
+            return False
+        low: Any = -math.inf if self.low is None else self.low
+        high: Any = math.inf if self.high is None else self.high
+        nearest = keys.start - (rows.start + rows.size - 1)
+        return low <= nearest and keys.start + keys.size - 1 - rows.start <= high
+
+    @property
+    def _is_known(self) -> bool:
+        return all(bound is None or isinstance(bound, int) for bound in (self.low, self.high))
 
     def needs(self, rows: Span, s: int) -> tuple[Index, Index]:
         first = 0 if self.low is None else clip(rows.start + self.low, s)

@@ -6,7 +6,7 @@ As a whole it may also be a static argument of `jax.jit`: it has equality and a 
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import Enum
 from typing import Any, ClassVar, NamedTuple, get_args, get_type_hints
 
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from jaxattn._axes import Index, count_to, cut
+from jaxattn._axes import Index, count_to, cut, put
 from jaxattn._content import as_int, hash_of, same, show
 from jaxattn._lowering import replaced
 from jaxattn._serial import register_value
@@ -240,6 +240,13 @@ class Value:
         """
         return self._each(lambda array, axes: _read(array, axes, block))
 
+    def add(self, block: Block, parts: Iterator[Array]) -> Any:
+        """This value with the next of `parts` added to each array, in place, where `read` reads it.
+
+        Each part has the shape that `read` gives. `Zero` stands for no array and takes none.
+        """
+        return self._each(lambda array, axes: _add(array, axes, block, next(parts)))
+
     def along_keys(self, cut: Any) -> Any:
         """This part with `cut(array, axis)` in place of each array that has an axis s."""
 
@@ -280,6 +287,28 @@ def _read(array: Any, axes: str | None, block: Block) -> Array:
     array = jnp.asarray(array)
     if axes is None:
         return array[None, None, None]
+    whole, starts, sizes = _slice(array, axes, block)
+    lead, heads, core = len(sizes) - len(axes), (1, 1), sizes[len(sizes) - len(axes) :]
+    if axes.startswith("h"):
+        heads, core = ((1, 1) if sizes[lead] == 1 else block.heads), sizes[lead + 1 :]
+    return cut(whole, starts, sizes).reshape(-1, *heads, *core)
+
+
+def _add(array: Array, axes: str | None, block: Block, part: Array) -> Array:
+    """`array` with what `_read` gives of it, or what has its shape, added in place."""
+    if axes is None:
+        return array + part.reshape(array.shape)
+    whole, starts, sizes = _slice(array, axes, block)
+    if whole.size != array.size:  # some of several batch axes are shared
+        spread = put(jnp.zeros_like(whole), part.reshape(sizes), starts)
+        return array + spread.reshape(*block.sizes.batch, *array.shape[-len(axes) :]).sum(
+            [i for i, n in enumerate(array.shape[: -len(axes)]) if n == 1], keepdims=True
+        )
+    return put(whole, cut(whole, starts, sizes) + part.reshape(sizes), starts).reshape(array.shape)
+
+
+def _slice(array: Array, axes: str, block: Block) -> tuple[Array, list[Index], list[int]]:
+    """(the array with its batch axes as one where several elements are read, starts, sizes)."""
     lead, batch = array.ndim - len(axes), block.sizes.batch
     if block.batches == 1:
         index = unflatten_index(block.batch, batch)
@@ -303,11 +332,7 @@ def _read(array: Any, axes: str | None, block: Block) -> Array:
         span = spans.get(axis, Span(0, n))
         starts.append(0 if n == 1 else span.start)
         sizes.append(min(n, span.size))
-    part = cut(array, starts, sizes)
-    heads, core = (1, 1), sizes[lead:]
-    if axes.startswith("h"):
-        heads, core = ((1, 1) if sizes[lead] == 1 else block.heads), sizes[lead + 1 :]
-    return part.reshape(-1, *heads, *core)
+    return array, starts, sizes
 
 
 def unflatten_index(flat: Index, shape: tuple[int, ...]) -> tuple[Index, ...]:

@@ -160,6 +160,13 @@ class Prefix(BoundMask):
     def needs(self, rows: Span, s: int) -> tuple[Index, Index]:
         return 0, clip(larger(self.keys, rows.start + rows.size + self.high), s)
 
+    def covers(self, rows: Span, keys: Span) -> bool:
+        known = (self.keys, self.high, rows.start, keys.start)
+        if not all(isinstance(x, int) for x in known):
+            return False
+        last = keys.start + keys.size - 1
+        return bool(last < self.keys or last <= rows.start + self.high)
+
     @property
     def exact(self) -> bool:
         return True
@@ -208,6 +215,9 @@ class BoundLengths(BoundMask):
             return 0, stop if rows.start < q else 0
         return 0, jnp.where(rows.start < q, stop, 0)
 
+    def covers(self, rows: Span, keys: Span) -> bool:
+        return _within(rows, self.q) and _within(keys, self.k)
+
     @property
     def exact(self) -> bool:
         return True
@@ -215,6 +225,14 @@ class BoundLengths(BoundMask):
     @property
     def same_for_rows(self) -> bool:
         return self.q is None
+
+
+def _within(span: Span, length: int | Array | None) -> bool:
+    """Whether the span is known to end within a length; None for no end."""
+    if length is None:
+        return True
+    known = isinstance(length, int) and isinstance(span.start, int)
+    return known and bool(span.start + span.size <= length)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

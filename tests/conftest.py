@@ -32,6 +32,12 @@ def pytest_addoption(parser):
         "--optimized", action="store_true", help="compile as users do, which takes twice as long"
     )
     parser.addoption(
+        "--made-for",
+        default=None,
+        metavar="PLATFORM",
+        help="make programs for this platform, such as cuda, and run them on this one",
+    )
+    parser.addoption(
         "--slice",
         default=None,
         metavar="I/N",
@@ -45,6 +51,12 @@ def pytest_configure(config):
     known = jax.__version_info__ < (0, 11)  # later versions of XLA do not know the second flag
     if known and not config.getoption("--optimized"):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {HURRY}"
+    if platform := config.getoption("--made-for"):
+        from made_for import made_for
+
+        scope = made_for(platform)
+        scope.__enter__()
+        config.add_cleanup(lambda: scope.__exit__(None, None, None))
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -77,13 +77,15 @@ def test_it_answers_with_every_derivative_though_it_has_none():
     check_against_oracle(Host(), ja.EVERYTHING, None)
     assert CALLED, "the gradients are its own"
 
-    def product(backend):
-        """A Hessian product: its passes are called again, and never differentiated."""
+    def products(backend):
+        """A Hessian product both ways: its passes are called again, and never differentiated."""
         loss = lambda q, k, v: (ja.attend(q, k, v, backend=backend).out ** 2).sum()
         point = tuple(map(jnp.asarray, (Q, K, V)))
-        return jax.jvp(jax.grad(loss, argnums=(0, 1, 2)), point, point)[1]
+        gradients = jax.grad(loss, argnums=(0, 1, 2))
+        return jax.jvp(gradients, point, point)[1], jax.vjp(gradients, *point)[1](point)
 
-    for x, y in zip(product(Host()), product(ja.Reference()), strict=True):
+    pairs = zip(*map(jax.tree.leaves, (products(Host()), products(ja.Reference()))), strict=True)
+    for x, y in pairs:
         np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4)
 
 

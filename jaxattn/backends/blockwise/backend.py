@@ -11,16 +11,19 @@ from jaxtyping import Array
 
 from jaxattn._axes import ceil_div
 from jaxattn._content import as_int, is_whole
+from jaxattn._finite import finite
 from jaxattn._lowering import platform
 from jaxattn._mask import BoundMask
 from jaxattn._observation import Watch
 from jaxattn._problem import Problem
 from jaxattn._softmax import LogSumExp
 from jaxattn._value import Zero
-from jaxattn.backends.blockwise.cost import visited_pairs
+from jaxattn.backends.blockwise import scheduled_forward
+from jaxattn.backends.blockwise.cost import listed_pairs, visited_pairs
 from jaxattn.backends.blockwise.forward import forward
 from jaxattn.backends.blockwise.moves import moves
-from jaxattn.backends.blockwise.plan import make_plan, whole_rows
+from jaxattn.backends.blockwise.plan import make_plan, plan_for_accelerator, whole_rows
+from jaxattn.backends.blockwise.scheduled_backward import backward
 from jaxattn.backends.blockwise.sweep import sweep
 from jaxattn.backends.blockwise.walk import Walk
 from jaxattn.backends.protocol import Backend, Call, Cost, Moves, Moving, Results
@@ -73,6 +76,8 @@ class Blockwise(Backend):
         """Where a row takes several tiles its lse is known only after them, and the observations
         take a second sweep.
         """
+        if platform() != "cpu":
+            return self._run_on_accelerator(problem, watched)
         walk, again = self.forward_walk(problem), self.lse_walk(problem)
         q, k, v, rule = _flat(problem)
         at_once = walk.plan.k_tiles == 1 or not watched
@@ -84,6 +89,22 @@ class Blockwise(Backend):
             states = sweep(again, q, k, rule, watched, hits, results.lse)
             results = results._replace(states=states)
         return _unflat(results, problem.sizes.batch)
+
+    def _run_on_accelerator(self, problem: Problem, watched: Watch) -> Results:
+        q, k, v, rule = _flat(problem)
+        results = Results(*scheduled_forward.forward(self.listed(problem), q, k, v, rule), ())
+        if watched:
+            walk = self.lse_walk(problem)
+            hits = walk.find_hits(rule.mask, held=True)
+            states = sweep(walk, q, k, rule, watched, hits, results.lse)
+            results = results._replace(states=states)
+        return _unflat(results, problem.sizes.batch)
+
+    def listed(self, problem: Problem) -> Walk:
+        """The walk whose tiles are listed, on an accelerator."""
+        sizes, n, mask = problem.sizes, problem.kv_heads, problem.rule.mask
+        plan = plan_for_accelerator(mask, sizes, n, self.q_block, self.k_block)
+        return Walk(plan, sizes, n)
 
     def observe(self, problem: Problem, watched: Watch, lse: Array) -> tuple[Any, ...]:
         walk, lead = self.lse_walk(problem), problem.sizes.batch
@@ -101,11 +122,39 @@ class Blockwise(Backend):
         moving = _flat(moving[0]), moving[1]
         return _unflat(moves(walk, _flat(problem), watched, results, moving), lead)
 
+    def transpose(
+        self,
+        problem: Problem,
+        watched: Watch,
+        results: Results,
+        moving: Moving,
+        cotangents: Moves,
+    ) -> Any:
+        """On an accelerator, where no observation has a cotangent; else JAX makes it."""
+        if platform() == "cpu" or jax.tree.leaves((moving[1], cotangents.states)):
+            return NotImplemented
+        asked, lead = moving[0], len(problem.sizes.batch)
+        zeros = lambda x, like: jnp.zeros(like.shape, like.dtype) if x is None else x
+        g = zeros(cotangents.out, results.out)
+        dlse = zeros(cotangents.log_total, results.log_total)
+        dlse = dlse - jnp.sum(g * finite(results.out), axis=-1)
+        of_queries = jax.tree.map(lambda x: _one_axis(x, lead), (results.lse, g, dlse))
+        flat, dscore = _flat(problem), asked.rule.score
+        sums = backward(self.listed(problem), *flat, dscore, *of_queries)
+        made = *_unflat(sums[:3], problem.sizes.batch), sums.scale.astype(problem.rule.scale.dtype)
+        pairs = zip((*asked[:3], asked.rule.scale), made, strict=True)
+        dq, dk, dv, dscale = (x if isinstance(x, Zero) else dx for x, dx in pairs)
+        # Sinks move, perhaps, but none of these results with them.
+        still = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), asked.rule.sinks)
+        rule = asked.rule._replace(scale=dscale, score=sums.score, sinks=still)
+        return asked._replace(q=dq, k=dk, v=dv, rule=rule), moving[1]
+
     def cost(self, problem: Problem, mask: BoundMask, watched: Watch) -> Cost:
-        walk, visited, flops = self.forward_walk(problem), None, None
-        plan = walk.plan
+        listed = platform() != "cpu"
+        walk = self.listed(problem) if listed else self.forward_walk(problem)
+        plan, visited, flops = walk.plan, None, None
         if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(mask)):
-            visited, pairs = visited_pairs(walk, mask)
+            visited, pairs = (listed_pairs if listed else visited_pairs)(walk, mask)
             flops = 2 * pairs * (problem.q.shape[-1] + problem.v.shape[-1])
         per_head = plan.q_blocks * ceil_div(problem.sizes.s, plan.k_block)
         return Cost(
@@ -116,7 +165,7 @@ class Blockwise(Backend):
             visited=visited,
             tiles=per_head * walk.batches * problem.sizes.h,
             flops=flops,
-            second_sweep=bool(watched) and plan.k_tiles > 1,
+            second_sweep=bool(watched) and (listed or plan.k_tiles > 1),
         )
 
 

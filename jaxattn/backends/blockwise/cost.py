@@ -9,6 +9,7 @@ from jaxattn._axes import count_to
 from jaxattn._function import Compiled
 from jaxattn._mask import BoundMask
 from jaxattn.backends.blockwise import stairs
+from jaxattn.backends.blockwise.schedule import schedule
 from jaxattn.backends.blockwise.walk import Walk
 
 
@@ -23,6 +24,21 @@ def visited_pairs(walk: Walk, mask: BoundMask) -> tuple[int, int]:
         if way is not None:
             pairs[:, i] = (widths[:, i] > 0) * way.pairs
     return int((widths > 0).sum()) * heads, int(pairs.sum()) * heads
+
+
+def listed_pairs(walk: Walk, mask: BoundMask) -> tuple[int, int]:
+    """`visited_pairs` where tiles are listed."""
+    plan = walk.plan
+    visited = int(_listed(walk, mask).sum()) * plan.heads * plan.batch
+    return visited, visited * plan.q_block * plan.k_block
+
+
+@Compiled
+def _listed(walk: Walk, mask: BoundMask) -> Int[Array, " runs"]:
+    """How many tiles each run of heads visits."""
+    tiles_of = schedule(walk, mask)
+    count = lambda run: sum(jnp.asarray(tiles.count, jnp.int32) for tiles in tiles_of(run))
+    return jax.lax.map(lambda run: jnp.asarray(count(run), jnp.int32), count_to(walk.runs))
 
 
 @Compiled

@@ -46,7 +46,7 @@ def after(x: Array, others: Any) -> Array:
     return jnp.where(sum(firsts) < -jnp.inf, 0, x) if firsts else x
 
 
-def repeat(n: int, step: Callable[[Index, Any], Any], carry: Any, unrolled: bool = False) -> Any:
+def repeat(n: Index, step: Callable[[Index, Any], Any], carry: Any, unrolled: bool = False) -> Any:
     if not unrolled and (not isinstance(n, int) or n > 1):
         return loop(0, n, step, carry)
     for i in range(n):

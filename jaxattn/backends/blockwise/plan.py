@@ -14,6 +14,11 @@ from jaxattn._value import Sizes, Span
 
 UNROLL = 4  # blocks of queries
 
+TILE = 2**23
+"""Scores in a tile on an accelerator: of float32 logits 32 MiB."""
+SIDES = 256, 1024
+"""The least and the most queries of such a tile, if there are so many."""
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -23,6 +28,8 @@ class Budget:
     is one block of queries, or four where the mask leaves keys out, and several such heads go at a
     time: as many as have `whole` scores. A tile has `keys` keys at most, over all key heads.
     row: a row that needs no more keys than this can be in one forward tile, of `whole` scores.
+    widths: the most widths that the last tile of a row can take. A choice of one waits for the host
+    on an accelerator.
     """
 
     tile: int
@@ -31,10 +38,12 @@ class Budget:
     whole: int
     keys: int
     row: int
+    widths: int
 
 
-CPU = Budget(tile=2**20, q_block=512, small=2**19, whole=2**21, keys=2**13, row=2**14)
-ACCELERATOR = Budget(tile=2**25, q_block=512, small=2**16, whole=2**26, keys=2**22, row=0)
+CPU = Budget(tile=2**20, q_block=512, small=2**19, whole=2**21, keys=2**13, row=2**14, widths=16)
+ACCELERATOR = Budget(tile=TILE, q_block=512, small=2**16, whole=TILE, keys=2**22, row=0, widths=1)
+"""Where tiles are not listed (schedule.py): in tangents, and for observations."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +52,8 @@ class Plan:
 
     q_block, k_block: the sides of a tile. q_blocks: how many blocks cover the queries.
     k_tiles: the most tiles that a block of queries can need. unrolled: whether the blocks are few
-    and what each needs is known, so that each gets code of its own and no branches.
+    and what each needs is known, so that each gets code of its own and no branches. most_widths: as
+    `widths` of a `Budget`.
     """
 
     batch: int
@@ -53,6 +63,7 @@ class Plan:
     q_blocks: int
     k_tiles: int
     unrolled: bool
+    most_widths: int
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -62,6 +73,7 @@ class Plan:
         over 512 keys apart, up to 16 where they are over 1,024.
         """
         steps = max(4, min(8, self.k_block // 512), min(16, self.k_block // 1024))
+        steps = min(steps, self.most_widths)
         step = ceil_div(self.k_block, steps)
         return tuple(sorted({min(step * i, self.k_block) for i in range(1, steps + 1)}))
 
@@ -70,6 +82,57 @@ class Plan:
         """`widths` where all keys of a row are read at once: few queries save little by less."""
         one_block_of_many = self.q_blocks == 1 and self.k_tiles > 1
         return (self.k_block,) if one_block_of_many else self.widths
+
+
+def is_known(mask: BoundMask) -> bool:
+    """Whether it is known while tracing which tiles the mask needs."""
+    return mask.exact and not jax.tree.leaves(mask)
+
+
+def plan_for_accelerator(
+    mask: BoundMask,
+    sizes: Sizes,
+    kv_heads: int,
+    q_block: int | None = None,
+    k_block: int | None = None,
+) -> Plan:
+    """Tiles of about `TILE` scores over all heads taken at a time, as square as may be.
+
+    A run has all the queries of its key heads, and has several batch elements only where all need
+    the same tiles.
+    """
+    t, s, h = sizes.t, sizes.s, sizes.h
+    fewest, longest = SIDES
+    asked, group, total = q_block or k_block, h // kv_heads, math.prod(sizes.batch)
+    is_small = t <= fewest or mask.limits(Span(0, ceil_div(t, 2)), s) == (0, s)
+    if asked is None and is_small and h * t * s <= TILE:
+        return Plan(_share(total, TILE // (h * t * s)), h, t, s, 1, 1, False, 1)
+    square = min(max(_power_of_2(t // 8), fewest), longest) ** 2
+    most = TILE // square
+    heads = max(run_of_heads(h, group, most), group)
+    batch = _share(total, most // h) if heads == h and is_known(mask) else 1
+    share = max(TILE // (heads * batch), 1)
+    side = min(max(_power_of_2(math.isqrt(share)), fewest), longest)
+    q_block = min(q_block or side, t)
+    if k_block is None:
+        k_block = max(_power_of_2(share // q_block), fewest)
+        if mask.limits(Span(0, q_block), s) != (0, s):  # more of a long tile would be hidden
+            k_block = min(k_block, max(side, _power_of_2(s // 8)))
+    k_block = min(k_block, s)
+    across = ceil_div(s, k_block)
+    return Plan(batch, heads, q_block, k_block, ceil_div(t, q_block), across, False, 1)
+
+
+def _share(total: int, most: int) -> int:
+    """The largest number, up to `most`, that divides `total`; 1 where that is not known."""
+    if not isinstance(total, int):  # it may be open in an exported function
+        return 1
+    return max((n for n in range(1, min(total, most) + 1) if total % n == 0), default=1)
+
+
+def _power_of_2(n: int) -> int:
+    """The largest that is no more than n."""
+    return 1 << max(n, 1).bit_length() - 1
 
 
 def even_block(length: int, most: int, multiple: int) -> int:
@@ -127,7 +190,8 @@ def make_plan(
         batch = min(max(budget.whole // (h * t * s), 1), total)
     known = not jax.tree.leaves(mask) and any(limits != (0, s) for limits in spans)
     unrolled = known and q_blocks <= UNROLL
-    return Plan(batch, heads, q_block, k_block, q_blocks, ceil_div(span, k_block), unrolled)
+    k_tiles = ceil_div(span, k_block)
+    return Plan(batch, heads, q_block, k_block, q_blocks, k_tiles, unrolled, budget.widths)
 
 
 def whole_rows(

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jaxtyping import Array, Bool, Float
 
-from jaxattn._axes import Index, count_to, cut_axis, dot
+from jaxattn._axes import Index, count_to, cut_axis
 from jaxattn._finite import finite
 from jaxattn._observation import Watch
 from jaxattn._problem import Rule
@@ -111,7 +111,7 @@ def _tile(
 ) -> tuple[Any, ...]:
     """What a tile of one head adds. fresh, new: keys and rows in no earlier tile; None for all."""
     rule, watched = part
-    scaled = dot(q * rule.scale, k.T)
+    scaled = tile.scaled(q, k, rule.scale)
     logits = tile.logits(scaled, rule, place, fresh)
     tiles = tile.Products(scaled, logits, logits.max(axis=1))
     return watch.look(watched, tiles, lse, rule, place, fresh, new)

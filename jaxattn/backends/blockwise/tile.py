@@ -1,7 +1,8 @@
 """One tile of one head's score matrix: what it adds to the forward fold and to its tangent.
 
-q [r d] and k [c d] are the rows and columns of the tile, in the accumulator's dtype. `rule` is the
-part of the problem's rule that this tile needs; `counts` says which keys count here (None for all).
+q [r d] and k [c d] are the rows and columns of the tile, in the accumulator's dtype or, on an
+accelerator's way, as they are. `rule` is the part of the problem's rule that this tile needs;
+`counts` says which keys count here (None for all).
 """
 
 from typing import NamedTuple
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxattn._axes import dot
+from jaxattn._axes import accumulator, dot
 from jaxattn._finite import finite, hide
 from jaxattn._problem import Rule
 from jaxattn._score import BoundScore
@@ -50,6 +51,14 @@ def allows(rule: Rule, place: Place, counts: Array | None) -> Bool[Array, "#a #b
     return counts if allowed is None else allowed & counts
 
 
+def scaled(
+    q: Float[Array, "r d"], k: Float[Array, "c d"], scale: Float[Array, ""]
+) -> Float[Array, "r c"]:
+    """scale · q kᵀ, in the accumulator's dtype: there half precision is scaled, not before."""
+    acc = accumulator(q.dtype)
+    return dot(q * scale, k.T) if q.dtype == acc else dot(q, k.T) * scale.astype(acc)
+
+
 def logits(
     scaled: Float[Array, "r c"], rule: Rule, place: Place, counts: Bool[Array, " c"] | None
 ) -> Float[Array, "r c"]:
@@ -74,7 +83,7 @@ def absorb(
 
     The values are finite: a NaN or Inf would reach every query of the tile, by a weight of 0.
     """
-    scaled_rc = dot(q * rule.scale, k.T)
+    scaled_rc = scaled(q, k, rule.scale)
     logits_rc = logits(scaled_rc, rule, place, counts)
     peak = logits_rc.max(axis=1)
     if state is not None:
@@ -82,7 +91,7 @@ def absorb(
     all_finite = logits_rc is scaled_rc
     p_rc = jnp.exp(logits_rc - (peak if all_finite else base(peak))[:, None])
     w_rc = p_rc if rule.dropout is None else rule.dropout.apply(p_rc, place)
-    here = Partial(peak, p_rc.sum(axis=1), dot(w_rc, v))
+    here = Partial(peak, p_rc.sum(axis=1), dot(w_rc.astype(v.dtype), v))
     after = here if state is None else state.about(peak).add(here)
     return after, Products(scaled_rc, logits_rc, peak, p_rc)
 

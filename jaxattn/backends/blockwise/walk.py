@@ -79,10 +79,13 @@ class Walk(NamedTuple):
         """`width` keys from `start` on, or the last ones."""
         return Span(_moved_back(start, width, self.sizes.s), width)
 
+    def block(self, run: Run, rows: Span, keys: Span) -> Block:
+        heads = (run.kv, run.group)
+        return Block(self.sizes, run.batch, run.batches, run.q_head, heads, rows, keys)
+
     def read(self, value: Any, run: Run, rows: Span, keys: Span) -> Any:
         """The part of a value, or of several in a tree, that a block of a run of heads needs."""
-        heads = (run.kv, run.group)
-        block = Block(self.sizes, run.batch, run.batches, run.q_head, heads, rows, keys)
+        block = self.block(run, rows, keys)
         is_value = lambda x: isinstance(x, Value)
         return jax.tree.map(
             lambda x: x.read(block) if is_value(x) else x[None, None, None], value, is_leaf=is_value
@@ -152,20 +155,25 @@ class Walk(NamedTuple):
             reach = self.reach(mask, None, run_index, i, held)
             keys, begin = reach.span(j)
 
-            def look() -> Array:
-                def allowed(mask: BoundMask, place: Place) -> Array:
-                    seen = mask.allows(place)
-                    fresh = keys.indices() >= begin
-                    return (fresh if seen is None else seen & fresh[None, :]).any()
-
-                part = self.read(mask, run, rows, keys)
-                return self.over_heads(run, allowed, (), (), part, rows, keys).any()
-
+            look = lambda: self.any_allowed(mask, run, rows, keys, begin)
             varied = lambda x: vary(x, self.sizes.varying)
             nothing = lambda: varied(jnp.zeros((), bool))
             return jax.lax.cond(reach.width(j) > 0, lambda: varied(look()), nothing)
 
         return jax.lax.map(one, count_to(math.prod(shape))).reshape(shape)
+
+    def any_allowed(
+        self, mask: BoundMask, run: Run, rows: Span, keys: Span, begin: Index
+    ) -> Bool[Array, ""]:
+        """Whether the mask allows a pair of a tile, of keys from `begin` on."""
+
+        def allowed(mask: BoundMask, place: Place) -> Array:
+            seen = mask.allows(place)
+            fresh = keys.indices() >= begin
+            return (fresh if seen is None else seen & fresh[None, :]).any()
+
+        part = self.read(mask, run, rows, keys)
+        return self.over_heads(run, allowed, (), (), part, rows, keys).any()
 
     def over_heads(
         self, run: Run, f: Callable[..., Any], x: Any, kv: Any, part: Any, rows: Span, keys: Span
@@ -302,11 +310,12 @@ class Keys(NamedTuple):
         return nan_unless_finite(k), v if self.trusting else finite(v)
 
 
-def read_rows(x: Any, run: Run, rows: Span) -> Float[Array, "batches kv group r *d"]:
-    """The rows of a run of heads from an array [b t h *d]."""
-    part = _read(
-        x, (run.batch, rows.start, run.q_head), (run.batches, rows.size, run.kv * run.group)
-    )
+def read_rows(
+    x: Any, run: Run, rows: Span, packed: bool = False
+) -> Float[Array, "batches kv group r *d"]:
+    """The rows of a run of heads from an array [b t h *d]. packed: as in `read_keys`."""
+    starts, sizes = (run.batch, rows.start, run.q_head), (rows.size, run.kv * run.group)
+    part = _read(x, starts, (run.batches, *sizes), packed)
     part = part.reshape(*part.shape[:2], run.kv, run.group, *part.shape[3:])
     return jnp.moveaxis(part, 1, 3)
 
@@ -317,14 +326,23 @@ def to_rows(x: Shaped[Array, "batches kv group r *e"]) -> Shaped[Array, "batches
     return x.reshape(*x.shape[:2], x.shape[2] * x.shape[3], *x.shape[4:])
 
 
-def read_keys(x: Any, run: Run, keys: Span) -> Float[Array, "batches kv c d"]:
-    """The keys of a run of heads from an array [b s n d]."""
-    part = _read(x, (run.batch, keys.start, run.kv_head), (run.batches, keys.size, run.kv))
+def read_keys(x: Any, run: Run, keys: Span, packed: bool = False) -> Float[Array, "batches kv c d"]:
+    """The keys of a run of heads from an array [b s n d].
+
+    packed: heads and features as one axis until the tile is read. Else XLA for GPUs, whose products
+    want heads first, copies all of x into that order before a loop.
+    """
+    part = _read(x, (run.batch, keys.start, run.kv_head), (run.batches, keys.size, run.kv), packed)
     return jnp.moveaxis(part, 1, 2)
 
 
-def _read(x: Any, starts: tuple[Index, ...], sizes: tuple[int, ...]) -> Array:
+def _read(x: Any, starts: tuple[Index, ...], sizes: tuple[int, ...], packed: bool) -> Array:
     rest = x.shape[len(sizes) :]
+    if packed:
+        b, n, h, d = x.shape
+        starts = *starts[:2], starts[2] * d
+        part = cut(x.reshape(b, n, h * d), starts, (*sizes[:2], sizes[2] * d))
+        return part.reshape(*sizes, d)
     starts, sizes = (*starts, *(0,) * len(rest)), (*sizes, *rest)
     if x.dtype == jnp.bfloat16 and platform() == "cpu":
         return _read_here(sizes, x, starts)
