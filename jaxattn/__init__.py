@@ -5,6 +5,7 @@ from jaxattn._axes import Attended
 from jaxattn._trace import At
 from jaxattn.attend import Scoring, attend, attention
 from jaxattn.backends.blockwise.backend import Blockwise
+from jaxattn.backends.hopper.backend import Hopper
 from jaxattn.backends.protocol import Backend, Unsupported
 from jaxattn.backends.reference import Reference
 from jaxattn.backends.select import AUTO, Auto
@@ -40,6 +41,7 @@ __all__ = [
     "Dense",
     "Dropout",
     "Explanation",
+    "Hopper",
     "Lengths",
     "Mask",
     "Positions",

@@ -228,7 +228,8 @@ class BoundNot(BoundMask):
 
     def allows(self, place: Place) -> Bool[Array, "#a #b"]:
         allowed = self.mask.allows(place)
-        return jnp.zeros((1, 1), bool) if allowed is None else ~allowed
+        # Mosaic's `not` knows no booleans.
+        return jnp.zeros((1, 1), bool) if allowed is None else allowed ^ True
 
     @property
     def by_head(self) -> bool:

@@ -230,7 +230,7 @@ class Value:
             part = cut(array, starts, (*(1,) * lead, *array.shape[lead:]))
             return part.reshape(array.shape[lead:])
 
-        return self._each(pick)
+        return self.each_array(pick)
 
     def read(self, block: Block) -> Any:
         """The part of this value that a block needs.
@@ -238,14 +238,14 @@ class Value:
         Every array in it has leading axes [batches kv group], each of them full or of size 1. Heads
         are mapped over them, and see this value with the axes of one head's block.
         """
-        return self._each(lambda array, axes: _read(array, axes, block))
+        return self.each_array(lambda array, axes: _read(array, axes, block))
 
     def add(self, block: Block, parts: Iterator[Array]) -> Any:
         """This value with the next of `parts` added to each array, in place, where `read` reads it.
 
         Each part has the shape that `read` gives. `Zero` stands for no array and takes none.
         """
-        return self._each(lambda array, axes: _add(array, axes, block, next(parts)))
+        return self.each_array(lambda array, axes: _add(array, axes, block, next(parts)))
 
     def along_keys(self, cut: Any) -> Any:
         """This part with `cut(array, axis)` in place of each array that has an axis s."""
@@ -255,14 +255,16 @@ class Value:
             axis = 3 + core.find("s")
             return cut(array, axis) if "s" in core and array.shape[axis] > 1 else array
 
-        return self._each(each)
+        return self.each_array(each)
 
-    def _each(self, change: Any) -> Any:
+    def each_array(self, change: Any) -> Any:
+        """This value with change(array, axes) in place of each array; axes as `axes_of` says."""
+
         def changed(x: Any, axes: str | None) -> Any:
             if x is None or isinstance(x, int | Enum | Fixed | Zero):
                 return x
             if isinstance(x, Value):
-                return x._each(change)
+                return x.each_array(change)
             if isinstance(x, tuple):
                 return tuple(changed(item, axes) for item in x)
             return change(x, axes)

@@ -44,12 +44,17 @@ MIB = 2**20
 BF16, F32 = jnp.bfloat16, jnp.float32
 
 
+def device():
+    """A sharding over the one."""
+    platform = {"platform": "cuda", "topology": "1x1x1", "target_config": H100}
+    (found, *_) = topologies.get_topology_desc(**platform).devices
+    return SingleDeviceSharding(found)
+
+
 @pytest.fixture(scope="module")
 def compiled():
     """From a function and the shapes and dtypes of its arguments to a compiled program."""
-    platform = {"platform": "cuda", "topology": "1x1x1", "target_config": H100}
-    (device, *_) = topologies.get_topology_desc(**platform).devices
-    there = SingleDeviceSharding(device)
+    there = device()
 
     def compile(f, *shapes):
         x = [jax.ShapeDtypeStruct(shape, dtype, sharding=there) for shape, dtype in shapes]

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from jaxattn.backends.blockwise.backend import Blockwise
+from jaxattn.backends.hopper.backend import Hopper
 from jaxattn.backends.protocol import Backend, Call, Unsupported
 from jaxattn.backends.reference import Reference
 
@@ -12,7 +13,7 @@ from jaxattn.backends.reference import Reference
 class Auto(Backend):
     """The first backend of `order` that can do what is asked."""
 
-    order: tuple[Backend, ...] = (Blockwise(), Reference())
+    order: tuple[Backend, ...] = (Hopper(), Blockwise(), Reference())
 
     def __repr__(self) -> str:
         return "AUTO" if self == AUTO else f"Auto({', '.join(map(repr, self.order))})"
@@ -50,7 +51,7 @@ def check_backend(backend: object) -> Backend:
     """
     if not isinstance(backend, Backend):
         raise TypeError(
-            f"a backend is a value: Reference(), Blockwise(q_block=..., k_block=...) or AUTO; "
-            f"got {backend!r}"
+            f"a backend is a value: AUTO, Blockwise(q_block=..., k_block=...), Hopper() or "
+            f"Reference(); got {backend!r}"
         )
     return backend

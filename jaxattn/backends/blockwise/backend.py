@@ -79,7 +79,7 @@ class Blockwise(Backend):
         if platform() != "cpu":
             return self._run_on_accelerator(problem, watched)
         walk, again = self.forward_walk(problem), self.lse_walk(problem)
-        q, k, v, rule = _flat(problem)
+        q, k, v, rule = flat(problem)
         at_once = walk.plan.k_tiles == 1 or not watched
         hits = walk.find_hits(rule.mask)
         made = forward(walk, q, k, v, rule, hits, watched if at_once else ())
@@ -88,17 +88,17 @@ class Blockwise(Backend):
             hits = again.find_hits(rule.mask, held=True)
             states = sweep(again, q, k, rule, watched, hits, results.lse)
             results = results._replace(states=states)
-        return _unflat(results, problem.sizes.batch)
+        return unflat(results, problem.sizes.batch)
 
     def _run_on_accelerator(self, problem: Problem, watched: Watch) -> Results:
-        q, k, v, rule = _flat(problem)
+        q, k, v, rule = flat(problem)
         results = Results(*scheduled_forward.forward(self.listed(problem), q, k, v, rule), ())
         if watched:
             walk = self.lse_walk(problem)
             hits = walk.find_hits(rule.mask, held=True)
             states = sweep(walk, q, k, rule, watched, hits, results.lse)
             results = results._replace(states=states)
-        return _unflat(results, problem.sizes.batch)
+        return unflat(results, problem.sizes.batch)
 
     def listed(self, problem: Problem) -> Walk:
         """The walk whose tiles are listed, on an accelerator."""
@@ -108,19 +108,19 @@ class Blockwise(Backend):
 
     def observe(self, problem: Problem, watched: Watch, lse: Array) -> tuple[Any, ...]:
         walk, lead = self.lse_walk(problem), problem.sizes.batch
-        q, k, _, rule = _flat(problem)
-        lse = _one_axis(lse, len(lead))
+        q, k, _, rule = flat(problem)
+        lse = one_axis(lse, len(lead))
         # A peak, which counts as a constant, and the rest.
         peak = jax.lax.stop_gradient(lse)
         parts = LogSumExp(peak, jnp.where(jnp.isneginf(peak), 0, lse - peak))
         hits = walk.find_hits(rule.mask, held=True)
-        return _unflat(sweep(walk, q, k, rule, watched, hits, parts), lead)
+        return unflat(sweep(walk, q, k, rule, watched, hits, parts), lead)
 
     def tangent(self, problem: Problem, watched: Watch, results: Results, moving: Moving) -> Moves:
         walk, lead = self.lse_walk(problem), problem.sizes.batch
-        results = jax.tree.map(lambda x: _one_axis(x, len(lead)), results._replace(states=()))
-        moving = _flat(moving[0]), moving[1]
-        return _unflat(moves(walk, _flat(problem), watched, results, moving), lead)
+        results = jax.tree.map(lambda x: one_axis(x, len(lead)), results._replace(states=()))
+        moving = flat(moving[0]), moving[1]
+        return unflat(moves(walk, flat(problem), watched, results, moving), lead)
 
     def transpose(
         self,
@@ -138,10 +138,10 @@ class Blockwise(Backend):
         g = zeros(cotangents.out, results.out)
         dlse = zeros(cotangents.log_total, results.log_total)
         dlse = dlse - jnp.sum(g * finite(results.out), axis=-1)
-        of_queries = jax.tree.map(lambda x: _one_axis(x, lead), (results.lse, g, dlse))
-        flat, dscore = _flat(problem), asked.rule.score
-        sums = backward(self.listed(problem), *flat, dscore, *of_queries)
-        made = *_unflat(sums[:3], problem.sizes.batch), sums.scale.astype(problem.rule.scale.dtype)
+        of_queries = jax.tree.map(lambda x: one_axis(x, lead), (results.lse, g, dlse))
+        dscore = asked.rule.score
+        sums = backward(self.listed(problem), *flat(problem), dscore, *of_queries)
+        made = *unflat(sums[:3], problem.sizes.batch), sums.scale.astype(problem.rule.scale.dtype)
         pairs = zip((*asked[:3], asked.rule.scale), made, strict=True)
         dq, dk, dv, dscale = (x if isinstance(x, Zero) else dx for x, dx in pairs)
         # Sinks move, perhaps, but none of these results with them.
@@ -169,17 +169,17 @@ class Blockwise(Backend):
         )
 
 
-def _flat(problem: Problem) -> Problem:
+def flat(problem: Problem) -> Problem:
     """The problem, or tangents of it, with all its batch axes in q, k and v as one."""
-    fit = lambda x: x if isinstance(x, Zero) else _one_axis(x, x.ndim - 3)
+    fit = lambda x: x if isinstance(x, Zero) else one_axis(x, x.ndim - 3)
     return problem._replace(q=fit(problem.q), k=fit(problem.k), v=fit(problem.v))
 
 
-def _one_axis(x: Array, lead: int) -> Array:
+def one_axis(x: Array, lead: int) -> Array:
     """x with its first `lead` axes as one."""
     return x.reshape(math.prod(x.shape[:lead]), *x.shape[lead:])
 
 
-def _unflat(tree: Any, lead: tuple[int, ...]) -> Any:
+def unflat(tree: Any, lead: tuple[int, ...]) -> Any:
     """The tree with the batch axes again."""
     return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), tree)

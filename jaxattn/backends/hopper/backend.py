@@ -1,0 +1,178 @@
+"""Attention by kernels of our own for NVIDIA's Hopper, in Pallas Mosaic GPU."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+from jaxtyping import Array
+
+from jaxattn._axes import accumulator
+from jaxattn._content import as_int, is_whole
+from jaxattn._mask import Band, BoundAnd, BoundMask, BoundNot, BoundOr, Everything, Near
+from jaxattn._observation import Watch
+from jaxattn._problem import Problem
+from jaxattn.backends.blockwise.backend import Blockwise, flat, unflat
+from jaxattn.backends.hopper.plan import (
+    ROWS,
+    SHARED_BYTES,
+    WARPGROUPS,
+    WIDTHS,
+    Tiles,
+    make_plan,
+    width,
+)
+from jaxattn.backends.protocol import Backend, Call, Cost, Moves, Moving, Results
+from jaxattn.masks import BoundLengths, BoundSegments, Prefix
+from jaxattn.scores import BoundALiBi, BoundSoftCap
+
+CAPABILITY = "9.0"
+MASKS = Everything, Band, Near, Prefix, BoundLengths, BoundSegments
+SCORES = BoundALiBi, BoundSoftCap
+_FOLD = Blockwise()
+
+
+@dataclass(frozen=True)
+class Hopper(Backend):
+    """The forward pass as one kernel for GPUs of compute capability 9.0 (H100, H200), in half
+    precision. Derivatives and observations are made as `Blockwise()` makes them, from its lse.
+
+    block_q: queries of a program, a multiple of 128. block_kv: keys of a tile, a multiple of 64.
+    None lets the plan choose. The result does not depend on them beyond rounding.
+    """
+
+    block_q: int | None = None
+    block_kv: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, multiple in (("block_q", WARPGROUPS * ROWS), ("block_kv", 64)):
+            block = as_int(getattr(self, name))
+            object.__setattr__(self, name, block)
+            if block is not None and (not is_whole(block) or block < 1 or block % multiple):
+                raise ValueError(
+                    f"{name} is a multiple of {multiple}, or None for the plan's choice; got "
+                    f"{name}={block!r}"
+                )
+
+    def refuses(self, call: Call) -> str | None:
+        problem, (major, minor, *_) = call.problem, jax.__version_info__
+        d, e = problem.q.shape[-1], problem.v.shape[-1]
+        if call.platform not in (None, "cuda"):
+            return f"it runs on NVIDIA GPUs of compute capability {CAPABILITY}"
+        if (major, minor) < (0, 11):
+            return f"it takes jax 0.11 or later, and this is {jax.__version__}"
+        if problem.q.dtype == accumulator(problem.q.dtype):
+            return f"it takes float16 and bfloat16, not {problem.q.dtype}"
+        if max(d, e) > WIDTHS[-1]:
+            return f"it takes up to {WIDTHS[-1]} features, got d={d} and e={e}"
+        plan = make_plan(width(d), width(e), self.block_q, self.block_kv)
+        if (needed := plan.shared_bytes(width(d), width(e))) > SHARED_BYTES:
+            return f"its tiles take {needed:,} bytes of shared memory, of {SHARED_BYTES:,}"
+        if not all(isinstance(n, int) for n in (*problem.q.shape, *problem.k.shape)):
+            return "its programs are counted for known sizes"
+        if problem.sizes.varying:
+            return "its kernel does not say over which axes of jax.shard_map its results vary"
+        if reason := _unknown(problem):
+            return reason
+        if max(d, e) > 128 and _reads_tokens(problem):
+            return f"it has registers for arrays of tokens up to 128 features, got d={d} and e={e}"
+        if call.platform == "cuda" and (found := capability()) != CAPABILITY:
+            return f"it takes compute capability {CAPABILITY}, and this device has {found}"
+        return None
+
+    def run(self, problem: Problem, watched: Watch, interpret: Any = None) -> Results:
+        from jaxattn.backends.hopper.forward import forward  # Pallas takes a second to import
+
+        q, k, v, rule = flat(problem)
+        d, e = width(q.shape[3]), width(v.shape[3])
+        plan = make_plan(d, e, self.block_q, self.block_kv)
+        q, k, v = _wide(q, d), _wide(k, d), _wide(v, e)
+        out, peak, log_total = forward(plan, problem.sizes, q, k, v, rule, interpret)
+        out = out[..., : problem.v.shape[-1]].astype(peak.dtype)
+        results = unflat(Results(out, peak, log_total, ()), problem.sizes.batch)
+        if not watched:
+            return results
+        lse = results.lse.value
+        return results._replace(states=_FOLD.observe(problem, watched, lse))
+
+    def observe(self, problem: Problem, watched: Watch, lse: Array) -> tuple[Any, ...]:
+        return _FOLD.observe(problem, watched, lse)
+
+    def tangent(self, problem: Problem, watched: Watch, results: Results, moving: Moving) -> Moves:
+        return _FOLD.tangent(problem, watched, results, moving)
+
+    def transpose(
+        self,
+        problem: Problem,
+        watched: Watch,
+        results: Results,
+        moving: Moving,
+        cotangents: Moves,
+    ) -> Any:
+        return _FOLD.transpose(problem, watched, results, moving, cotangents)
+
+    def cost(self, problem: Problem, mask: BoundMask, watched: Watch) -> Cost:
+        sizes, (d, e) = problem.sizes, (problem.q.shape[-1], problem.v.shape[-1])
+        plan = make_plan(width(d), width(e), self.block_q, self.block_kv)
+        tiles, visited, flops = Tiles(plan, sizes, mask), None, None
+        everywhere = tiles.programs * tiles.across
+        total = sizes.h * int(jnp.prod(jnp.asarray(sizes.batch, int)))
+        if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(mask)):
+            first, *_, stop = jnp.moveaxis(tiles.bounds(), -1, 0)
+            shared = total // tiles.bounds().shape[0]
+            visited = int((stop - first).sum()) * shared
+            flops = 2 * visited * plan.block_q * plan.block_kv * (d + e)
+        return Cost(
+            heads=1,
+            batch=1,
+            q_block=plan.block_q,
+            k_block=plan.block_kv,
+            visited=visited,
+            tiles=everywhere * total,
+            flops=flops,
+            second_sweep=bool(watched),
+        )
+
+
+def capability() -> str:
+    """The compute capability of the device that programs are made for, as far as it is known."""
+    mesh: Any = jax.sharding.get_abstract_mesh()
+    kind = getattr(getattr(mesh, "abstract_device", None), "device_kind", None)
+    if kind is not None:
+        hopper = ("H100", "H200", "H800", "H20", "GH200")
+        return CAPABILITY if any(name in kind for name in hopper) else f"that of {kind}"
+    if jax.default_backend() != "gpu":
+        return "none that is known"
+    return str(getattr(jax.devices()[0], "compute_capability", "none that is known"))
+
+
+def _unknown(problem: Problem) -> str | None:
+    """Which mask or score has no place in the kernel yet."""
+    rule = problem.rule
+    if (name := _other_mask(rule.mask)) is not None:
+        return f"it has no {name} in its kernel"
+    for item in rule.score:
+        if not isinstance(item, SCORES):
+            return f"it has no {type(item).__name__.removeprefix('Bound')} in its kernel"
+    return None
+
+
+def _other_mask(mask: BoundMask) -> str | None:
+    if isinstance(mask, BoundAnd | BoundOr):
+        return next((name for part in mask.masks if (name := _other_mask(part))), None)
+    if isinstance(mask, BoundNot):
+        return "~EVERYTHING" if isinstance(mask.mask, Everything) else _other_mask(mask.mask)
+    return None if isinstance(mask, MASKS) else type(mask).__name__.removeprefix("Bound")
+
+
+def _reads_tokens(problem: Problem) -> bool:
+    """Whether the mask has an array with a number for each query or key."""
+    leaves = jax.tree.leaves(problem.rule.mask)
+    return any(x.ndim > len(problem.sizes.batch) for x in leaves)
+
+
+def _wide(x: Array, features: int) -> Array:
+    """x with so many features, the new ones 0."""
+    more = features - x.shape[-1]
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, more)]) if more else x

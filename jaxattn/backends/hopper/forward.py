@@ -1,0 +1,321 @@
+"""The forward pass for Hopper: a warpgroup loads tiles of keys and values, two compute.
+
+A program has `block_q` queries of one head, half of them in each computing warpgroup, whose scores,
+weights and output stay in registers. Keys and values come by TMA into a ring of shared memory.
+
+Source: Dao et al. 2022, algorithm 1; Shah et al. 2024, section 3.1, for the division of work.
+"""
+
+# The names are those of jax 0.11.
+# pyright: reportCallIssue=false, reportPrivateImportUsage=false, reportReturnType=false
+
+import math
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_batching import sequential_vmap
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array
+
+from jaxattn._axes import INDEX
+from jaxattn._finite import hide
+from jaxattn._problem import Rule
+from jaxattn._value import Sizes, Span, unflatten_index
+from jaxattn.backends.hopper.place import COLUMN, ROW, TILE, TilePlace, operands, pieces
+from jaxattn.backends.hopper.plan import WARPGROUPS, Plan, Tiles
+
+LOG2E = math.log2(math.e)
+COMPUTING, LOADING = 232, 40  # registers of a thread
+PART = 64  # features that are multiplied outside of the matrix units at a time
+
+
+def forward(
+    plan: Plan, sizes: Sizes, q: Array, k: Array, v: Array, rule: Rule, interpret: Any = None
+) -> tuple[Array, Array, Array]:
+    """(out, peak, log_total) of every query; out in q's dtype. One batch axis; features of
+    `WIDTHS`. interpret: parameters of Pallas's interpreter, which stands in for a device."""
+    (b, t, h, d), n, e = q.shape, k.shape[2], v.shape[3]
+    tiles = Tiles(plan, sizes, rule.mask)
+    rows = tiles.programs * plan.block_q
+    values = rule.mask, rule.score, rule.dropout, rule.scale
+    more = operands(values, rows, tiles.across * plan.block_kv)
+    q, k, v = map(_even, (q, k, v))
+    call = _Call(plan, sizes, tiles, rule, h // n, len(more), interpret)
+    of_rows = jax.ShapeDtypeStruct((b, h, rows), jnp.float32)
+    kernel = plgpu.kernel(
+        call.kernel,
+        out_type=[jax.ShapeDtypeStruct((*q.shape[:3], e), q.dtype), of_rows, of_rows],
+        scratch_types=call.scratch(q.dtype, d, e),
+        grid=(h, tiles.programs, b),
+        grid_names=("head", "program", "batch"),
+        num_threads=WARPGROUPS + 1,
+        thread_name="warpgroup",
+        compiler_params=plgpu.CompilerParams(approx_math=True),
+        **({} if interpret is None else {"interpret": interpret}),
+    )
+    # Under `jax.vmap` it runs once for each element.
+    out, peak, log_total = sequential_vmap(kernel)(q, k, v, tiles.bounds(), *more)
+    of_query = lambda x: x[:, :, :t].swapaxes(1, 2)
+    return out[:, :t], of_query(peak), of_query(log_total)
+
+
+def _even(x: Array) -> Array:
+    """x with a length that the copies take, a multiple of 8."""
+    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % 8), (0, 0), (0, 0))) if x.shape[1] % 8 else x
+
+
+class _Call:
+    """What is fixed while a kernel is traced."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        sizes: Sizes,
+        tiles: Tiles,
+        rule: Rule,
+        group: int,
+        operands: int,
+        interpret: Any,
+    ) -> None:
+        self.plan, self.sizes, self.tiles, self.rule = plan, sizes, tiles, rule
+        self.group, self.operands, self.interpret = group, operands, interpret
+        self.rows = plan.block_q // WARPGROUPS
+
+    def scratch(self, dtype: Any, d: int, e: int) -> list[Any]:
+        plan = self.plan
+        tiling = plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128)
+        shared = lambda *shape: plgpu.SMEM(shape, dtype, transforms=tiling)
+        ring = partial(plgpu.Barrier, num_barriers=plan.stages)
+        return [
+            shared(WARPGROUPS, self.rows, d),
+            *([] if d == e else [shared(WARPGROUPS, self.rows, e)]),
+            shared(plan.stages, plan.block_kv, d),
+            shared(plan.stages, plan.block_kv, e),
+            plgpu.SMEM((WARPGROUPS, 2, self.rows), jnp.float32),
+            plgpu.Barrier(num_barriers=WARPGROUPS),
+            ring(),
+            ring(),
+            ring(num_arrivals=WARPGROUPS),
+            ring(num_arrivals=WARPGROUPS),
+        ]
+
+    def kernel(self, q: Any, k: Any, v: Any, bounds: Any, *rest: Any) -> None:
+        more, (out, peak, log_total), scratch = (
+            rest[: self.operands],
+            rest[self.operands : self.operands + 3],
+            rest[self.operands + 3 :],
+        )
+        head, program, b, warpgroup = (
+            lax.axis_index(x) for x in ("head", "program", "batch", "warpgroup")
+        )
+        its = bounds.at[0 if self.tiles.is_known else b, program]
+        first, whole, end, stop = (its[i] for i in range(4))
+        *q_out, k_s, v_s, row_s, q_there, k_there, v_there, k_free, v_free = scratch
+        q_s, out_s = q_out[0], q_out[-1]  # where they are alike the output takes over
+        ring = _Ring(self.plan, k_s, v_s, k_there, v_there, k_free, v_free)
+
+        @pl.when(warpgroup == WARPGROUPS)
+        def load() -> None:
+            plgpu.set_max_registers(LOADING, action="decrease")
+            ring.load(k, v, b, lax.div(head, INDEX(self.group)), first, stop - first)
+
+        @pl.when(warpgroup < WARPGROUPS)
+        def compute() -> None:
+            plgpu.set_max_registers(COMPUTING, action="increase")
+            start = program * self.plan.block_q + warpgroup * self.rows
+            here = pl.ds(start, self.rows)
+            mine = q_s.at[warpgroup]
+            plgpu.copy_gmem_to_smem(q.at[b, here, head], mine, q_there.at[warpgroup])
+            plgpu.barrier_wait(q_there.at[warpgroup])
+            rows = _Rows(self, b, head, Span(start, self.rows), mine, more, ring)
+            state = rows.attend(v.shape[-1], first, whole, end, stop)
+            parts, m, total = rows.mend(k, v, first, stop, state)
+            total = jnp.where(total == 0, 1.0, total)  # a NaN stays
+            for i, acc in enumerate(parts):
+                part = out_s.at[warpgroup, :, pl.ds(i * acc.shape[1], acc.shape[1])]
+                part[...] = (acc * _spread(1 / total, acc)).astype(out.dtype)
+            row_s.at[warpgroup, 0][...] = m / LOG2E
+            row_s.at[warpgroup, 1][...] = jnp.log2(total) / LOG2E
+            plgpu.commit_smem()
+            plgpu.copy_smem_to_gmem(out_s.at[warpgroup], out.at[b, here, head])
+            plgpu.copy_smem_to_gmem(row_s.at[warpgroup, 0], peak.at[b, head, here])
+            plgpu.copy_smem_to_gmem(row_s.at[warpgroup, 1], log_total.at[b, head, here])
+            plgpu.wait_smem_to_gmem(0)
+
+
+class _Ring:
+    """Tiles of keys and values in shared memory, and who may touch them."""
+
+    def __init__(self, plan: Plan, k: Any, v: Any, *barriers: Any) -> None:
+        self.plan, self.k, self.v = plan, k, v
+        self.k_there, self.v_there, self.k_free, self.v_free = barriers
+
+    def slot(self, i: Any) -> Any:
+        return lax.rem(i, INDEX(self.plan.stages))
+
+    def load(self, k: Any, v: Any, b: Any, head: Any, first: Any, count: Any) -> None:
+        """All tiles from `first` on; it ends when nobody reads them any more."""
+        stages, size = self.plan.stages, self.plan.block_kv
+        pairs = (k, self.k, self.k_there, self.k_free), (v, self.v, self.v_there, self.v_free)
+
+        def one(i: Any, _: Any) -> None:
+            slot, at = self.slot(i), (b, pl.ds((first + i) * size, size), head)
+            for source, tiles, there, free in pairs:
+                pl.when(i >= stages)(partial(plgpu.barrier_wait, free.at[slot]))
+                plgpu.copy_gmem_to_smem(source.at[at], tiles.at[slot], there.at[slot])
+
+        def drain(i: Any, _: Any) -> None:
+            for *_, free in pairs:
+                plgpu.barrier_wait(free.at[self.slot(i)])
+
+        lax.fori_loop(0, count, one, None)
+        lax.fori_loop(jnp.maximum(count - stages, 0), count, drain, None)
+
+
+class _Rows:
+    """The queries of a warpgroup."""
+
+    def __init__(
+        self, call: _Call, b: Any, head: Any, rows: Span, q: Any, more: Any, ring: _Ring
+    ) -> None:
+        self.call, self.head, self.rows, self.q, self.more = call, head, rows, q, more
+        self.batch = unflatten_index(b, call.sizes.batch)
+        self.ring, self.size = ring, call.plan.block_kv
+
+    def row(self, x: float) -> Array:
+        """x for each query."""
+        return plgpu.layout_cast(jnp.full((self.rows.size,), x, jnp.float32), ROW)
+
+    def nothing(self, features: int) -> Any:
+        """(accumulator, peak · log2 e, total) over no keys."""
+        acc = plgpu.layout_cast(jnp.zeros((self.rows.size, features), jnp.float32), TILE)
+        return acc, self.row(-jnp.inf), self.row(0.0)
+
+    def attend(self, features: int, first: Any, whole: Any, end: Any, stop: Any) -> Any:
+        """The state over all tiles. A NaN or Inf among the values reaches every row."""
+        state, tiles = self.nothing(features), self.call.tiles
+        step = lambda masked: partial(self.step, first, masked)
+        zero, count = INDEX(0), stop - first
+        if tiles.all_whole:
+            return lax.fori_loop(zero, count, step(False), state)
+        if not tiles.any_whole:
+            return lax.fori_loop(zero, count, step(True), state)
+        state = lax.fori_loop(zero, whole - first, step(True), state)
+        state = lax.fori_loop(whole - first, end - first, step(False), state)
+        return lax.fori_loop(end - first, count, step(True), state)
+
+    def mend(self, k: Any, v: Any, first: Any, stop: Any, state: Any) -> Any:
+        """The state, made again key by key where it is not finite: a weight of 0 times NaN is NaN,
+        and no row may learn of a value that it may not see."""
+        acc, m, total = state
+        if self.call.tiles.all_whole:
+            return [acc], m, total
+        cuts = range(0, acc.shape[1], PART)
+        parts = [lax.slice(acc, (0, at), (self.rows.size, at + PART)) for at in cuts]
+        wrong = jnp.where(jnp.abs(acc) < jnp.inf, 0.0, 1.0).max(axis=1).max()
+        begin = first * self.size
+        end = jnp.where(wrong > 0, jnp.minimum(stop * self.size, self.call.sizes.s), begin)
+        b, head = lax.axis_index("batch"), lax.div(self.head, INDEX(self.call.group))
+
+        def one(j: Any, state: Any) -> Any:
+            parts, m, total = state
+            of_key = lambda x, some: plgpu.load(
+                x.at[b, j, head, some], layout=COLUMN, optimized=False
+            )
+            spread = lambda x, like: lax.broadcast_in_dim(x.astype(jnp.float32), like.shape, [1])
+            x = self.row(0.0)
+            for at in range(0, self.q.shape[1], PART):
+                some = pl.ds(at, PART)
+                q = plgpu.load(self.q.at[:, some], layout=TILE).astype(jnp.float32)
+                x += (q * spread(of_key(k, some), q)).sum(axis=1)
+            # As a tile whose columns are all of this key.
+            tile = lambda x: lax.broadcast_in_dim(x, (self.rows.size, 8), [0])
+            of_row = lambda x: x.max(axis=1)
+            is_true = lambda x: jnp.where(x, 1.0, 0.0)
+            x, unit, dropout, place, allowed = self.logits(tile(x), Span(j, 1), True)
+            is_nan = 1 - of_row(is_true(x == x))  # of which the largest of a row need not tell
+            x = of_row(x) * unit
+            new = jnp.maximum(m, x)
+            safe = jnp.where(new == -jnp.inf, 0.0, new)
+            shrink, p = jnp.exp2(m - safe), jnp.exp2(x - safe)
+            w = p if dropout is None else of_row(dropout.apply(tile(p), place))
+            sees = self.row(1.0) if allowed is None else of_row(is_true(allowed))
+            mixed = []
+            for at, acc in zip(cuts, parts, strict=True):
+                value = spread(of_key(v, pl.ds(at, PART)), acc)
+                is_finite = is_true(jnp.abs(value) < jnp.inf)
+                value = jnp.where(is_finite > 0, value, 0)
+                acc = acc * _spread(shrink, acc) + _spread(w, acc) * value
+                poison = (1 - is_finite) * _spread(sees, acc) + _spread(is_nan, acc)
+                mixed.append(jnp.where(poison > 0, jnp.nan, acc))
+            total = jnp.where(is_nan > 0, jnp.nan, total * shrink + p)
+            return mixed, new, total
+
+        again = lambda none, x: jnp.where(lax.broadcast_in_dim(wrong, x.shape, []) > 0, none, x)
+        parts = [again(0.0, x) for x in parts]
+        return lax.fori_loop(begin, end, one, (parts, again(-jnp.inf, m), again(0.0, total)))
+
+    def step(self, first: Any, masked: bool, i: Any, state: Any) -> Any:
+        """The state after the i-th tile."""
+        acc, m, total = state
+        ring, slot = self.ring, self.ring.slot(i)
+        plgpu.barrier_wait(ring.k_there.at[slot])
+
+        def products(ref: Any) -> Array:
+            plgpu.wgmma(ref, self.q, ring.k.at[slot].transpose((1, 0)))
+            return ref[...]
+
+        x = pl.run_scoped(products, plgpu.ACC((self.rows.size, self.size), jnp.float32))
+        plgpu.barrier_arrive(ring.k_free.at[slot])
+        x, unit, dropout, place, _ = self.logits(
+            x, Span((first + i) * self.size, self.size), masked
+        )
+        new = jnp.maximum(m, x.max(axis=1) * unit)
+        safe = jnp.where(new == -jnp.inf, 0.0, new)
+        shrink = jnp.exp2(m - safe)
+        p = jnp.exp2(x * unit - _spread(safe, x))
+        total = total * shrink + p.sum(axis=1)
+        w = p if dropout is None else dropout.apply(p, place)
+        acc = acc * _spread(shrink, acc)
+        plgpu.barrier_wait(ring.v_there.at[slot])
+        acc = self.mix(acc, w.astype(ring.v.dtype), slot)
+        plgpu.barrier_arrive(ring.v_free.at[slot])
+        return acc, new, total
+
+    def logits(self, x: Array, keys: Span, masked: bool) -> Any:
+        """(logits of a tile over `unit`, unit · log2 e, dropout, the place, which pairs are
+        allowed): without a score the scale goes with log2 e into the one multiply-add of exp2."""
+        call, place = self.call, TilePlace(self.batch, self.head, self.rows, keys, x.shape[1])
+        rule = call.rule
+        values = rule.mask, rule.score, rule.dropout, rule.scale
+        mask, score, dropout, scale = pieces(values, iter(self.more), place)
+        unit = LOG2E if score else scale * LOG2E
+        x = x * scale if score else x
+        allowed = mask.allows(place) if masked else None
+        if masked and call.sizes.s % self.size and keys.size > 1:
+            there = place.k < call.sizes.s
+            allowed = there if allowed is None else allowed & there
+        x = hide(x, allowed) if score else x
+        for item in score:
+            x = item.apply(x, place)
+        x = x if allowed is None else jnp.where(allowed, x, -jnp.inf)
+        return x, unit, dropout, place, allowed
+
+    def mix(self, acc: Array, w: Array, slot: Any) -> Array:
+        """acc + w v, w in registers, for which the interpreter has no instruction."""
+        values = self.ring.v.at[slot]
+        if self.call.interpret is None:
+            add = lambda ref: plgpu.wgmma(ref, w, values)
+            return pl.run_state(add)(plgpu.ACC.init(acc))
+        acc += jnp.dot(w.astype(jnp.float32), values[...].astype(jnp.float32))
+        plgpu.commit_smem()
+        return acc
+
+
+def _spread(x: Array, like: Array) -> Array:
+    """One number of each row, all along it."""
+    return lax.broadcast_in_dim(x, like.shape, [0])

@@ -1,0 +1,143 @@
+"""Masks, scores and dropout inside a kernel: their own functions, on a tile in registers.
+
+A value's arrays go into the kernel whole. What a tile needs of them is read there, in the layout of
+the accumulator that holds the scores, and put in the value's place.
+"""
+
+# The names are those of jax 0.11.
+# pyright: reportCallIssue=false
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array
+
+from jaxattn._axes import INDEX
+from jaxattn._value import Span, Value
+
+TILE = plgpu.Layout.WGMMA
+ROW, COLUMN = TILE.reduce(1), TILE.reduce(0)
+
+
+class TilePlace(NamedTuple):
+    """What a `Place` is to masks and scores, of a tile in registers.
+
+    width: of the tile. Where there is one key, all of its columns are of it.
+    """
+
+    batch: tuple[Any, ...]
+    head: Any
+    rows: Span
+    keys: Span
+    width: int
+    keys_first: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.rows.size, self.width
+
+    @property
+    def q(self) -> Array:
+        return self._count(0) + self.rows.start
+
+    @property
+    def k(self) -> Array:
+        if self.keys.size == 1:
+            return self.each_k(jnp.asarray(self.keys.start, INDEX))
+        return self._count(1) + self.keys.start
+
+    def each_q(self, x: Any) -> Array:
+        return self._spread(x, 0)
+
+    def each_k(self, x: Any) -> Array:
+        return self._spread(x, 1)
+
+    def _count(self, axis: int) -> Array:
+        return plgpu.broadcasted_iota(INDEX, self.shape, axis, layout=TILE)
+
+    def _spread(self, x: Any, axis: int) -> Array:
+        return lax.broadcast_in_dim(x, self.shape, [axis] if jnp.ndim(x) else [])
+
+
+def leaves_with_axes(values: Any) -> list[tuple[Any, str | None]]:
+    """Every array of a tree of values, in its order, with the axes that it has after the batch."""
+    found: list[tuple[Any, str | None]] = []
+
+    def note(array: Any, axes: str | None) -> Any:
+        found.append((array, axes))
+        return array
+
+    jax.tree.map(
+        lambda x: x.each_array(note) if isinstance(x, Value) else found.append((x, None)),
+        values,
+        is_leaf=lambda x: isinstance(x, Value),
+    )
+    return found
+
+
+def unreadable(values: Any) -> str | None:
+    """Which kind of array a kernel cannot read; None for none."""
+    for array, axes in leaves_with_axes(values):
+        sizes = array.shape[array.ndim - len(axes or "") :]
+        core = [axis for axis, n in zip(axes or "", sizes, strict=True) if n > 1]
+        if axes is None and array.ndim:
+            return "an array that a function closes over"
+        if "." in core or ("t" in core and "s" in core):
+            return f"an array with the axes {array.shape}"
+    return None
+
+
+def pieces(values: Any, refs: Iterator[Any], place: TilePlace) -> Any:
+    """The values with what the tile at `place` needs of their arrays. refs: in their order."""
+
+    def piece(array: Any, axes: str | None) -> Array:
+        return _read(next(refs), array, axes or "", place)
+
+    is_value = lambda x: isinstance(x, Value)
+    return jax.tree.map(
+        lambda x: x.each_array(piece) if is_value(x) else piece(x, None), values, is_leaf=is_value
+    )
+
+
+def _read(ref: Any, array: Any, axes: str, place: TilePlace) -> Array:
+    lead = array.ndim - len(axes)
+    index: list[Any] = [
+        0 if n == 1 else i for n, i in zip(array.shape[:lead], place.batch[:lead], strict=False)
+    ]
+    layout = None
+    for axis, n in zip(axes, array.shape[lead:], strict=True):
+        if n == 1:
+            index.append(0)
+        elif axis == "h":
+            index.append(place.head)
+        elif axis == "s" and place.keys.size == 1:
+            index.append(place.keys.start)
+        else:
+            span, layout = (place.rows, ROW) if axis == "t" else (place.keys, COLUMN)
+            index.append(pl.ds(span.start, span.size))
+    if layout is None:
+        return ref[tuple(index or [0])]
+    return plgpu.load(ref.at[tuple(index)], layout=layout, optimized=False)
+
+
+def operands(values: Any, rows: int, columns: int) -> list[Array]:
+    """The arrays of values as a kernel gets them: of at least one axis, as long as whole tiles.
+
+    rows, columns: how many queries and keys all tiles have together.
+    """
+    found = []
+    for array, axes in leaves_with_axes(values):
+        x, axes = jnp.asarray(array), axes or ""
+        lengths = [{"t": rows, "s": columns}.get(axis) for axis in axes]
+        lead = x.ndim - len(axes)
+        pad = [(0, 0)] * lead + [
+            (0, 0 if n == 1 or length is None else length - n)
+            for n, length in zip(x.shape[lead:], lengths, strict=True)
+        ]
+        found.append(jnp.pad(x, pad) if any(after for _, after in pad) else x)
+    return [x if x.ndim else x[None] for x in found]
