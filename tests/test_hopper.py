@@ -130,9 +130,9 @@ def interpreted():
     assert not interpreter.get_races().races_found
 
 
-def problem_of(q, k, v, mask=ja.EVERYTHING, score=None, dropout=None, positions=None):
+def problem_of(q, k, v, mask=ja.EVERYTHING, score=None, scale=None, dropout=None, positions=None):
     q, k, v = map(jnp.asarray, (q, k, v))
-    return check(q, k, v, mask, score, None, None, dropout, positions)[0]
+    return check(q, k, v, mask, score, scale, None, dropout, positions)[0]
 
 
 def check_forward(case, interpreted):
@@ -181,6 +181,8 @@ def wide(arrays):
 
 OPTIONS_OF_CALLS = {
     "alibi": {"score": ja.ALiBi(), "mask": ja.Causal()},
+    "negative-scale": {"scale": -2.0, "mask": ja.Causal()},
+    "negative-scale-cap": {"scale": -0.5, "score": ja.SoftCap(2.0)},
     "cap": {"score": (ja.SoftCap(2.0), ja.ALiBi(np.float32([0.1, 0.2])))},
     "dropout": {"dropout": ja.Dropout(0.3, jax.random.key(1)), "mask": ja.Causal()},
     "all": {
@@ -193,7 +195,7 @@ OPTIONS_OF_CALLS = {
 
 @needs_pallas
 @pytest.mark.parametrize("name", OPTIONS_OF_CALLS)
-def test_scores_and_dropout(name, interpreted):
+def test_scores_scale_and_dropout(name, interpreted):
     """The same pairs are dropped as by `Reference`."""
     arrays, options = drawn(SEVERAL.q, SEVERAL.k, SEVERAL.v), OPTIONS_OF_CALLS[name]
     got = interpreted(*arrays, **options)

@@ -131,6 +131,13 @@ class _Call:
             mine = q_s.at[warpgroup]
             plgpu.copy_gmem_to_smem(q.at[b, here, head], mine, q_there.at[warpgroup])
             plgpu.barrier_wait(q_there.at[warpgroup])
+
+            @pl.when(more[-1][0] < 0)
+            def turn() -> None:
+                """A row's peak is found before the scale, which has to be positive for that."""
+                mine[...] = -plgpu.load(mine, layout=TILE)
+                plgpu.commit_smem()
+
             rows = _Rows(self, b, head, Span(start, self.rows), mine, more, ring)
             state = rows.attend(v.shape[-1], first, whole, end, stop)
             parts, m, total = rows.mend(k, v, first, stop, state)
@@ -293,6 +300,7 @@ class _Rows:
         rule = call.rule
         values = rule.mask, rule.score, rule.dropout, rule.scale
         mask, score, dropout, scale = pieces(values, iter(self.more), place)
+        scale = jnp.abs(scale)  # the queries have its sign
         unit = LOG2E if score else scale * LOG2E
         x = x * scale if score else x
         allowed = mask.allows(place) if masked else None
