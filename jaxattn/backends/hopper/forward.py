@@ -9,7 +9,6 @@ Source: Dao et al. 2022, algorithm 1; Shah et al. 2024, section 3.1, for the div
 # The names are those of jax 0.11.
 # pyright: reportCallIssue=false, reportPrivateImportUsage=false, reportReturnType=false
 
-import math
 from functools import partial
 from typing import Any
 
@@ -27,9 +26,19 @@ from jaxattn._problem import Rule
 from jaxattn._value import Sizes, Span, unflatten_index
 from jaxattn.backends.hopper.place import COLUMN, ROW, TILE, TilePlace, operands, pieces
 from jaxattn.backends.hopper.plan import WARPGROUPS, Plan, Tiles
+from jaxattn.backends.hopper.warpgroups import (
+    COMPUTING,
+    LOADING,
+    LOG2E,
+    Ring,
+    contract,
+    even,
+    product,
+    ring_barriers,
+    shared_tile,
+    spread_rows,
+)
 
-LOG2E = math.log2(math.e)
-COMPUTING, LOADING = 232, 40  # registers of a thread
 PART = 64  # features that are multiplied outside of the matrix units at a time
 
 
@@ -43,7 +52,7 @@ def forward(
     rows = tiles.programs * plan.block_q
     values = rule.mask, rule.score, rule.dropout, rule.scale
     more = operands(values, rows, tiles.across * plan.block_kv)
-    q, k, v = map(_even, (q, k, v))
+    q, k, v = map(even, (q, k, v))
     call = _Call(plan, sizes, tiles, rule, h // n, len(more), interpret)
     of_rows = jax.ShapeDtypeStruct((b, h, rows), jnp.float32)
     kernel = plgpu.kernel(
@@ -61,11 +70,6 @@ def forward(
     out, peak, log_total = sequential_vmap(kernel)(q, k, v, tiles.bounds(), *more)
     of_query = lambda x: x[:, :, :t].swapaxes(1, 2)
     return out[:, :t], of_query(peak), of_query(log_total)
-
-
-def _even(x: Array) -> Array:
-    """x with a length that the copies take, a multiple of 8."""
-    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % 8), (0, 0), (0, 0))) if x.shape[1] % 8 else x
 
 
 class _Call:
@@ -87,9 +91,7 @@ class _Call:
 
     def scratch(self, dtype: Any, d: int, e: int) -> list[Any]:
         plan = self.plan
-        tiling = plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128)
-        shared = lambda *shape: plgpu.SMEM(shape, dtype, transforms=tiling)
-        ring = partial(plgpu.Barrier, num_barriers=plan.stages)
+        shared = partial(shared_tile, dtype)
         return [
             shared(WARPGROUPS, self.rows, d),
             *([] if d == e else [shared(WARPGROUPS, self.rows, e)]),
@@ -97,10 +99,7 @@ class _Call:
             shared(plan.stages, plan.block_kv, e),
             plgpu.SMEM((WARPGROUPS, 2, self.rows), jnp.float32),
             plgpu.Barrier(num_barriers=WARPGROUPS),
-            ring(),
-            ring(),
-            ring(num_arrivals=WARPGROUPS),
-            ring(num_arrivals=WARPGROUPS),
+            *ring_barriers(plan.stages),
         ]
 
     def kernel(self, q: Any, k: Any, v: Any, bounds: Any, *rest: Any) -> None:
@@ -114,14 +113,16 @@ class _Call:
         )
         its = bounds.at[0 if self.tiles.is_known else b, program]
         first, whole, end, stop = (its[i] for i in range(4))
-        *q_out, k_s, v_s, row_s, q_there, k_there, v_there, k_free, v_free = scratch
+        *q_out, k_s, v_s, row_s, q_there = scratch[:-4]
+        barriers = scratch[-4:]
         q_s, out_s = q_out[0], q_out[-1]  # where they are alike the output takes over
-        ring = _Ring(self.plan, k_s, v_s, k_there, v_there, k_free, v_free)
+        ring = Ring(self.plan.block_kv, self.plan.stages, k_s, v_s, *barriers)
 
         @pl.when(warpgroup == WARPGROUPS)
         def load() -> None:
             plgpu.set_max_registers(LOADING, action="decrease")
-            ring.load(k, v, b, lax.div(head, INDEX(self.group)), first, stop - first)
+            kv_head = lax.div(head, INDEX(self.group))
+            ring.load(k, v, stop - first, lambda i: (b, first + i, kv_head))
 
         @pl.when(warpgroup < WARPGROUPS)
         def compute() -> None:
@@ -144,7 +145,7 @@ class _Call:
             total = jnp.where(total == 0, 1.0, total)  # a NaN stays
             for i, acc in enumerate(parts):
                 part = out_s.at[warpgroup, :, pl.ds(i * acc.shape[1], acc.shape[1])]
-                part[...] = (acc * _spread(1 / total, acc)).astype(out.dtype)
+                part[...] = (acc * spread_rows(1 / total, acc)).astype(out.dtype)
             row_s.at[warpgroup, 0][...] = m / LOG2E
             row_s.at[warpgroup, 1][...] = jnp.log2(total) / LOG2E
             plgpu.commit_smem()
@@ -154,40 +155,11 @@ class _Call:
             plgpu.wait_smem_to_gmem(0)
 
 
-class _Ring:
-    """Tiles of keys and values in shared memory, and who may touch them."""
-
-    def __init__(self, plan: Plan, k: Any, v: Any, *barriers: Any) -> None:
-        self.plan, self.k, self.v = plan, k, v
-        self.k_there, self.v_there, self.k_free, self.v_free = barriers
-
-    def slot(self, i: Any) -> Any:
-        return lax.rem(i, INDEX(self.plan.stages))
-
-    def load(self, k: Any, v: Any, b: Any, head: Any, first: Any, count: Any) -> None:
-        """All tiles from `first` on; it ends when nobody reads them any more."""
-        stages, size = self.plan.stages, self.plan.block_kv
-        pairs = (k, self.k, self.k_there, self.k_free), (v, self.v, self.v_there, self.v_free)
-
-        def one(i: Any, _: Any) -> None:
-            slot, at = self.slot(i), (b, pl.ds((first + i) * size, size), head)
-            for source, tiles, there, free in pairs:
-                pl.when(i >= stages)(partial(plgpu.barrier_wait, free.at[slot]))
-                plgpu.copy_gmem_to_smem(source.at[at], tiles.at[slot], there.at[slot])
-
-        def drain(i: Any, _: Any) -> None:
-            for *_, free in pairs:
-                plgpu.barrier_wait(free.at[self.slot(i)])
-
-        lax.fori_loop(0, count, one, None)
-        lax.fori_loop(jnp.maximum(count - stages, 0), count, drain, None)
-
-
 class _Rows:
     """The queries of a warpgroup."""
 
     def __init__(
-        self, call: _Call, b: Any, head: Any, rows: Span, q: Any, more: Any, ring: _Ring
+        self, call: _Call, b: Any, head: Any, rows: Span, q: Any, more: Any, ring: Ring
     ) -> None:
         self.call, self.head, self.rows, self.q, self.more = call, head, rows, q, more
         self.batch = unflatten_index(b, call.sizes.batch)
@@ -256,8 +228,8 @@ class _Rows:
                 value = spread(of_key(v, pl.ds(at, PART)), acc)
                 is_finite = is_true(jnp.abs(value) < jnp.inf)
                 value = jnp.where(is_finite > 0, value, 0)
-                acc = acc * _spread(shrink, acc) + _spread(w, acc) * value
-                poison = (1 - is_finite) * _spread(sees, acc) + _spread(is_nan, acc)
+                acc = acc * spread_rows(shrink, acc) + spread_rows(w, acc) * value
+                poison = (1 - is_finite) * spread_rows(sees, acc) + spread_rows(is_nan, acc)
                 mixed.append(jnp.where(poison > 0, jnp.nan, acc))
             total = jnp.where(is_nan > 0, jnp.nan, total * shrink + p)
             return mixed, new, total
@@ -270,27 +242,24 @@ class _Rows:
         """The state after the i-th tile."""
         acc, m, total = state
         ring, slot = self.ring, self.ring.slot(i)
-        plgpu.barrier_wait(ring.k_there.at[slot])
+        plgpu.barrier_wait(ring.a_there.at[slot])
 
-        def products(ref: Any) -> Array:
-            plgpu.wgmma(ref, self.q, ring.k.at[slot].transpose((1, 0)))
-            return ref[...]
-
-        x = pl.run_scoped(products, plgpu.ACC((self.rows.size, self.size), jnp.float32))
-        plgpu.barrier_arrive(ring.k_free.at[slot])
+        x = product(self.q, ring.a.at[slot])
+        plgpu.barrier_arrive(ring.a_free.at[slot])
         x, unit, dropout, place, _ = self.logits(
             x, Span((first + i) * self.size, self.size), masked
         )
         new = jnp.maximum(m, x.max(axis=1) * unit)
         safe = jnp.where(new == -jnp.inf, 0.0, new)
         shrink = jnp.exp2(m - safe)
-        p = jnp.exp2(x * unit - _spread(safe, x))
+        p = jnp.exp2(x * unit - spread_rows(safe, x))
         total = total * shrink + p.sum(axis=1)
         w = p if dropout is None else dropout.apply(p, place)
-        acc = acc * _spread(shrink, acc)
-        plgpu.barrier_wait(ring.v_there.at[slot])
-        acc = self.mix(acc, w.astype(ring.v.dtype), slot)
-        plgpu.barrier_arrive(ring.v_free.at[slot])
+        acc = acc * spread_rows(shrink, acc)
+        plgpu.barrier_wait(ring.b_there.at[slot])
+        v = ring.b.at[slot]
+        acc = contract(acc, w.astype(v.dtype), v, self.call.interpret)
+        plgpu.barrier_arrive(ring.b_free.at[slot])
         return acc, new, total
 
     def logits(self, x: Array, keys: Span, masked: bool) -> Any:
@@ -312,18 +281,3 @@ class _Rows:
             x = item.apply(x, place)
         x = x if allowed is None else jnp.where(allowed, x, -jnp.inf)
         return x, unit, dropout, place, allowed
-
-    def mix(self, acc: Array, w: Array, slot: Any) -> Array:
-        """acc + w v, w in registers, for which the interpreter has no instruction."""
-        values = self.ring.v.at[slot]
-        if self.call.interpret is None:
-            add = lambda ref: plgpu.wgmma(ref, w, values)
-            return pl.run_state(add)(plgpu.ACC.init(acc))
-        acc += jnp.dot(w.astype(jnp.float32), values[...].astype(jnp.float32))
-        plgpu.commit_smem()
-        return acc
-
-
-def _spread(x: Array, like: Array) -> Array:
-    """One number of each row, all along it."""
-    return lax.broadcast_in_dim(x, like.shape, [0])

@@ -27,35 +27,39 @@ ROW, COLUMN = TILE.reduce(1), TILE.reduce(0)
 class TilePlace(NamedTuple):
     """What a `Place` is to masks and scores, of a tile in registers.
 
-    width: of the tile. Where there is one key, all of its columns are of it.
+    other: how long the second axis of the tile is. Where there is one key, it is all along it.
     """
 
     batch: tuple[Any, ...]
     head: Any
     rows: Span
     keys: Span
-    width: int
+    other: int
     keys_first: bool = False
 
     @property
     def shape(self) -> tuple[int, int]:
-        return self.rows.size, self.width
+        return self.keys.size if self.keys_first else self.rows.size, self.other
 
     @property
     def q(self) -> Array:
-        return self._count(0) + self.rows.start
+        return self._count(int(self.keys_first)) + self.rows.start
 
     @property
     def k(self) -> Array:
         if self.keys.size == 1:
             return self.each_k(jnp.asarray(self.keys.start, INDEX))
-        return self._count(1) + self.keys.start
+        return self._count(1 - int(self.keys_first)) + self.keys.start
 
     def each_q(self, x: Any) -> Array:
-        return self._spread(x, 0)
+        return self._spread(x, int(self.keys_first))
 
     def each_k(self, x: Any) -> Array:
-        return self._spread(x, 1)
+        return self._spread(x, 1 - int(self.keys_first))
+
+    def layout(self, axis: str) -> Any:
+        """How a number of each query, or of each key, lies in registers."""
+        return ROW if (axis == "s") == self.keys_first else COLUMN
 
     def _count(self, axis: int) -> Array:
         return plgpu.broadcasted_iota(INDEX, self.shape, axis, layout=TILE)
@@ -118,7 +122,7 @@ def _read(ref: Any, array: Any, axes: str, place: TilePlace) -> Array:
         elif axis == "s" and place.keys.size == 1:
             index.append(place.keys.start)
         else:
-            span, layout = (place.rows, ROW) if axis == "t" else (place.keys, COLUMN)
+            span, layout = place.rows if axis == "t" else place.keys, place.layout(axis)
             index.append(pl.ds(span.start, span.size))
     if layout is None:
         return ref[tuple(index or [0])]

@@ -1,0 +1,94 @@
+"""What the warpgroups of a kernel share: a ring of tiles, and products of what is in registers."""
+
+# The names are those of jax 0.11.
+# pyright: reportCallIssue=false, reportPrivateImportUsage=false, reportReturnType=false
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array
+
+from jaxattn._axes import INDEX
+from jaxattn.backends.hopper.plan import WARPGROUPS
+
+LOG2E = math.log2(math.e)
+COMPUTING, LOADING = 232, 40  # registers of a thread
+
+
+def shared_tile(dtype: Any, *shape: int) -> Any:
+    """Shared memory in the order that copies write and products read."""
+    tiling = plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128)
+    return plgpu.SMEM(shape, dtype, transforms=tiling)
+
+
+def ring_barriers(stages: int) -> list[Any]:
+    """The barriers of a `Ring`, in its order."""
+    ring = partial(plgpu.Barrier, num_barriers=stages)
+    return [ring(), ring(), ring(num_arrivals=WARPGROUPS), ring(num_arrivals=WARPGROUPS)]
+
+
+class Ring:
+    """Pairs of tiles, of `size` rows each, in shared memory, and who may touch them."""
+
+    def __init__(self, size: int, stages: int, a: Any, b: Any, *barriers: Any) -> None:
+        self.size, self.stages, self.a, self.b = size, stages, a, b
+        self.a_there, self.b_there, self.a_free, self.b_free = barriers
+
+    def slot(self, i: Any) -> Any:
+        return lax.rem(i, INDEX(self.stages))
+
+    def load(
+        self, a: Any, b: Any, count: Any, which: Callable[[Any], tuple[Any, Any, Any]]
+    ) -> None:
+        """So many tiles of a and b, which(i) = (batch, tile, head); it ends when nobody reads them
+        any more."""
+        pairs = (a, self.a, self.a_there, self.a_free), (b, self.b, self.b_there, self.b_free)
+
+        def one(i: Any, _: Any) -> None:
+            slot, (batch, tile, head) = self.slot(i), which(i)
+            at = batch, pl.ds(tile * self.size, self.size), head
+            for source, tiles, there, free in pairs:
+                pl.when(i >= self.stages)(partial(plgpu.barrier_wait, free.at[slot]))
+                plgpu.copy_gmem_to_smem(source.at[at], tiles.at[slot], there.at[slot])
+
+        def drain(i: Any, _: Any) -> None:
+            for *_, free in pairs:
+                plgpu.barrier_wait(free.at[self.slot(i)])
+
+        lax.fori_loop(0, count, one, None)
+        lax.fori_loop(jnp.maximum(count - self.stages, 0), count, drain, None)
+
+
+def product(a: Any, b: Any) -> Array:
+    """a bᵀ, both in shared memory."""
+
+    def run(ref: Any) -> Array:
+        plgpu.wgmma(ref, a, b.transpose((1, 0)))
+        return ref[...]
+
+    return pl.run_scoped(run, plgpu.ACC((a.shape[0], b.shape[0]), jnp.float32))
+
+
+def contract(acc: Array, x: Array, b: Any, interpret: Any) -> Array:
+    """acc + x b, x in registers, for which the interpreter has no instruction."""
+    if interpret is None:
+        return pl.run_state(lambda ref: plgpu.wgmma(ref, x, b))(plgpu.ACC.init(acc))
+    acc += jnp.dot(x.astype(jnp.float32), b[...].astype(jnp.float32))
+    plgpu.commit_smem()
+    return acc
+
+
+def spread_rows(x: Array, like: Array) -> Array:
+    """One number of each row, all along it."""
+    return lax.broadcast_in_dim(x, like.shape, [0])
+
+
+def even(x: Array) -> Array:
+    """x with a length that the copies take, a multiple of 8."""
+    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % 8), (0, 0), (0, 0))) if x.shape[1] % 8 else x
