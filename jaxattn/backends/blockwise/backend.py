@@ -133,21 +133,10 @@ class Blockwise(Backend):
         """On an accelerator, where no observation has a cotangent; else JAX makes it."""
         if platform() == "cpu" or jax.tree.leaves((moving[1], cotangents.states)):
             return NotImplemented
-        asked, lead = moving[0], len(problem.sizes.batch)
-        zeros = lambda x, like: jnp.zeros(like.shape, like.dtype) if x is None else x
-        g = zeros(cotangents.out, results.out)
-        dlse = zeros(cotangents.log_total, results.log_total)
-        dlse = dlse - jnp.sum(g * finite(results.out), axis=-1)
-        of_queries = jax.tree.map(lambda x: one_axis(x, lead), (results.lse, g, dlse))
-        dscore = asked.rule.score
+        of_queries = pulled_back(problem, results, cotangents)
+        dscore = moving[0].rule.score
         sums = backward(self.listed(problem), *flat(problem), dscore, *of_queries)
-        made = *unflat(sums[:3], problem.sizes.batch), sums.scale.astype(problem.rule.scale.dtype)
-        pairs = zip((*asked[:3], asked.rule.scale), made, strict=True)
-        dq, dk, dv, dscale = (x if isinstance(x, Zero) else dx for x, dx in pairs)
-        # Sinks move, perhaps, but none of these results with them.
-        still = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), asked.rule.sinks)
-        rule = asked.rule._replace(scale=dscale, score=sums.score, sinks=still)
-        return asked._replace(q=dq, k=dk, v=dv, rule=rule), moving[1]
+        return as_asked(problem, moving, sums[:3], sums.scale, sums.score)
 
     def cost(self, problem: Problem, mask: BoundMask, watched: Watch) -> Cost:
         listed = platform() != "cpu"
@@ -167,6 +156,30 @@ class Blockwise(Backend):
             flops=flops,
             second_sweep=bool(watched) and (listed or plan.k_tiles > 1),
         )
+
+
+def pulled_back(
+    problem: Problem, results: Results, cotangents: Moves
+) -> tuple[LogSumExp, Array, Array]:
+    """(lse, the cotangent of out, that of lse less what out takes of it), with one batch axis."""
+    zeros = lambda x, like: jnp.zeros(like.shape, like.dtype) if x is None else x
+    g = zeros(cotangents.out, results.out)
+    dlse = zeros(cotangents.log_total, results.log_total)
+    dlse = dlse - jnp.sum(g * finite(results.out), axis=-1)
+    lead = len(problem.sizes.batch)
+    return jax.tree.map(lambda x: one_axis(x, lead), (results.lse, g, dlse))
+
+
+def as_asked(problem: Problem, moving: Moving, made: Any, scale: Any, score: Any) -> Moving:
+    """Gradients in the places of what moves. made: of q, k and v, with one batch axis."""
+    asked, lead = moving[0], problem.sizes.batch
+    scale = scale.astype(problem.rule.scale.dtype)
+    pairs = zip((*asked[:3], asked.rule.scale), (*unflat(made, lead), scale), strict=True)
+    dq, dk, dv, dscale = (x if isinstance(x, Zero) else dx for x, dx in pairs)
+    # Sinks move, perhaps, but none of these results with them.
+    still = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), asked.rule.sinks)
+    rule = asked.rule._replace(scale=dscale, score=score, sinks=still)
+    return asked._replace(q=dq, k=dk, v=dv, rule=rule), moving[1]
 
 
 def flat(problem: Problem) -> Problem:

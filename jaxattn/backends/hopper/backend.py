@@ -13,7 +13,7 @@ from jaxattn._content import as_int, is_whole
 from jaxattn._mask import Band, BoundAnd, BoundMask, BoundNot, BoundOr, Everything, Near
 from jaxattn._observation import Watch
 from jaxattn._problem import Problem
-from jaxattn.backends.blockwise.backend import Blockwise, flat, unflat
+from jaxattn.backends.blockwise.backend import Blockwise, as_asked, flat, pulled_back, unflat
 from jaxattn.backends.hopper.plan import (
     ROWS,
     SHARED_BYTES,
@@ -35,8 +35,9 @@ _FOLD = Blockwise()
 
 @dataclass(frozen=True)
 class Hopper(Backend):
-    """The forward pass as one kernel for GPUs of compute capability 9.0 (H100, H200), in half
-    precision. Derivatives and observations are made as `Blockwise()` makes them, from its lse.
+    """Kernels for GPUs of compute capability 9.0 (H100, H200), in half precision: the forward pass,
+    and gradients of q, k and v with up to 128 features, with dropout 64. All other derivatives and
+    the observations are made as `Blockwise()` makes them, from the lse.
 
     block_q: queries of a program, a multiple of 128. block_kv: keys of a tile, a multiple of 64.
     None lets the plan choose. The result does not depend on them beyond rounding.
@@ -75,8 +76,6 @@ class Hopper(Backend):
             return "its kernel does not say over which axes of jax.shard_map its results vary"
         if reason := _unknown(problem):
             return reason
-        if max(d, e) > 128 and _reads_tokens(problem):
-            return f"it has registers for arrays of tokens up to 128 features, got d={d} and e={e}"
         if call.platform == "cuda" and (found := capability()) != CAPABILITY:
             return f"it takes compute capability {CAPABILITY}, and this device has {found}"
         return None
@@ -109,8 +108,23 @@ class Hopper(Backend):
         results: Results,
         moving: Moving,
         cotangents: Moves,
+        interpret: Any = None,
     ) -> Any:
-        return _FOLD.transpose(problem, watched, results, moving, cotangents)
+        """By kernels, where only q, k and v are asked for and there are registers for it."""
+        still = jax.tree.leaves((moving[0].rule._replace(sinks=None), moving[1], cotangents.states))
+        features = max(width(problem.q.shape[-1]), width(problem.v.shape[-1]))
+        if still or features > (64 if problem.rule.dropout else 128):
+            return _FOLD.transpose(problem, watched, results, moving, cotangents)
+        from jaxattn.backends.hopper.backward import backward
+
+        q, k, v, rule = flat(problem)
+        d, e = width(q.shape[3]), width(v.shape[3])
+        lse, g, dlse = pulled_back(problem, results, cotangents)
+        arrays = _wide(q, d), _wide(k, d), _wide(v, e)
+        made = backward(problem.sizes, *arrays, rule, lse, _wide(g, e), dlse, interpret)
+        made = [dx[..., : x.shape[-1]] for dx, x in zip(made, (q, k, v), strict=True)]
+        nothing = jnp.zeros(())  # of the scale and the scores, which are not asked for
+        return as_asked(problem, moving, made, nothing, moving[0].rule.score)
 
     def cost(self, problem: Problem, mask: BoundMask, watched: Watch) -> Cost:
         sizes, (d, e) = problem.sizes, (problem.q.shape[-1], problem.v.shape[-1])
@@ -164,12 +178,6 @@ def _other_mask(mask: BoundMask) -> str | None:
     if isinstance(mask, BoundNot):
         return "~EVERYTHING" if isinstance(mask.mask, Everything) else _other_mask(mask.mask)
     return None if isinstance(mask, MASKS) else type(mask).__name__.removeprefix("Bound")
-
-
-def _reads_tokens(problem: Problem) -> bool:
-    """Whether the mask has an array with a number for each query or key."""
-    leaves = jax.tree.leaves(problem.rule.mask)
-    return any(x.ndim > len(problem.sizes.batch) for x in leaves)
 
 
 def _wide(x: Array, features: int) -> Array:

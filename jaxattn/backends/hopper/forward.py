@@ -33,6 +33,7 @@ from jaxattn.backends.hopper.warpgroups import (
     Ring,
     contract,
     even,
+    over,
     product,
     ring_barriers,
     shared_tile,
@@ -112,7 +113,7 @@ class _Call:
             lax.axis_index(x) for x in ("head", "program", "batch", "warpgroup")
         )
         its = bounds.at[0 if self.tiles.is_known else b, program]
-        first, whole, end, stop = (its[i] for i in range(4))
+        first, *_, stop = its_bounds = [its[i] for i in range(4)]
         *q_out, k_s, v_s, row_s, q_there = scratch[:-4]
         barriers = scratch[-4:]
         q_s, out_s = q_out[0], q_out[-1]  # where they are alike the output takes over
@@ -140,7 +141,7 @@ class _Call:
                 plgpu.commit_smem()
 
             rows = _Rows(self, b, head, Span(start, self.rows), mine, more, ring)
-            state = rows.attend(v.shape[-1], first, whole, end, stop)
+            state = rows.attend(v.shape[-1], its_bounds)
             parts, m, total = rows.mend(k, v, first, stop, state)
             total = jnp.where(total == 0, 1.0, total)  # a NaN stays
             for i, acc in enumerate(parts):
@@ -174,18 +175,10 @@ class _Rows:
         acc = plgpu.layout_cast(jnp.zeros((self.rows.size, features), jnp.float32), TILE)
         return acc, self.row(-jnp.inf), self.row(0.0)
 
-    def attend(self, features: int, first: Any, whole: Any, end: Any, stop: Any) -> Any:
+    def attend(self, features: int, bounds: Any) -> Any:
         """The state over all tiles. A NaN or Inf among the values reaches every row."""
-        state, tiles = self.nothing(features), self.call.tiles
-        step = lambda masked: partial(self.step, first, masked)
-        zero, count = INDEX(0), stop - first
-        if tiles.all_whole:
-            return lax.fori_loop(zero, count, step(False), state)
-        if not tiles.any_whole:
-            return lax.fori_loop(zero, count, step(True), state)
-        state = lax.fori_loop(zero, whole - first, step(True), state)
-        state = lax.fori_loop(whole - first, end - first, step(False), state)
-        return lax.fori_loop(end - first, count, step(True), state)
+        step = partial(self.step, bounds[0])
+        return over(self.call.tiles, bounds, step, self.nothing(features))
 
     def mend(self, k: Any, v: Any, first: Any, stop: Any, state: Any) -> Any:
         """The state, made again key by key where it is not finite: a weight of 0 times NaN is NaN,

@@ -43,13 +43,13 @@ class TilePlace(NamedTuple):
 
     @property
     def q(self) -> Array:
-        return self._count(int(self.keys_first)) + self.rows.start
+        return self.each_q(self._count("t", self.rows))
 
     @property
     def k(self) -> Array:
         if self.keys.size == 1:
             return self.each_k(jnp.asarray(self.keys.start, INDEX))
-        return self._count(1 - int(self.keys_first)) + self.keys.start
+        return self.each_k(self._count("s", self.keys))
 
     def each_q(self, x: Any) -> Array:
         return self._spread(x, int(self.keys_first))
@@ -61,8 +61,11 @@ class TilePlace(NamedTuple):
         """How a number of each query, or of each key, lies in registers."""
         return ROW if (axis == "s") == self.keys_first else COLUMN
 
-    def _count(self, axis: int) -> Array:
-        return plgpu.broadcasted_iota(INDEX, self.shape, axis, layout=TILE)
+    def _count(self, axis: str, span: Span) -> Array:
+        """The positions along an axis, for the tile one of each: as a tile of them they would take
+        as many registers."""
+        shape, layout = (span.size,), self.layout(axis)
+        return plgpu.broadcasted_iota(INDEX, shape, 0, layout=layout) + span.start
 
     def _spread(self, x: Any, axis: int) -> Array:
         return lax.broadcast_in_dim(x, self.shape, [axis] if jnp.ndim(x) else [])

@@ -1,6 +1,7 @@
 """How a Hopper kernel cuts the score matrix, and which tiles a program of it visits."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -54,6 +55,11 @@ class Tiles:
         self.across = ceil_div(sizes.s, plan.block_kv)
         self.is_known = mask.exact and not jax.tree.leaves(mask)
 
+    @property
+    def size(self) -> int:
+        """How many keys of each tile come at a time."""
+        return self.plan.block_kv
+
     def rows(self, program: Any) -> Span:
         """The queries of a program; the last one may have some of the one before, too."""
         size = min(self.plan.block_q, self.sizes.t)
@@ -93,16 +99,74 @@ class Tiles:
         """Of each program the first tile, the first whole one, the end of those, the stop."""
         if self.is_known:
             return jnp.asarray(np.array(self._known, INDEX)[None])
-        size, s, batch = self.plan.block_kv, self.sizes.s, self.sizes.batch
-        total = math.prod(batch)
+        size = self.plan.block_kv
+        first, stop = _needs(self.mask, self.sizes, self.programs, self.rows)
+        low = first // size
+        high = jnp.where(first < stop, (stop + size - 1) // size, low)
+        return jnp.stack([low, high, high, high], axis=-1)
 
-        def one(index: Array) -> Array:
-            b, program = unflatten_index(index, (total, self.programs))
-            element = self.mask.element(unflatten_index(b, batch))
-            first, stop = element.needs(self.rows(program), s)
-            low = jnp.asarray(first, INDEX) // size
-            high = jnp.where(first < stop, (jnp.asarray(stop, INDEX) + size - 1) // size, low)
-            return jnp.stack([low, high, high, high])
 
-        found = jax.vmap(one)(count_to(total * self.programs))
-        return found.reshape(total, self.programs, 4)
+class KeyTiles(Tiles):
+    """The same the other way: a program has `block_q` keys, and goes through blocks of queries."""
+
+    def __init__(self, plan: Plan, sizes: Sizes, mask: BoundMask) -> None:
+        super().__init__(plan, sizes, mask)
+        self.programs, self.across = ceil_div(sizes.s, plan.block_q), ceil_div(sizes.t, self.size)
+
+    @property
+    def size(self) -> int:
+        return ROWS
+
+    def rows(self, program: Any) -> Span:
+        """The queries of a block."""
+        size = min(ROWS, self.sizes.t)
+        return Span(smaller(program * ROWS, self.sizes.t - size), size)
+
+    @cached_property
+    def _known(self) -> list[tuple[int, int, int, int]]:
+        s, found = self.sizes.s, []
+        limits = np.array([self.mask.limits(self.rows(i), s) for i in range(self.across)])
+        for program in range(self.programs):
+            keys = Span(program * self.plan.block_q, self.plan.block_q)
+            low, high = _reach(np, limits[:, 0], limits[:, 1], keys.start, keys.size)
+            begin, end = int(low), int(high)
+            while begin < end and not self.mask.covers(self.rows(begin), keys):
+                begin += 1
+            while begin < end and not self.mask.covers(self.rows(end - 1), keys):
+                end -= 1
+            found.append((int(low), begin, end, int(high)))
+        return found
+
+    def bounds(self) -> Int[Array, "#b programs 4"]:
+        if self.is_known:
+            return super().bounds()
+        first, stop = _needs(self.mask, self.sizes, self.across, self.rows)
+        starts = count_to(self.programs) * self.plan.block_q
+        reach = lambda first, stop, start: _reach(jnp, first, stop, start, self.plan.block_q)
+        over_keys = jax.vmap(reach, (None, None, 0))
+        low, high = jax.vmap(over_keys, (0, 0, None))(first, stop, starts)
+        return jnp.stack([low, high, high, high], axis=-1)
+
+
+def _needs(
+    mask: BoundMask, sizes: Sizes, blocks: int, rows: Callable[[Any], Span]
+) -> tuple[Int[Array, "b blocks"], Int[Array, "b blocks"]]:
+    """The range of keys that each block of queries needs."""
+    total = math.prod(sizes.batch)
+
+    def one(index: Array) -> tuple[Array, Array]:
+        b, block = unflatten_index(index, (total, blocks))
+        first, stop = mask.element(unflatten_index(b, sizes.batch)).needs(rows(block), sizes.s)
+        return jnp.asarray(first, INDEX), jnp.asarray(stop, INDEX)
+
+    first, stop = jax.vmap(one)(count_to(total * blocks))
+    return first.reshape(total, blocks), stop.reshape(total, blocks)
+
+
+def _reach(xp: Any, first: Any, stop: Any, start: Any, size: int) -> tuple[Any, Any]:
+    """The range of blocks of queries that need one of the keys from `start` on."""
+    needs = (first < start + size) & (stop > start) & (first < stop)
+    low = xp.argmax(needs)
+    high = needs.shape[0] - xp.argmax(needs[::-1])
+    some = needs.any()
+    return xp.where(some, low, 0).astype(INDEX), xp.where(some, high, 0).astype(INDEX)

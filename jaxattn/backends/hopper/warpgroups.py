@@ -15,10 +15,10 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
 from jaxattn._axes import INDEX
-from jaxattn.backends.hopper.plan import WARPGROUPS
+from jaxattn.backends.hopper.plan import WARPGROUPS, Tiles
 
 LOG2E = math.log2(math.e)
-COMPUTING, LOADING = 232, 40  # registers of a thread
+COMPUTING, LOADING = 240, 24  # registers of a thread
 
 
 def shared_tile(dtype: Any, *shape: int) -> Any:
@@ -63,6 +63,29 @@ class Ring:
 
         lax.fori_loop(0, count, one, None)
         lax.fori_loop(jnp.maximum(count - self.stages, 0), count, drain, None)
+
+
+def over(
+    tiles: Tiles,
+    bounds: Any,
+    step: Callable[[bool, Any, Any], Any],
+    state: Any,
+    splits: bool = True,
+) -> Any:
+    """step(masked, i, state) for the tiles of a program, counted from the first of `bounds` on.
+
+    splits: whether what is allowed whole goes without a mask: that takes three loops, and more
+    registers.
+    """
+    first, whole, end, stop = bounds
+    zero, count = INDEX(0), stop - first
+    if tiles.all_whole:
+        return lax.fori_loop(zero, count, partial(step, False), state)
+    if not (tiles.any_whole and splits):
+        return lax.fori_loop(zero, count, partial(step, True), state)
+    state = lax.fori_loop(zero, whole - first, partial(step, True), state)
+    state = lax.fori_loop(whole - first, end - first, partial(step, False), state)
+    return lax.fori_loop(end - first, count, partial(step, True), state)
 
 
 def product(a: Any, b: Any) -> Array:
