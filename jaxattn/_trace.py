@@ -124,6 +124,9 @@ class Traced(Value):
             return whole(*captured, *scalars, *batch, head, q, k)[0]
 
         at = BoundPositions() if self.positions is None else self.positions
+        if not isinstance(place, Place):  # of registers, where each number has its own
+            q, k = place.each_q(at.q(place)), place.each_k(at.k(place))
+            return jax.vmap(jax.vmap(one))(q, k, *tiles)
         q, k = as_position(at.q(place)), as_position(at.k(place))
         axes = [(None, 0), (0, None)]  # the inner axis, then the outer
         inner, outer = reversed(axes) if place.keys_first else axes

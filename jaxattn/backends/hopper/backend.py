@@ -13,6 +13,8 @@ from jaxattn._content import as_int, is_whole
 from jaxattn._mask import Band, BoundAnd, BoundMask, BoundNot, BoundOr, Everything, Near
 from jaxattn._observation import Watch
 from jaxattn._problem import Problem
+from jaxattn._score import BoundFunction
+from jaxattn._trace import Traced
 from jaxattn.backends.blockwise.backend import Blockwise, as_asked, flat, pulled_back, unflat
 from jaxattn.backends.hopper.plan import (
     ROWS,
@@ -24,12 +26,18 @@ from jaxattn.backends.hopper.plan import (
     width,
 )
 from jaxattn.backends.protocol import Backend, Call, Cost, Moves, Moving, Results
-from jaxattn.masks import BoundLengths, BoundSegments, Prefix
+from jaxattn.masks import BoundLengths, BoundSegments, BoundWhere, Prefix
 from jaxattn.scores import BoundALiBi, BoundSoftCap
 
 CAPABILITY = "9.0"
 MASKS = Everything, Band, Near, Prefix, BoundLengths, BoundSegments
 SCORES = BoundALiBi, BoundSoftCap
+# Of users' functions: what tests/test_hopper.py shows to compile.
+OPERATIONS = {
+    *("abs", "sign", "neg", "add", "sub", "mul", "div", "rem", "max", "min"),
+    *("eq", "ne", "lt", "le", "gt", "ge", "and", "or", "xor", "select_n", "convert_element_type"),
+    *("exp", "log", "sin", "cos", "tanh"),
+}
 _FOLD = Blockwise()
 
 
@@ -110,10 +118,12 @@ class Hopper(Backend):
         cotangents: Moves,
         interpret: Any = None,
     ) -> Any:
-        """By kernels, where only q, k and v are asked for and there are registers for it."""
+        """By kernels, where only q, k and v are asked for, of scores of our own, and there are
+        registers for it."""
         still = jax.tree.leaves((moving[0].rule._replace(sinks=None), moving[1], cotangents.states))
         features = max(width(problem.q.shape[-1]), width(problem.v.shape[-1]))
-        if still or features > (64 if problem.rule.dropout else 128):
+        by_hand = any(isinstance(item, BoundFunction) for item in problem.rule.score)
+        if still or by_hand or features > (64 if problem.rule.dropout else 128):
             return _FOLD.transpose(problem, watched, results, moving, cotangents)
         from jaxattn.backends.hopper.backward import backward
 
@@ -167,9 +177,31 @@ def _unknown(problem: Problem) -> str | None:
     if (name := _other_mask(rule.mask)) is not None:
         return f"it has no {name} in its kernel"
     for item in rule.score:
-        if not isinstance(item, SCORES):
-            return f"it has no {type(item).__name__.removeprefix('Bound')} in its kernel"
+        known = (
+            _fits(item.function) if isinstance(item, BoundFunction) else isinstance(item, SCORES)
+        )
+        if not known:
+            return f"it has no {_name(item)} in its kernel"
     return None
+
+
+def _fits(function: Traced) -> bool:
+    """Whether a kernel can run a function of one pair: without arrays, and of these operations."""
+    every = jax.tree.leaves(function.captured), _operations(function.program.jaxpr)
+    return not every[0] and every[1] <= OPERATIONS
+
+
+def _operations(jaxpr: Any) -> set[str]:
+    """The primitives of a jaxpr, and of those in it."""
+    found = set()
+    for eqn in jaxpr.eqns:
+        inner = eqn.params.get("jaxpr")
+        found |= {eqn.primitive.name} if inner is None else _operations(inner.jaxpr)
+    return found
+
+
+def _name(item: Any) -> str:
+    return type(item).__name__.removeprefix("Bound")
 
 
 def _other_mask(mask: BoundMask) -> str | None:
@@ -177,7 +209,9 @@ def _other_mask(mask: BoundMask) -> str | None:
         return next((name for part in mask.masks if (name := _other_mask(part))), None)
     if isinstance(mask, BoundNot):
         return "~EVERYTHING" if isinstance(mask.mask, Everything) else _other_mask(mask.mask)
-    return None if isinstance(mask, MASKS) else type(mask).__name__.removeprefix("Bound")
+    if isinstance(mask, BoundWhere) and _fits(mask.seen):
+        return None
+    return None if isinstance(mask, MASKS) else _name(mask)
 
 
 def _wide(x: Array, features: int) -> Array:

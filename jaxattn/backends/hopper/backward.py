@@ -268,7 +268,7 @@ class _OfQueries(_Call):
 
     def place(self, batch: Any, head: Any, mine: Span, first: Any, count: Any, i: Any) -> TilePlace:
         size = self.tiles.size
-        return TilePlace(batch, head, mine, Span((first + i) * size, size), size)
+        return TilePlace.of(batch, head, mine, Span((first + i) * size, size))
 
     def sum(
         self, tile: Callable[[Any, bool], Tile], ring: Ring, bounds: list[Any], features: list[int]
@@ -296,7 +296,7 @@ class _OfKeys(_Call):
 
     def place(self, batch: Any, head: Any, mine: Span, first: Any, count: Any, i: Any) -> TilePlace:
         size, (tile, of) = self.tiles.size, self.coming(head, i, first, jnp.maximum(count, 1))
-        return TilePlace(batch, of, Span(tile * size, size), mine, size, keys_first=True)
+        return TilePlace.of(batch, of, Span(tile * size, size), mine, keys_first=True)
 
     def sum(
         self, tile: Callable[[Any, bool], Tile], ring: Ring, bounds: list[Any], features: list[int]

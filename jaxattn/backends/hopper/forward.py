@@ -258,7 +258,8 @@ class _Rows:
     def logits(self, x: Array, keys: Span, masked: bool) -> Any:
         """(logits of a tile over `unit`, unit · log2 e, dropout, the place, which pairs are
         allowed): without a score the scale goes with log2 e into the one multiply-add of exp2."""
-        call, place = self.call, TilePlace(self.batch, self.head, self.rows, keys, x.shape[1])
+        call, place = self.call, TilePlace.of(self.batch, self.head, self.rows, keys)
+        place = place._replace(other=x.shape[1])
         rule = call.rule
         values = rule.mask, rule.score, rule.dropout, rule.scale
         mask, score, dropout, scale = pieces(values, iter(self.more), place)

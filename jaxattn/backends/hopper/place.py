@@ -24,6 +24,26 @@ TILE = plgpu.Layout.WGMMA
 ROW, COLUMN = TILE.reduce(1), TILE.reduce(0)
 
 
+class RowSpan(Span):
+    """Along the first axis of a tile."""
+
+    def indices(self) -> Array:
+        """In the layout of one number of each row."""
+        return _count(self, ROW)
+
+
+class ColumnSpan(Span):
+    """Along the second axis of a tile."""
+
+    def indices(self) -> Array:
+        """In the layout of one number of each column; of a single one, that."""
+        return jnp.asarray(self.start, INDEX) if self.size == 1 else _count(self, COLUMN)
+
+
+def _count(span: Span, layout: Any) -> Array:
+    return plgpu.broadcasted_iota(INDEX, (span.size,), 0, layout=layout) + span.start
+
+
 class TilePlace(NamedTuple):
     """What a `Place` is to masks and scores, of a tile in registers.
 
@@ -41,15 +61,21 @@ class TilePlace(NamedTuple):
     def shape(self) -> tuple[int, int]:
         return self.keys.size if self.keys_first else self.rows.size, self.other
 
+    @staticmethod
+    def of(batch: Any, head: Any, rows: Span, keys: Span, keys_first: bool = False) -> "TilePlace":
+        """The place of the tile of these queries and keys."""
+        if keys_first:
+            rows, keys = ColumnSpan(*rows), RowSpan(*keys)
+            return TilePlace(batch, head, rows, keys, rows.size, True)
+        return TilePlace(batch, head, RowSpan(*rows), ColumnSpan(*keys), keys.size)
+
     @property
     def q(self) -> Array:
-        return self.each_q(self._count("t", self.rows))
+        return self.each_q(self.rows.indices())
 
     @property
     def k(self) -> Array:
-        if self.keys.size == 1:
-            return self.each_k(jnp.asarray(self.keys.start, INDEX))
-        return self.each_k(self._count("s", self.keys))
+        return self.each_k(self.keys.indices())
 
     def each_q(self, x: Any) -> Array:
         return self._spread(x, int(self.keys_first))
@@ -60,12 +86,6 @@ class TilePlace(NamedTuple):
     def layout(self, axis: str) -> Any:
         """How a number of each query, or of each key, lies in registers."""
         return ROW if (axis == "s") == self.keys_first else COLUMN
-
-    def _count(self, axis: str, span: Span) -> Array:
-        """The positions along an axis, for the tile one of each: as a tile of them they would take
-        as many registers."""
-        shape, layout = (span.size,), self.layout(axis)
-        return plgpu.broadcasted_iota(INDEX, shape, 0, layout=layout) + span.start
 
     def _spread(self, x: Any, axis: int) -> Array:
         return lax.broadcast_in_dim(x, self.shape, [axis] if jnp.ndim(x) else [])
