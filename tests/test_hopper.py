@@ -190,6 +190,7 @@ def wide(arrays):
 OPTIONS_OF_CALLS = {
     "alibi": {"score": ja.ALiBi(), "mask": ja.Causal()},
     "negative-scale": {"scale": -2.0, "mask": ja.Causal()},
+    "no-scale": {"scale": 0.0, "mask": ja.Causal()},
     "negative-scale-cap": {"scale": -0.5, "score": ja.SoftCap(2.0)},
     "cap": {"score": (ja.SoftCap(2.0), ja.ALiBi(np.float32([0.1, 0.2])))},
     "dropout": {"dropout": ja.Dropout(0.3, jax.random.key(1)), "mask": ja.Causal()},

@@ -236,7 +236,6 @@ class _Rows:
         acc, m, total = state
         ring, slot = self.ring, self.ring.slot(i)
         plgpu.barrier_wait(ring.a_there.at[slot])
-
         x = product(self.q, ring.a.at[slot])
         plgpu.barrier_arrive(ring.a_free.at[slot])
         x, unit, dropout, place, _ = self.logits(
@@ -256,8 +255,9 @@ class _Rows:
         return acc, new, total
 
     def logits(self, x: Array, keys: Span, masked: bool) -> Any:
-        """(logits of a tile over `unit`, unit · log2 e, dropout, the place, which pairs are
-        allowed): without a score the scale goes with log2 e into the one multiply-add of exp2."""
+        """(logits · log2 e of a tile over `unit`, unit, dropout, the place, which pairs are
+        allowed): without mask and score the scale goes with log2 e into the one multiply-add of
+        exp2."""
         call, place = self.call, TilePlace.of(self.batch, self.head, self.rows, keys)
         place = place._replace(other=x.shape[1])
         rule = call.rule
@@ -273,5 +273,6 @@ class _Rows:
         x = hide(x, allowed) if score else x
         for item in score:
             x = item.apply(x, place)
-        x = x if allowed is None else jnp.where(allowed, x, -jnp.inf)
+        if allowed is not None:  # a unit of 0 times what is hidden is NaN
+            x, unit = jnp.where(allowed, x * unit, -jnp.inf), 1.0
         return x, unit, dropout, place, allowed
