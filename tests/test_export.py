@@ -93,7 +93,7 @@ def test_a_program_has_the_plan_of_the_platform_it_is_for():
     x = jax.ShapeDtypeStruct((2048, 4, 8), jnp.float32)
     traced = jax.jit(lambda x: ja.attention(x, x, x)).trace(x)
     program = lambda name: traced.lower(lowering_platforms=(name,)).as_text()
-    tile = "4x512x2048xf32"
+    tile = "4x1024x2048xf32"
     assert tile in program("cuda")
     assert tile not in program("cpu")
     many = jax.export.export(jax.jit(lambda x: ja.attention(x, x, x)), platforms=("cpu", "cuda"))
