@@ -51,6 +51,10 @@ def pytest_configure(config):
     known = jax.__version_info__ < (0, 11)  # later versions of XLA do not know the second flag
     if known and not config.getoption("--optimized"):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {HURRY}"
+    if jax.__version_info__ >= (0, 11):
+        # Threads of XLA. Those of an interpreted GPU kernel wait for each other, each in one of
+        # these; as many as there are cores may be too few, and then all wait for ever.
+        os.environ.setdefault("NPROC", "16")
     if platform := config.getoption("--made-for"):
         from made_for import made_for
 
