@@ -3,11 +3,14 @@
 Source: JAX's documentation, "Writing custom Jaxpr interpreters".
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
-from jax.extend.core import Literal
+from jax.extend.core import Literal, Var
+
+JIT = "jit", "pjit"  # as newer and older versions of JAX name it
 
 
 def run(
@@ -36,6 +39,30 @@ def read(atoms: Sequence[Any], env: dict[Any, Any]) -> list[Any]:
     """What atoms are: those with a name as in `env`, literals as arrays of their dtype."""
     literal = lambda x: jnp.asarray(x.val, getattr(x.aval, "dtype", None))
     return [literal(x) if isinstance(x, Literal) else env[x] for x in atoms]
+
+
+def equations(jaxpr: Any, known: Any = None) -> Iterator[tuple[Any, list[Any]]]:
+    """(equation, operands) of a jaxpr of scalars, and in place of a call of a compiled function
+    those of the function. An operand whose number is known is an array, and else a variable.
+
+    known: what variables are, by their names in `jaxpr`.
+    """
+    known = {} if known is None else known
+    value = lambda x, known: read([x], {})[0] if isinstance(x, Literal) else known.get(x, x)
+    for eqn in jaxpr.eqns:
+        with jax.ensure_compile_time_eval():
+            operands, results = [value(x, known) for x in eqn.invars], eqn.outvars
+            if eqn.primitive.name in JIT:
+                inner = eqn.params["jaxpr"].jaxpr
+                within = dict(zip(inner.invars, operands, strict=True))
+                found = [*equations(inner, within)]
+                results = [value(x, within) for x in inner.outvars]
+            elif any(isinstance(x, Var) for x in operands):
+                found = [(eqn, operands)]
+            else:
+                found, results = [], bind(eqn, operands)
+        known |= zip(eqn.outvars, results, strict=True)
+        yield from found
 
 
 def named(atoms: Sequence[Any]) -> list[Any]:

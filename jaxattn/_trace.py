@@ -13,16 +13,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import Array, Int
 
 from jaxattn._axes import INDEX, accumulator
 from jaxattn._function import Source
-from jaxattn._jaxpr import bind, opened, run
+from jaxattn._jaxpr import JIT, bind, opened, run
 from jaxattn._value import Fixed, Place, Value
 from jaxattn._varying import Axes, evaluate, hoist, vary
 from jaxattn.positions import BoundPositions, Frame
 
-JIT = "jit", "pjit"  # as newer and older versions of JAX name it
 POSITION: Any = jax.ShapeDtypeStruct((), INDEX)
 
 
@@ -125,8 +125,13 @@ class Traced(Value):
 
         at = BoundPositions() if self.positions is None else self.positions
         if not isinstance(place, Place):  # of registers, where each number has its own
-            q, k = place.each_q(at.q(place)), place.each_k(at.k(place))
-            return jax.vmap(jax.vmap(one))(q, k, *tiles)
+            of_q, of_k = map(program._reads, program.jaxpr.invars[-2:])
+            q = place.each_q(at.q(place)) if of_q else jnp.zeros((), INDEX)
+            k = place.each_k(at.k(place)) if of_k else jnp.zeros((), INDEX)
+            if not (of_q or of_k or tiles):
+                return jnp.broadcast_to(one(q, k), place.shape)
+            axes = 0 if of_q else None, 0 if of_k else None, *(0,) * len(tiles)
+            return jax.vmap(jax.vmap(one, axes), axes)(q, k, *tiles)
         q, k = as_position(at.q(place)), as_position(at.k(place))
         axes = [(None, 0), (0, None)]  # the inner axis, then the outer
         inner, outer = reversed(axes) if place.keys_first else axes
@@ -174,7 +179,8 @@ def trace(
     check(leaves[0])
     if any(_calls(closed.jaxpr)):
         closed = jax.make_jaxpr(partial(_inlined, closed))(*jax.tree.leaves(scalars_at))
-    jaxpr, captured = opened(closed.jaxpr), [*map(jnp.asarray, closed.consts)]
+    used, _ = dce_jaxpr(closed.jaxpr, [True], instantiate=True)
+    jaxpr, captured = opened(used), [*map(jnp.asarray, closed.consts)]
     if sizes.varying:
         jaxpr, captured = hoist(jaxpr, captured)
     program = Program(function, jaxpr, tuple(x.dtype for x in captured), sizes.varying)

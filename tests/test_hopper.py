@@ -77,6 +77,14 @@ REFUSED = {
     "bias": ({"score": ja.Bias(np.ones((4, 300, 300), np.float32))}, "no Bias in its kernel"),
     "function": ({"score": lambda x, at: x + jnp.arange(300)[at.k]}, "no Function in its kernel"),
     "operation": ({"mask": ja.Where(lambda at: ~(at.q > at.k))}, "no Where in its kernel"),
+    "remainder": ({"score": lambda x, at: jax.lax.rem(x, 2.0 * x)}, "no Function in its kernel"),
+    "bool": ({"mask": ja.Where(lambda at: (at.q > at.k) | True)}, "no Where in its kernel"),
+    "idle": ({"mask": ja.Where(lambda at: at.q % 1 == at.head)}, "no Where in its kernel"),
+    "itself": ({"mask": ja.Where(lambda at: at.q == at.q)}, "no Where in its kernel"),
+    "loop": (
+        {"score": lambda x, at: jax.lax.fori_loop(0, 9, lambda _, x: x + 1.0, x)},
+        "no Function in its kernel",
+    ),
 }
 
 
@@ -341,7 +349,24 @@ OPTIONS = {
         ),
         "score": lambda x, at: jnp.log(1 + x * x) * jnp.sign(x) - jnp.cos(at.q.astype(float)),
     },
+    "of-keys": {
+        "mask": ja.Where(lambda at: (((at.k & 6) | 4) ^ at.head) != 4),
+        "score": lambda x, at: jnp.maximum(-x, 0) / 3,
+    },
+    "of-heads": {
+        "mask": ja.Where(lambda at: at.head > at.batch[0]),
+        "score": lambda x, at: jnp.tanh(x),
+    },
+    "of-bools": {
+        "mask": ja.Where(
+            lambda at: jnp.where(at.q > 9, at.k > 7, at.k < 9) == (jnp.sign(-at.k * at.q) > at.q)
+        ),
+        "score": lambda x, at: jnp.clip(x, -9, 9) * (at.q > at.k),
+    },
+    "constant": {"score": lambda x, at: jnp.float32(1), "mask": ja.Where(lambda at: at.q % 8 < 5)},
+    "unread": {"mask": ja.Where(lambda at: (at.q - at.k, at.k // 8 > 3)[1])},
     "cap": {"score": ja.SoftCap(30.0), "mask": ja.Causal()},
+    "cap-alone": {"score": ja.SoftCap(30.0)},
     "alibi": {"score": ja.ALiBi()},
     "dropout": {"dropout": ja.Dropout(0.1, jax.random.key(0))},
 }

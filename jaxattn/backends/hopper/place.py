@@ -107,18 +107,6 @@ def leaves_with_axes(values: Any) -> list[tuple[Any, str | None]]:
     return found
 
 
-def unreadable(values: Any) -> str | None:
-    """Which kind of array a kernel cannot read; None for none."""
-    for array, axes in leaves_with_axes(values):
-        sizes = array.shape[array.ndim - len(axes or "") :]
-        core = [axis for axis, n in zip(axes or "", sizes, strict=True) if n > 1]
-        if axes is None and array.ndim:
-            return "an array that a function closes over"
-        if "." in core or ("t" in core and "s" in core):
-            return f"an array with the axes {array.shape}"
-    return None
-
-
 def pieces(values: Any, refs: Iterator[Any], place: TilePlace) -> Any:
     """The values with what the tile at `place` needs of their arrays. refs: in their order."""
 
