@@ -17,7 +17,6 @@ from jaxattn._axes import Index, ceil_div, count_to
 from jaxattn._mask import BoundMask
 from jaxattn._value import Span, unflatten_index
 from jaxattn._varying import vary
-from jaxattn.backends.blockwise.plan import is_known
 from jaxattn.backends.blockwise.walk import Walk
 
 
@@ -53,7 +52,7 @@ class Tiles(NamedTuple):
 def schedule(walk: Walk, mask: BoundMask) -> Callable[[Index], tuple[Tiles, ...]]:
     """From the number of a run of heads to the tiles that it needs."""
     plan, tiles = walk.plan, _within_limits(walk, mask)
-    if is_known(mask) or len(tiles) <= 1:
+    if mask.is_known or len(tiles) <= 1:
         whole = [tile for tile in tiles if _is_whole(walk, mask, *tile)]
         cut = [tile for tile in tiles if tile not in set(whole)]
         lists = tuple(_listed(x, y) for x, y in ((whole, True), (cut, False)) if x)

@@ -1,5 +1,6 @@
 """Attention by kernels of our own for NVIDIA's Hopper, in Pallas Mosaic GPU."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,8 +54,8 @@ class Hopper(Backend):
     and gradients of q, k and v with up to 128 features, with dropout 64. All other derivatives and
     the observations are made as `Blockwise()` makes them, from the lse.
 
-    block_q: queries of a program, a multiple of 128. block_kv: keys of a tile, a multiple of 64.
-    None lets the plan choose. The result does not depend on them beyond rounding.
+    block_q: queries of a program in the forward pass, a multiple of 128. block_kv: keys of a tile,
+    a multiple of 64. None lets the plan choose. The result does not depend on them beyond rounding.
     """
 
     block_q: int | None = None
@@ -147,11 +148,10 @@ class Hopper(Backend):
         plan = make_plan(width(d), width(e), self.block_q, self.block_kv)
         tiles, visited, flops = Tiles(plan, sizes, mask), None, None
         everywhere = tiles.programs * tiles.across
-        total = sizes.h * int(jnp.prod(jnp.asarray(sizes.batch, int)))
+        total = sizes.h * math.prod(sizes.batch)
         if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(mask)):
-            first, *_, stop = jnp.moveaxis(tiles.bounds(), -1, 0)
-            shared = total // tiles.bounds().shape[0]
-            visited = int((stop - first).sum()) * shared
+            bounds = np.asarray(tiles.bounds())
+            visited = int((bounds[..., 3] - bounds[..., 0]).sum()) * (total // len(bounds))
             flops = 2 * visited * plan.block_q * plan.block_kv * (d + e)
         return Cost(
             heads=1,

@@ -7,7 +7,7 @@ the accumulator that holds the scores, and put in the value's place.
 # The names are those of jax 0.11.
 # pyright: reportCallIssue=false
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +18,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
 from jaxattn._axes import INDEX
+from jaxattn._problem import Rule
 from jaxattn._value import Span, Value
 
 TILE = plgpu.Layout.WGMMA
@@ -44,10 +45,34 @@ def _count(span: Span, layout: Any) -> Array:
     return plgpu.broadcasted_iota(INDEX, (span.size,), 0, layout=layout) + span.start
 
 
+class Here(NamedTuple):
+    """Which part of the work a warpgroup has.
+
+    mapped, batch: indices for the axes of `jax.vmap` and of the batch. head: of the queries, or
+      where a program has keys, of those. mine: its rows, or its keys. first, stop: which tiles come
+      through the ring; whole, end: those of them that need no mask.
+    """
+
+    mapped: tuple[Any, ...]
+    batch: tuple[Any, ...]
+    head: Any
+    warpgroup: Any
+    mine: Span
+    first: Any
+    whole: Any
+    end: Any
+    stop: Any
+
+    @property
+    def count(self) -> Any:
+        return self.stop - self.first
+
+
 class TilePlace(NamedTuple):
     """What a `Place` is to masks and scores, of a tile in registers.
 
     other: how long the second axis of the tile is. Where there is one key, it is all along it.
+    mapped: an index for each axis of `jax.vmap`.
     """
 
     batch: tuple[Any, ...]
@@ -55,19 +80,21 @@ class TilePlace(NamedTuple):
     rows: Span
     keys: Span
     other: int
-    keys_first: bool = False
+    keys_first: bool
+    mapped: tuple[Any, ...]
 
     @property
     def shape(self) -> tuple[int, int]:
         return self.keys.size if self.keys_first else self.rows.size, self.other
 
     @staticmethod
-    def of(batch: Any, head: Any, rows: Span, keys: Span, keys_first: bool = False) -> "TilePlace":
+    def of(here: Here, head: Any, rows: Span, keys: Span, keys_first: bool = False) -> "TilePlace":
         """The place of the tile of these queries and keys."""
         if keys_first:
-            rows, keys = ColumnSpan(*rows), RowSpan(*keys)
-            return TilePlace(batch, head, rows, keys, rows.size, True)
-        return TilePlace(batch, head, RowSpan(*rows), ColumnSpan(*keys), keys.size)
+            rows, keys, other = ColumnSpan(*rows), RowSpan(*keys), rows.size
+        else:
+            rows, keys, other = RowSpan(*rows), ColumnSpan(*keys), keys.size
+        return TilePlace(here.batch, head, rows, keys, other, keys_first, here.mapped)
 
     @property
     def q(self) -> Array:
@@ -91,7 +118,7 @@ class TilePlace(NamedTuple):
         return lax.broadcast_in_dim(x, self.shape, [axis] if jnp.ndim(x) else [])
 
 
-def leaves_with_axes(values: Any) -> list[tuple[Any, str | None]]:
+def _leaves_with_axes(values: Any) -> list[tuple[Any, str | None]]:
     """Every array of a tree of values, in its order, with the axes that it has after the batch."""
     found: list[tuple[Any, str | None]] = []
 
@@ -107,23 +134,27 @@ def leaves_with_axes(values: Any) -> list[tuple[Any, str | None]]:
     return found
 
 
-def pieces(values: Any, refs: Iterator[Any], place: TilePlace) -> Any:
-    """The values with what the tile at `place` needs of their arrays. refs: in their order."""
+def pieces(rule: Rule, more: Sequence[Any], place: TilePlace) -> Any:
+    """(mask, score, dropout, scale) with what the tile at `place` needs of their arrays. more: what
+    became of `operands`, each with the axes of `jax.vmap` before its own, full or of size 1."""
+    refs = iter(more)
 
     def piece(array: Any, axes: str | None) -> Array:
         return _read(next(refs), array, axes or "", place)
 
     is_value = lambda x: isinstance(x, Value)
-    return jax.tree.map(
-        lambda x: x.each_array(piece) if is_value(x) else piece(x, None), values, is_leaf=is_value
-    )
+    each = lambda x: x.each_array(piece) if is_value(x) else piece(x, None)
+    return jax.tree.map(each, _values(rule), is_leaf=is_value)
+
+
+def _values(rule: Rule) -> Any:
+    return rule.mask, rule.score, rule.dropout, rule.scale
 
 
 def _read(ref: Any, array: Any, axes: str, place: TilePlace) -> Array:
-    lead = array.ndim - len(axes)
-    index: list[Any] = [
-        0 if n == 1 else i for n, i in zip(array.shape[:lead], place.batch[:lead], strict=False)
-    ]
+    lead, along = array.ndim - len(axes), (*place.mapped, *place.batch)
+    shape = *ref.shape[: len(place.mapped)], *array.shape[:lead]
+    index: list[Any] = [0 if n == 1 else i for n, i in zip(shape, along, strict=False)]
     layout = None
     for axis, n in zip(axes, array.shape[lead:], strict=True):
         if n == 1:
@@ -136,17 +167,17 @@ def _read(ref: Any, array: Any, axes: str, place: TilePlace) -> Array:
             span, layout = place.rows if axis == "t" else place.keys, place.layout(axis)
             index.append(pl.ds(span.start, span.size))
     if layout is None:
-        return ref[tuple(index or [0])]
+        return ref[(*index, *(0,) * (len(ref.shape) - len(index)))]
     return plgpu.load(ref.at[tuple(index)], layout=layout, optimized=False)
 
 
-def operands(values: Any, rows: int, columns: int) -> list[Array]:
-    """The arrays of values as a kernel gets them: of at least one axis, as long as whole tiles.
+def operands(rule: Rule, rows: int, columns: int) -> list[Array]:
+    """The arrays of a rule as a kernel gets them: of at least one axis, as long as whole tiles.
 
     rows, columns: how many queries and keys all tiles have together.
     """
     found = []
-    for array, axes in leaves_with_axes(values):
+    for array, axes in _leaves_with_axes(_values(rule)):
         x, axes = jnp.asarray(array), axes or ""
         lengths = [{"t": rows, "s": columns}.get(axis) for axis in axes]
         lead = x.ndim - len(axes)

@@ -53,7 +53,7 @@ class Tiles:
         self.plan, self.sizes, self.mask = plan, sizes, mask
         self.programs = ceil_div(sizes.t, plan.block_q)
         self.across = ceil_div(sizes.s, plan.block_kv)
-        self.is_known = mask.exact and not jax.tree.leaves(mask)
+        self.is_known = mask.is_known
 
     @property
     def size(self) -> int:
@@ -64,6 +64,12 @@ class Tiles:
         """The queries of a program; the last one may have some of the one before, too."""
         size = min(self.plan.block_q, self.sizes.t)
         return Span(smaller(program * self.plan.block_q, self.sizes.t - size), size)
+
+    @property
+    def longest_is_last(self) -> bool:
+        """Whether the last program has more tiles than the first: under `Causal` it does."""
+        count = lambda bounds: bounds[-1] - bounds[0]
+        return self.is_known and count(self._known[-1]) > count(self._known[0])
 
     @property
     def any_whole(self) -> bool:
