@@ -252,7 +252,7 @@ def test_vmap_is_one_launch(interpreted):
 
     args = lengths, slopes, cap
     lowered = jax.jit(mapped(attend)).lower(q, k, v, *args)
-    alone = jax.jit(attend).lower(q[0, 0], k[0], v[0], lengths, slopes[0], cap[0])
+    alone = jax.jit(attend).lower(q[0, 0], k[0], v[0], lengths[0], slopes[0], cap[0])
     # That of the interpreter.
     assert lowered.as_text().count("while(") == alone.as_text().count("while(")
     got = lowered.compile()(q, k, v, *args)
