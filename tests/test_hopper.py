@@ -40,6 +40,7 @@ TAKEN = {
     "positions": {"mask": ja.PrefixLM(7), "positions": ja.Positions(np.arange(300), 0)},
     "segments": {"mask": ja.Segments(np.zeros(300, int)), "score": (ja.ALiBi(), ja.SoftCap(9.0))},
     "dropout": {"dropout": ja.Dropout(0.1, jax.random.key(0))},
+    "arrays": {"mask": ja.Dense(np.ones((300, 300), bool)), "score": ja.Bias(np.ones((4, 1, 300)))},
     "functions": {
         "mask": ja.Where(lambda at: (at.q + at.k) % 8 == at.head),
         "score": lambda x, at: jnp.where(at.q > at.k, x, jnp.tanh(x)),
@@ -59,9 +60,8 @@ REFUSED = {
     "cpu": ({"platform": "cpu"}, "it runs on NVIDIA GPUs of compute capability 9.0"),
     "float32": ({x: Q.update(dtype=jnp.float32) for x in "qkv"}, "float16 and bfloat16, not float"),
     "wide": ({x: Q.update(shape=(9, 4, 320)) for x in "qkv"}, "up to 256 features, got d=320"),
-    "dense": ({"mask": ja.Dense(np.ones((300, 300), bool))}, "no Dense in its kernel"),
     "nothing": ({"mask": ~ja.EVERYTHING}, "no ~EVERYTHING in its kernel"),
-    "bias": ({"score": ja.Bias(np.ones((4, 300, 300), np.float32))}, "no Bias in its kernel"),
+    "relative": ({"score": ja.RelativeBias(np.ones((32, 4)))}, "no RelativeBias in its kernel"),
     "function": ({"score": lambda x, at: x + jnp.arange(300)[at.k]}, "no Function in its kernel"),
     "operation": ({"mask": ja.Where(lambda at: ~(at.q > at.k))}, "no Where in its kernel"),
     "remainder": ({"score": lambda x, at: jax.lax.rem(x, 2.0 * x)}, "no Function in its kernel"),

@@ -24,6 +24,7 @@ COMPILED = {
     "prefix": ja.PrefixLM(100),
     "lengths": ja.Lengths(k=np.array([3000])),
     "not": ~ja.Window(20) | ja.Lengths(k=3),
+    "dense": ja.Dense(np.ones((4096, 4096), bool)) & ja.Causal(),
     "segments": ja.Causal() & ja.Segments(np.zeros(4096, np.int32)),
 }
 OPTIONS = {
@@ -53,6 +54,7 @@ OPTIONS = {
     },
     "constant": {"score": lambda x, at: jnp.float32(1), "mask": ja.Where(lambda at: at.q % 8 < 5)},
     "unread": {"mask": ja.Where(lambda at: (at.q - at.k, at.k // 8 > 3)[1])},
+    "bias": {"score": ja.Bias(np.zeros((4, 1024, 1024), np.float32)), "mask": ja.Causal()},
     "cap": {"score": ja.SoftCap(30.0), "mask": ja.Causal()},
     "cap-alone": {"score": ja.SoftCap(30.0)},
     "alibi": {"score": ja.ALiBi()},
@@ -116,7 +118,7 @@ def test_compiles_without_spills(name, d, assembled):
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_options_compile_without_spills(name, assembled):
-    check_clean(assembled(128, **OPTIONS[name]))
+    check_clean(assembled(128, t=1024, **OPTIONS[name]))
 
 
 @pytest.mark.parametrize("d", [64, 128])
@@ -127,9 +129,9 @@ def test_gradients_compile_without_spills(name, d, assembled):
     assert said.count("Compiling entry function") == 3
 
 
-@pytest.mark.parametrize("name", ["cap", "alibi", "dropout"])
+@pytest.mark.parametrize("name", ["cap", "alibi", "bias", "dropout"])
 def test_gradients_of_options_compile_without_spills(name, assembled):
-    said = assembled(64, gradient=True, **OPTIONS[name])
+    said = assembled(64, t=1024, gradient=True, **OPTIONS[name])
     check_clean(said)
     assert said.count("Compiling entry function") == 3
 

@@ -67,7 +67,7 @@ def check_forward(case, interpreted):
 
 SEVERAL = Shape((2,), 300, 300, 2, 1, 64, 64)
 TAKES = {
-    **{name: rule for name, rule in KINDS.items() if name not in ("strided", "dense-bhts")},
+    **{name: rule for name, rule in KINDS.items() if name != "strided"},
     "several-tiles": (SEVERAL, everything),
     "several-tiles-causal": (SEVERAL, causal()),
     "several-tiles-window": (SEVERAL, window(70)),
@@ -75,7 +75,6 @@ TAKES = {
     "one-query": (Shape((), 1, 131, 2, 1, 128, 64).at(ja.END), causal()),
     "rank-2-batch": (Shape((2, 1), 17, 130, 2, 2, 80, 40).at(ja.END), both(causal(), window(20))),
 }
-del TAKES["causal-and-either"], TAKES["segments-or-not-window"]  # with dense masks
 
 
 @pytest.mark.parametrize("name", TAKES)
@@ -96,6 +95,7 @@ def wide(arrays):
     return [np.asarray(x, np.float32) for x in arrays]
 
 
+NOISE = np.random.default_rng(1).standard_normal((2, 300, 300)).astype(np.float32)
 OPTIONS_OF_CALLS = {
     "alibi": {"score": ja.ALiBi(), "mask": ja.Causal()},
     "negative-scale": {"scale": -2.0, "mask": ja.Causal()},
@@ -103,6 +103,11 @@ OPTIONS_OF_CALLS = {
     "negative-scale-cap": {"scale": -0.5, "score": ja.SoftCap(2.0)},
     "cap": {"score": (ja.SoftCap(2.0), ja.ALiBi(np.float32([0.1, 0.2])))},
     "dropout": {"dropout": ja.Dropout(0.3, jax.random.key(1)), "mask": ja.Causal()},
+    "bias": {
+        "score": ja.Bias(np.where(NOISE > 2, -np.inf, NOISE)),
+        "mask": ja.Dense(NOISE[0] > -1),
+    },
+    "shared-bias": {"score": (ja.Bias(NOISE[:, :1]), ja.Bias(NOISE[:1, :, 3:4].astype(BF16)))},
     "functions": {
         "mask": ja.Where(lambda at: (at.q - at.k) % 3 != 1),
         "score": lambda x, at: jnp.tanh(x * (1 + at.head)) + jnp.cos(at.q * 0.1 - at.k),
@@ -150,6 +155,11 @@ WITH_GRADIENTS = {
     "scores": {"mask": ja.Causal(), "score": (ja.ALiBi(), ja.SoftCap(2.0))},
     "dropout": {"mask": ja.Causal(), "dropout": ja.Dropout(0.3, jax.random.key(1))},
     "scale": {"scale": -0.3, "mask": ja.Causal()},
+    "dense": {"mask": ja.Dense(NOISE > 0)},
+    "bias": {
+        "score": (ja.Bias(np.where(NOISE[0] > 2, -np.inf, NOISE[0])), ja.Bias(NOISE[:, :, 3:4])),
+        "mask": ja.Causal(),
+    },
 }
 OF_SIZES = {"odd": (17, 131, 80, 40), "one": (1, 70, 64, 128)}
 
@@ -227,8 +237,7 @@ def test_what_a_product_reads_is_there(interpreted, monkeypatch):
 def test_vmap_is_one_launch(interpreted):
     """What is mapped is more of the batch; what is not is read where it lies."""
     q, k, v = drawn((3, 2, 1, 130, 2, 64), (3, 1, 100, 1, 64), (3, 1, 100, 1, 64))
-    slopes, cap = drawn((3, 2), (2,))
-    slopes, cap = np.abs(np.float32(slopes)), 2 + np.float32(cap)
+    slopes, cap = np.float32([[0.1, 0.4], [0.2, 0.3], [1, 2]]), np.float32([3, 5])
     lengths = np.array([[30], [100]])
 
     def options(length, slopes, cap):

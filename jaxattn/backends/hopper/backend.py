@@ -30,12 +30,12 @@ from jaxattn.backends.hopper.plan import (
     width,
 )
 from jaxattn.backends.protocol import Backend, Call, Cost, Moves, Moving, Results
-from jaxattn.masks import BoundLengths, BoundSegments, BoundWhere, Prefix
-from jaxattn.scores import BoundALiBi, BoundSoftCap
+from jaxattn.masks import BoundDense, BoundLengths, BoundSegments, BoundWhere, Prefix
+from jaxattn.scores import BoundALiBi, BoundBias, BoundSoftCap
 
 CAPABILITY = "9.0"
-MASKS = Everything, Band, Near, Prefix, BoundLengths, BoundSegments
-SCORES = BoundALiBi, BoundSoftCap
+MASKS = Everything, Band, Near, Prefix, BoundLengths, BoundSegments, BoundDense
+SCORES = BoundALiBi, BoundBias, BoundSoftCap
 # Of users' functions, what tests/test_hopper.py shows to compile, in int32, float32 and bool.
 OPERATIONS = {
     *("abs", "sign", "neg", "add", "sub", "mul", "div", "rem", "max", "min"),

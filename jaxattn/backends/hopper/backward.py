@@ -58,13 +58,13 @@ def backward(
     whole = jnp.where(jnp.isfinite(lse.value), lse.value, jnp.inf) * LOG2E
     rows = of_heads(whole, jnp.inf), of_heads(dlse, 0)
     columns = max(tiles.across * plan.block_kv, by_keys.programs * plan.block_q)
-    more = operands(rule, length, columns)
+    more = [operands(rule, length, columns, keys_first) for keys_first in (False, True)]
     arrays = [even(x) for x in (finite(q), finite(k), v, g.astype(q.dtype))]
     like = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays]
     h, n = q.shape[2], k.shape[2]
-    given = rule, h // n, more, interpret
-    (dq,) = _OfQueries(tiles, *given).run(h, [*arrays, *rows], like[:1])
-    dk, dv = _OfKeys(by_keys, *given).run(n, [*arrays, *rows], like[1:3])
+    group, given = h // n, [*arrays, *rows]
+    (dq,) = _OfQueries(tiles, rule, group, more[0], interpret).run(h, given, like[:1])
+    dk, dv = _OfKeys(by_keys, rule, group, more[1], interpret).run(n, given, like[1:3])
     return dq[:, : q.shape[1]], dk[:, : k.shape[1]], dv[:, : k.shape[1]]
 
 

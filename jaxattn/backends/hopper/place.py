@@ -110,6 +110,10 @@ class TilePlace(NamedTuple):
     def each_k(self, x: Any) -> Array:
         return self._spread(x, 1 - int(self.keys_first))
 
+    def pairs(self, x: Any) -> Array:
+        """What was read of an array [t s]: it lies as the tile does."""
+        return x
+
     def layout(self, axis: str) -> Any:
         """How a number of each query, or of each key, lies in registers."""
         return ROW if (axis == "s") == self.keys_first else COLUMN
@@ -152,10 +156,10 @@ def _values(rule: Rule) -> Any:
 
 
 def _read(ref: Any, array: Any, axes: str, place: TilePlace) -> Array:
-    lead, along = array.ndim - len(axes), (*place.mapped, *place.batch)
+    lead, batch = array.ndim - len(axes), (*place.mapped, *place.batch)
     shape = *ref.shape[: len(place.mapped)], *array.shape[:lead]
-    index: list[Any] = [0 if n == 1 else i for n, i in zip(shape, along, strict=False)]
-    layout = None
+    index: list[Any] = [0 if n == 1 else i for n, i in zip(shape, batch, strict=False)]
+    along, of_pairs = [], axes.endswith("ts")  # along: which axes of the tile it has
     for axis, n in zip(axes, array.shape[lead:], strict=True):
         if n == 1:
             index.append(0)
@@ -164,15 +168,23 @@ def _read(ref: Any, array: Any, axes: str, place: TilePlace) -> Array:
         elif axis == "s" and place.keys.size == 1:
             index.append(place.keys.start)
         else:
-            span, layout = place.rows if axis == "t" else place.keys, place.layout(axis)
+            span = place.rows if axis == "t" else place.keys
             index.append(pl.ds(span.start, span.size))
-    if layout is None:
-        return ref[(*index, *(0,) * (len(ref.shape) - len(index)))]
-    return plgpu.load(ref.at[tuple(index)], layout=layout, optimized=False)
+            along.append(axis)
+    if of_pairs and place.keys_first:
+        index[-2:] = reversed(index[-2:])
+    part = ref.at[(*index, *(0,) * (len(ref.shape) - len(index)))]
+    layout = TILE if len(along) == 2 else place.layout(along[0]) if along else None
+    x = plgpu.load(part, layout=layout, optimized=False) if along else part[...]
+    x = x != 0 if array.dtype == bool else x
+    if of_pairs and len(along) < 2:
+        x = place.each_q(x) if along == ["t"] else place.each_k(x)
+    return x
 
 
-def operands(rule: Rule, rows: int, columns: int) -> list[Array]:
-    """The arrays of a rule as a kernel gets them: of at least one axis, as long as whole tiles.
+def operands(rule: Rule, rows: int, columns: int, keys_first: bool = False) -> list[Array]:
+    """The arrays of a rule as a kernel gets them: of at least one axis, as long as whole tiles,
+    those of pairs the way the tiles lie.
 
     rows, columns: how many queries and keys all tiles have together.
     """
@@ -185,5 +197,7 @@ def operands(rule: Rule, rows: int, columns: int) -> list[Array]:
             (0, 0 if n == 1 or length is None else length - n)
             for n, length in zip(x.shape[lead:], lengths, strict=True)
         ]
-        found.append(jnp.pad(x, pad) if any(after for _, after in pad) else x)
+        x = x.astype(jnp.int8) if x.dtype == bool else x
+        x = jnp.pad(x, pad) if any(after for _, after in pad) else x
+        found.append(x.swapaxes(-1, -2) if keys_first and axes.endswith("ts") else x)
     return [x if x.ndim else x[None] for x in found]
