@@ -237,7 +237,10 @@ def test_what_a_product_reads_is_there(interpreted, monkeypatch):
 def test_vmap_is_one_launch(interpreted):
     """What is mapped is more of the batch; what is not is read where it lies."""
     q, k, v = drawn((3, 2, 1, 130, 2, 64), (3, 1, 100, 1, 64), (3, 1, 100, 1, 64))
-    slopes, cap = np.float32([[0.1, 0.4], [0.2, 0.3], [1, 2]]), np.float32([3, 5])
+    slopes, cap = (
+        np.array([[0.1, 0.4], [0.2, 0.3], [1, 2]], np.float32),
+        np.array([3, 5], np.float32),
+    )
     lengths = np.array([[30], [100]])
 
     def options(length, slopes, cap):

@@ -150,7 +150,7 @@ class Hopper(Backend):
         everywhere = tiles.programs * tiles.across
         total = sizes.h * math.prod(sizes.batch)
         if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(mask)):
-            bounds = np.asarray(tiles.bounds())
+            bounds = np.asarray(tiles.arrays()[0])
             visited = int((bounds[..., 3] - bounds[..., 0]).sum()) * (total // len(bounds))
             flops = 2 * visited * plan.block_q * plan.block_kv * (d + e)
         return Cost(

@@ -145,9 +145,9 @@ class _Backward(Kernel):
     ) -> Tile:
         """The i-th tile; it has waited for both of its parts in the ring."""
         slot = ring.slot(i)
-        mask, score, dropout, scale = pieces(self.rule, more, place)
         plgpu.barrier_wait(ring.a_there.at[slot])
         x = product(mine[0], ring.a.at[slot])
+        mask, score, dropout, scale = pieces(self.rule, more, place)
 
         def hidden(x: Array, instead: float) -> Array:
             """x, but for pairs that the mask hides. It is asked anew each time: what it says takes
@@ -210,8 +210,10 @@ class _OfKeys(_Backward):
         return self.group
 
     def coming(self, here: Here, i: Any) -> tuple[Any, Any]:
+        if self.group == 1:
+            return here.tile(i), here.head
         count = jnp.maximum(here.count, 1)
-        return here.first + lax.rem(i, count), here.head * self.group + lax.div(i, count)
+        return here.tile(lax.rem(i, count)), here.head * self.group + lax.div(i, count)
 
     def place(self, here: Here, i: Any) -> TilePlace:
         tile, head = self.coming(here, i)

@@ -118,8 +118,9 @@ class _Rows:
         cuts = range(0, acc.shape[1], PART)
         parts = [lax.slice(acc, (0, at), (self.kernel.mine, at + PART)) for at in cuts]
         wrong = jnp.where(jnp.abs(acc) < jnp.inf, 0.0, 1.0).max(axis=1).max()
-        begin = self.here.first * self.size
-        stop = jnp.minimum(self.here.stop * self.size, self.kernel.sizes.s)
+        is_listed, s = self.here.numbers is not None, self.kernel.sizes.s
+        begin = INDEX(0) if is_listed else self.here.first * self.size
+        stop = INDEX(s) if is_listed else jnp.minimum(self.here.stop * self.size, s)
         end = jnp.where(wrong > 0, stop, begin)
         head = lax.div(self.here.head, INDEX(self.kernel.group))
 
@@ -166,7 +167,7 @@ class _Rows:
         plgpu.barrier_wait(ring.a_there.at[slot])
         x = product(self.q, ring.a.at[slot])
         plgpu.barrier_arrive(ring.a_free.at[slot])
-        keys = Span((self.here.first + i) * self.size, self.size)
+        keys = Span(self.here.tile(i) * self.size, self.size)
         x, unit, dropout, place, _ = self.logits(x, keys, masked)
         new = jnp.maximum(m, x.max(axis=1) * unit)
         safe = jnp.where(new == -jnp.inf, 0.0, new)

@@ -64,12 +64,12 @@ class Kernel:
 
     def coming(self, here: Here, i: Any) -> tuple[Any, Any]:
         """(tile, head) of what comes as the i-th."""
-        return here.first + i, lax.div(here.head, INDEX(self.group))
+        return here.tile(i), lax.div(here.head, INDEX(self.group))
 
     def place(self, here: Here, i: Any) -> TilePlace:
         """Where the i-th tile is."""
         size = self.tiles.size
-        return TilePlace.of(here, here.head, here.mine, Span((here.first + i) * size, size))
+        return TilePlace.of(here, here.head, here.mine, Span(here.tile(i) * size, size))
 
     def scale(self, here: Here, more: Any) -> Any:
         """That of the logits."""
@@ -98,8 +98,8 @@ class Kernel:
         self, heads: int, arrays: list[Array], results: list[jax.ShapeDtypeStruct]
     ) -> list[Array]:
         """The results. The first axis of all arrays and results is that of the batch."""
-        given = *arrays, self.tiles.bounds(), *self.more
-        return self._in_vmap((), heads, len(arrays), results)(*given)
+        arrays = [*arrays, *self.tiles.arrays()]
+        return self._in_vmap((), heads, len(arrays), results)(*arrays, *self.more)
 
     def _in_vmap(self, sizes: tuple[int, ...], heads: int, n: int, results: list[Any]) -> Any:
         """The kernel inside of `jax.vmap` over axes of these sizes, which are more of the batch."""
@@ -123,8 +123,8 @@ class Kernel:
     ) -> list[Array]:
         rank, total = len(mapped), math.prod(self.sizes.batch)
         batches = math.prod(mapped) * total
-        leads = [x.shape[: rank + 1] for x in args[: n + 1]]
-        flat = [x.reshape(-1, *x.shape[rank + 1 :]) for x in args[: n + 1]]
+        leads = [x.shape[: rank + 1] for x in args[:n]]
+        flat = [x.reshape(-1, *x.shape[rank + 1 :]) for x in args[:n]]
         q, v = args[0], args[2]
         shared = partial(shared_tile, q.dtype)
         d, e, stages, size = q.shape[-1], v.shape[-1], self.plan.stages, self.tiles.size
@@ -139,7 +139,7 @@ class Kernel:
             thread_name="warpgroup",
             compiler_params=plgpu.CompilerParams(approx_math=True),
             **({} if self.interpret is None else {"interpret": self.interpret}),
-        )(*flat, *args[n + 1 :])
+        )(*flat, *args[n:])
         return [x.reshape(*mapped, total, *x.shape[1:]) for x in found]
 
     def _body(self, batches: Any, leads: list[Any], results: int, *refs: Any) -> None:
@@ -150,17 +150,17 @@ class Kernel:
         if self.tiles.longest_is_last:  # it starts first
             program = self.tiles.programs - 1 - program
         at = unflatten_index(batch, batches)
-        *arrays, bounds = (
-            ref.at[_flat_index(at, lead)] for ref, lead in zip(refs, leads, strict=False)
-        )
-        its, start = bounds.at[program], program * self.plan.block_q + warpgroup * self.mine
+        arrays = [ref.at[_flat_index(at, lead)] for ref, lead in zip(refs, leads, strict=False)]
+        numbers = arrays.pop().at[program] if self.tiles.is_listed else None
+        its, start = arrays.pop().at[program], program * self.plan.block_q + warpgroup * self.mine
         here = Here(
             at[:-1],
             unflatten_index(at[-1], self.sizes.batch),
             head,
             warpgroup,
             Span(start, self.mine),
-            *(its[i] for i in range(4)),
+            *((its[i] for i in range(4)) if numbers is None else (INDEX(0), *[its[3]] * 3)),
+            numbers,
         )
         more, made = refs[n:most], [ref.at[batch] for ref in refs[most : most + results]]
         a, b, *scratch = refs[most + results :]

@@ -50,7 +50,8 @@ class Here(NamedTuple):
 
     mapped, batch: indices for the axes of `jax.vmap` and of the batch. head: of the queries, or
       where a program has keys, of those. mine: its rows, or its keys. first, stop: which tiles come
-      through the ring; whole, end: those of them that need no mask.
+      through the ring; whole, end: those of them that need no mask. numbers: of a list of tiles,
+      which then are meant by `first` to `stop`, in place of a range.
     """
 
     mapped: tuple[Any, ...]
@@ -62,6 +63,11 @@ class Here(NamedTuple):
     whole: Any
     end: Any
     stop: Any
+    numbers: Any
+
+    def tile(self, i: Any) -> Any:
+        """The number of the i-th tile that comes."""
+        return self.first + i if self.numbers is None else self.numbers[i]
 
     @property
     def count(self) -> Any:

@@ -9,11 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from jaxattn._axes import INDEX, ceil_div, count_to, smaller
 from jaxattn._mask import BoundMask
 from jaxattn._value import Sizes, Span, unflatten_index
+from jaxattn.backends.blockwise import plan as blockwise
+from jaxattn.backends.blockwise.schedule import needed
+from jaxattn.backends.blockwise.walk import Walk
 
 WARPGROUPS = 2
 ROWS = 64  # of a warpgroup: what one instruction multiplies
@@ -47,10 +50,14 @@ def width(features: int) -> int:
 
 
 class Tiles:
-    """The tiles of each program: a range, and in it the range of those that need no mask."""
+    """The tiles of each program: a range, and in it the range of those that need no mask.
+
+    Of a mask that cannot tell its range exactly: a list, made on the device.
+    """
 
     def __init__(self, plan: Plan, sizes: Sizes, mask: BoundMask) -> None:
         self.plan, self.sizes, self.mask = plan, sizes, mask
+        self.is_listed = not mask.exact
         self.programs = ceil_div(sizes.t, plan.block_q)
         self.across = ceil_div(sizes.s, plan.block_kv)
         self.is_known = mask.is_known
@@ -101,6 +108,27 @@ class Tiles:
         assert isinstance(keys.start, int)
         return keys.start + keys.size <= self.sizes.s and self.mask.covers(rows, keys)
 
+    def arrays(self) -> list[Array]:
+        """What a program reads: `bounds`, and where tiles are listed their numbers
+        [#b programs across]."""
+        if not self.is_listed:
+            return [self.bounds()]
+        visited = self._visited()
+        count = visited.sum(-1, dtype=INDEX)
+        numbers = jnp.argsort(~visited, axis=-1, stable=True).astype(INDEX)
+        return [jnp.stack([jnp.zeros_like(count), count, count, count], axis=-1), numbers]
+
+    def _visited(self) -> Bool[Array, "b programs across"]:
+        """Which tiles hold an allowed pair, in any head."""
+        return _coarse(self._fine(), self.plan.block_q, self.size)
+
+    def _fine(self) -> Bool[Array, "b q_blocks k_blocks"]:
+        """Which squares of `ROWS` by `ROWS` do."""
+        t, s = self.sizes.t, self.sizes.s
+        sides = min(ROWS, t), min(ROWS, s)
+        plan = blockwise.Plan(1, 1, *sides, ceil_div(t, ROWS), ceil_div(s, ROWS), False, 1)
+        return needed(Walk(plan, self.sizes, self.sizes.h), self.mask).any(1)
+
     def bounds(self) -> Int[Array, "#b programs 4"]:
         """Of each program the first tile, the first whole one, the end of those, the stop."""
         if self.is_known:
@@ -128,6 +156,9 @@ class KeyTiles(Tiles):
         size = min(ROWS, self.sizes.t)
         return Span(smaller(program * ROWS, self.sizes.t - size), size)
 
+    def _visited(self) -> Bool[Array, "b programs across"]:
+        return _coarse(self._fine().swapaxes(1, 2), self.plan.block_q, self.size)
+
     @cached_property
     def _known(self) -> list[tuple[int, int, int, int]]:
         s, found = self.sizes.s, []
@@ -152,6 +183,16 @@ class KeyTiles(Tiles):
         over_keys = jax.vmap(reach, (None, None, 0))
         low, high = jax.vmap(over_keys, (0, 0, None))(first, stop, starts)
         return jnp.stack([low, high, high, high], axis=-1)
+
+
+def _coarse(
+    fine: Bool[Array, "b m n"], rows: int, columns: int
+) -> Bool[Array, "b programs across"]:
+    """Which tiles of so many rows and columns hold one of the squares of `ROWS`."""
+    _, m, n = fine.shape
+    down, across = rows // ROWS, columns // ROWS
+    fine = jnp.pad(fine, ((0, 0), (0, -m % down), (0, -n % across)))
+    return fine.reshape(len(fine), -1, down, fine.shape[2] // across, across).any((2, 4))
 
 
 def _needs(
