@@ -7,12 +7,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import bench  # noqa: F401
+import jax
 import numpy as np
 import pytest
 
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu import report, right
+from benchmarks.gpu import facts, peers, report, right, times
 from benchmarks.gpu.child import Setting
 from benchmarks.gpu.parent import Stage
 from benchmarks.gpu.programs import Call, work
@@ -123,6 +123,38 @@ def test_the_program_runs_without_a_gpu(tmp_path):
     assert len(table(data).splitlines()) <= 60
 
 
+def test_the_table_is_short_and_has_every_target(tmp_path):
+    """Of all cases of a real run, as if each had been measured."""
+    real = Setting(False, 5, str(tmp_path / "lock"), lambda **said: None)
+    stages = {"facts": facts.facts, "right": right.right, "plain": times.plain}
+    stages |= {"options": times.options, "peers": peers.peers, "sweep": times.sweep}
+    kinds = "forward", "backward", "observed", "other forward", "other backward"
+    one = {"tflops": 1.0, "share": 0.5, "ms": 1.0, "compile_s": 1.0}
+    ratios = {f"{a} / {b}": 1.1 for a in kinds for b in kinds}
+    records = []
+    for stage, of in stages.items():
+        cases = of(real)
+        assert len({case.name for case in cases}) == len(cases)
+        for case in cases:
+            who = case.name.rpartition(", ")[0]
+            found = {
+                "times": dict.fromkeys((*kinds, "jaxattn", who), one),
+                "who": who,
+                "ratio": 0.5,
+            }
+            found |= {"status": "done", "worst": 0.1, "tiles": 0.04, "ratios": ratios}
+            records.append({"stage": stage, "case": case.name, **found})
+        records.append({"stage": stage, "state": "done", "seconds": 1.0})
+    data = {"name": "made-up", "date": "now", "seed": 5, "dry": False, "records": records}
+    shown = table(data)
+    assert len(shown.splitlines()) <= 60
+    assert len(shown) < 10_000
+    assert "is missing" not in shown
+    assert "not measured" not in shown
+    assert shown.count("MISSED: ") + shown.count("met: ") == len(TARGETS)
+    assert "met: forward causal alibi d128 t8192, times of plain: 1.100 <= 1.250" in shown
+
+
 def test_a_wrong_mask_is_found(dry):
     rule = replace(right.RULES["window"], t=70)
     assert right.check(dry, rule)["worst"] < 1
@@ -152,3 +184,25 @@ def test_programs_repeat_what_they_time(dry):
     call = Call(work(dry, 8192, 64, CAUSAL), dry)
     got, want = call.forward().built.result(), call.attend(*call.arrays[:3])
     np.testing.assert_array_equal(np.asarray(got, np.float32), np.asarray(want, np.float32))
+
+
+def test_kernels_stay_in_the_loop_that_is_timed(tmp_path):
+    """The compiler takes none out, knows how often it goes round, and copies nothing in it."""
+    h100 = pytest.importorskip("test_h100")
+    from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
+
+    real = Setting(False, 5, str(tmp_path / "lock"), lambda **said: None)
+    call, there = Call(work(real, 1024, 64, CAUSAL, batch=1), real), h100.device()
+    place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there)
+    call.shapes = [place(x) for x in call.shapes]
+    card = AbstractDevice("NVIDIA H100 80GB HBM3", 132, "gpu")
+    with use_abstract_mesh(AbstractMesh((), (), abstract_device=card)):
+        programs = call.forward(), call.backward()
+    for program, kernels in zip(programs, (1, 2), strict=True):
+        text = program.run.as_text()  # pyright: ignore[reportFunctionMemberAccess]
+        loops = [part for part in text.split("\n\n") if part.startswith("%region")]
+        found = [part for part in loops if "mosaic_gpu" in part]
+        assert text.count('custom_call_target="mosaic_gpu') == kernels
+        assert [part.count('custom_call_target="mosaic_gpu') for part in found] == [kernels]
+        assert " copy(" not in found[0]
+        assert f'"known_trip_count":{{"n":"{program.calls}"}}' in text

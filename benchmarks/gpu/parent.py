@@ -1,5 +1,6 @@
 """Runs stages in processes of their own, and keeps what they say as it comes."""
 
+import contextlib
 import json
 import os
 import select
@@ -113,7 +114,7 @@ class _Lane:
             try:
                 at, why = self._listen(process)
             finally:
-                if process.poll() is None:  # with what it started: compilers, too
+                with contextlib.suppress(ProcessLookupError):  # and what it started: compilers
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
                 process.stdin.close()
@@ -136,12 +137,17 @@ class _Lane:
         """(the case that it was at, why it has to be ended), None for none."""
         at, limit, rest = None, time.monotonic() + START, b""
         while True:
-            left = min(limit, self.until) - time.monotonic()
-            ready, *_ = select.select([process.stdout], [], [], max(0.0, left))
+            ended = process.poll() is not None  # what it started may hold the pipe open
+            ready, *_ = select.select([process.stdout], [], [], 0.0 if ended else 0.2)
             if not ready:
-                return at, "time was up" if limit > self.until else "it hangs, or takes too long"
+                if ended:
+                    return at, None
+                if time.monotonic() > min(limit, self.until):
+                    return at, "time was up" if limit > self.until else "it hangs, or takes long"
+                continue
             if not (got := os.read(process.stdout.fileno(), 2**16)):
-                process.wait(timeout=START)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=10)
                 return at, None
             *lines, rest = (rest + got).split(b"\n")
             for said in map(json.loads, lines):

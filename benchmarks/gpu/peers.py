@@ -60,7 +60,9 @@ def peers(setting: Setting) -> list[Case]:
 
         others += torch_contenders(options=True)
     kinds = [(128, CAUSAL), (128, EVERY_PAIR), (64, CAUSAL)]
-    works = [work(setting, 8192, *kind, gradient=x) for kind in kinds for x in (False, True)]
+    works = [
+        work(setting, 8192, *kind, batch=1, gradient=x) for kind in kinds for x in (False, True)
+    ]
     cases = [
         Case(f"{other.name}, {its.kind} {name(its)}", partial(one, setting, its, other), limit=75)
         for its in works
