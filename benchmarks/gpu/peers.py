@@ -74,8 +74,14 @@ def peers(setting: Setting) -> list[Case]:
 
 
 @cache
+def _drawn(its: Workload, seed: int) -> Inputs:
+    return its.inputs(seed)
+
+
+@cache
 def _inputs(its: Workload, seed: int) -> tuple[Inputs, Gate]:
-    inputs = its.inputs(seed)
+    """The same inputs with and without gradients, whatever the mask."""
+    inputs = _drawn(replace(its, mask=EVERY_PAIR, gradient=False), seed)
     return inputs, Gate(its, inputs)
 
 
