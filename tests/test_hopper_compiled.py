@@ -17,6 +17,7 @@ import pytest
 
 import jaxattn as ja
 
+HOPPER = ja.Hopper()
 COMPILED = {
     "full": ja.EVERYTHING,
     "causal": ja.Causal(),
@@ -88,9 +89,9 @@ def assembled():
     there = h100.device()
     card = AbstractDevice("NVIDIA H100 80GB HBM3", 132, "gpu")
 
-    def say(d, dtype=jnp.bfloat16, t=4096, gradient=False, **options):
+    def say(d, dtype=jnp.bfloat16, t=4096, gradient=False, backend=HOPPER, **options):
         x = jax.ShapeDtypeStruct((1, t, 4, d), dtype, sharding=there)
-        attend = lambda q, k, v: ja.attention(q, k, v, backend=ja.Hopper(), **options)
+        attend = lambda q, k, v: ja.attention(q, k, v, backend=backend, **options)
         loss = lambda *x: attend(*x).astype(jnp.float32).sum()
         made = jax.grad(loss, (0, 1, 2)) if gradient else attend
         with written() as text, use_abstract_mesh(AbstractMesh((), (), abstract_device=card)):
@@ -119,6 +120,21 @@ def test_compiles_without_spills(name, d, assembled):
 @pytest.mark.parametrize("name", OPTIONS)
 def test_options_compile_without_spills(name, assembled):
     check_clean(assembled(128, t=1024, **OPTIONS[name]))
+
+
+OF_WIDTHS = [
+    ("overlap", 64),
+    ("overlap", 128),
+    ("ping-pong", 64),
+    ("ping-pong", 128),
+    ("ping-pong", 256),
+]
+
+
+@pytest.mark.parametrize(("schedule", "d"), OF_WIDTHS)
+@pytest.mark.parametrize("name", ["full", "causal", "segments"])
+def test_schedules_compile_without_spills(name, schedule, d, assembled):
+    check_clean(assembled(d, mask=COMPILED[name], backend=ja.Hopper(schedule=schedule)))
 
 
 @pytest.mark.parametrize("d", [64, 128])

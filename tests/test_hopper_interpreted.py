@@ -39,10 +39,10 @@ def interpreted():
 
     interpreter.gpu_callbacks.reset_gpu_interpret_mode_state()
     stand_in = mosaic_gpu.InterpretGPUParams(detect_races=True)
-    run = lambda problem: ja.Hopper(block_kv=64).run(problem, (), stand_in)
 
-    def results(*rest, **options):
-        return jax.jit(run)(problem_of(*rest, **options))
+    def results(*rest, schedule=None, **options):
+        run = ja.Hopper(block_kv=64, schedule=schedule).run
+        return jax.jit(lambda problem: run(problem, (), stand_in))(problem_of(*rest, **options))
 
     results.stand_in = stand_in
     yield results
@@ -54,10 +54,10 @@ def problem_of(q, k, v, mask=ja.EVERYTHING, score=None, scale=None, dropout=None
     return check(q, k, v, mask, score, scale, None, dropout, positions)[0]
 
 
-def check_forward(case, interpreted):
+def check_forward(case, interpreted, **rest):
     q, k, v = case.inputs()
     (mask, positions), allowed = case.asked, case.masks().allowed
-    got = interpreted(q, k, v, mask=mask, positions=positions)
+    got = interpreted(q, k, v, mask=mask, positions=positions, **rest)
     want, low = (oracle.attention(q, k, v, allowed, dtype=d) for d in (np.float64, case.dtype))
     out = np.asarray(got.out).astype(case.dtype)
     assert_close(out, want[0], low[0], case.dtype, "out")
@@ -130,15 +130,29 @@ def test_scores_scale_and_dropout(name, interpreted):
     np.testing.assert_allclose(got.lse.value, want.lse, atol=1e-5)
 
 
+@pytest.mark.parametrize("schedule", ["overlap", "ping-pong"])
+@pytest.mark.parametrize(
+    "name", ["several-tiles", "several-tiles-causal", "lengths-both", "segments"]
+)
+def test_schedules(name, schedule, interpreted):
+    check_forward(Case(name, *TAKES[name], dtype=BF16), interpreted, schedule=schedule)
+
+
+@pytest.mark.parametrize("schedule", ["overlap", "ping-pong"])
+def test_schedules_with_options(schedule, interpreted):
+    test_scores_scale_and_dropout("all", lambda *x, **y: interpreted(*x, schedule=schedule, **y))
+
+
+@pytest.mark.parametrize("schedule", ["plain", "overlap"])
 @pytest.mark.parametrize("where", ["key", "value"])
-def test_nan_reaches_who_may_see_it(where, interpreted):
+def test_nan_reaches_who_may_see_it(where, schedule, interpreted):
     q, k, v = drawn((200, 2, 64), (200, 1, 64), (200, 1, 64))
     if where == "key":
         k[70] = np.nan
     else:
         v[70, 0, 3] = np.inf
     mask = ja.Causal() & ja.Window(60)
-    got = interpreted(q, k, v, mask=mask)
+    got = interpreted(q, k, v, mask=mask, schedule=schedule)
     want = ja.attend(*wide((q, k, v)), mask=mask, backend=ja.Reference())
     for x, y in ((got.out, want.out), (got.lse.value, want.lse)):
         np.testing.assert_array_equal(np.isnan(x), np.isnan(y))

@@ -147,18 +147,22 @@ def observed(setting: Setting, its: Workload) -> dict[str, Any]:
 
 
 # Queries and keys of a tile that fit in shared memory, by features.
-PLANS = {128: [(128, 64), (128, 128), (256, 64), (256, 128)]}
-PLANS[64] = [*PLANS[128], (128, 192), (256, 192)]
+PLAIN = [(128, 128, "plain"), (256, 64, "plain"), (256, 128, "plain"), (128, 128, "ping-pong")]
+PLANS = {
+    128: [*PLAIN, (128, 64, "overlap")],
+    64: [*PLAIN, (128, 128, "overlap"), (128, 192, "plain"), (256, 192, "plain")],
+}
 
 
 def sweep(setting: Setting) -> list[Case]:
     """Other plans than the one that `Hopper` chooses."""
     cases = []
     for d, plans in PLANS.items():
-        for mask, (block_q, block_kv) in product(MASKS.values(), plans):
+        for mask, plan in product(MASKS.values(), plans):
             its = work(setting, 8192, d, mask)
-            backend = None if setting.dry else ja.Hopper(block_q, block_kv)
+            backend = None if setting.dry else ja.Hopper(*plan)
             make = lambda its=its, backend=backend: both(Call(its, setting, backend), False)
             run = partial(measured, setting, make)
-            cases.append(Case(f"{name(its)} {block_q}x{block_kv}", run))
+            block_q, block_kv, schedule = plan
+            cases.append(Case(f"{name(its)} {block_q}x{block_kv},{schedule}", run))
     return cases[: setting.size(len(cases), 1)]

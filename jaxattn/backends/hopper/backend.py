@@ -21,10 +21,13 @@ from jaxattn._score import BoundFunction
 from jaxattn._trace import Traced
 from jaxattn.backends.blockwise.backend import Blockwise, as_asked, flat, pulled_back, unflat
 from jaxattn.backends.hopper.plan import (
+    OVERLAPPED,
     ROWS,
+    SCHEDULES,
     SHARED_BYTES,
     WARPGROUPS,
     WIDTHS,
+    Plan,
     Tiles,
     make_plan,
     width,
@@ -55,11 +58,14 @@ class Hopper(Backend):
     the observations are made as `Blockwise()` makes them, from the lse.
 
     block_q: queries of a program in the forward pass, a multiple of 128. block_kv: keys of a tile,
-    a multiple of 64. None lets the plan choose. The result does not depend on them beyond rounding.
+    a multiple of 64. schedule: how products and softmax take turns there: "plain", "overlap" (of
+    two tiles in a warpgroup) or "ping-pong" (of two warpgroups). None lets the plan choose. The
+    result does not depend on them beyond rounding.
     """
 
     block_q: int | None = None
     block_kv: int | None = None
+    schedule: str | None = None
 
     def __post_init__(self) -> None:
         for name, multiple in (("block_q", WARPGROUPS * ROWS), ("block_kv", 64)):
@@ -70,6 +76,14 @@ class Hopper(Backend):
                     f"{name} is a multiple of {multiple}, or None for the plan's choice; got "
                     f"{name}={block!r}"
                 )
+
+        if self.schedule not in (None, *SCHEDULES):
+            raise ValueError(f"schedule is one of {SCHEDULES}, or None, got {self.schedule!r}")
+
+    def plan(self, problem: Problem) -> Plan:
+        """That of the forward pass."""
+        d, e = width(problem.q.shape[-1]), width(problem.v.shape[-1])
+        return make_plan(d, e, self.block_q, self.block_kv, self.schedule)
 
     def refuses(self, call: Call) -> str | None:
         problem, (major, minor, *_) = call.problem, jax.__version_info__
@@ -82,7 +96,10 @@ class Hopper(Backend):
             return f"it takes float16 and bfloat16, not {problem.q.dtype}"
         if max(d, e) > WIDTHS[-1]:
             return f"it takes up to {WIDTHS[-1]} features, got d={d} and e={e}"
-        plan = make_plan(width(d), width(e), self.block_q, self.block_kv)
+        plan = self.plan(problem)
+        held = plan.block_kv * max(width(d), width(e))
+        if plan.schedule == "overlap" and held > OVERLAPPED:
+            return f"schedule='overlap' has registers for {OVERLAPPED} values of a tile, not {held}"
         if (needed := plan.shared_bytes(width(d), width(e))) > SHARED_BYTES:
             return f"its tiles take {needed:,} bytes of shared memory, of {SHARED_BYTES:,}"
         if not all(isinstance(n, int) for n in (*problem.q.shape, *problem.k.shape)):
@@ -100,9 +117,8 @@ class Hopper(Backend):
 
         q, k, v, rule = flat(problem)
         d, e = width(q.shape[3]), width(v.shape[3])
-        plan = make_plan(d, e, self.block_q, self.block_kv)
         q, k, v = _wide(q, d), _wide(k, d), _wide(v, e)
-        out, peak, log_total = forward(plan, problem.sizes, q, k, v, rule, interpret)
+        out, peak, log_total = forward(self.plan(problem), problem.sizes, q, k, v, rule, interpret)
         out = out[..., : problem.v.shape[-1]].astype(peak.dtype)
         results = unflat(Results(out, peak, log_total, ()), problem.sizes.batch)
         if not watched:
@@ -145,7 +161,7 @@ class Hopper(Backend):
 
     def cost(self, problem: Problem, mask: BoundMask, watched: Watch) -> Cost:
         sizes, (d, e) = problem.sizes, (problem.q.shape[-1], problem.v.shape[-1])
-        plan = make_plan(width(d), width(e), self.block_q, self.block_kv)
+        plan = self.plan(problem)
         tiles, visited, flops = Tiles(plan, sizes, mask), None, None
         everywhere = tiles.programs * tiles.across
         total = sizes.h * math.prod(sizes.batch)

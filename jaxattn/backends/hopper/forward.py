@@ -52,6 +52,7 @@ def forward(
 class _Forward(Kernel):
     def scratch(self, shared: Callable[..., Any], d: int, e: int) -> list[Any]:
         return [
+            plgpu.Barrier(num_arrivals=WARPGROUPS),
             plgpu.Barrier(num_barriers=WARPGROUPS),
             plgpu.SMEM((WARPGROUPS, 2, self.mine), jnp.float32),
             shared(WARPGROUPS, self.mine, d),
@@ -62,6 +63,7 @@ class _Forward(Kernel):
         self, here: Here, arrays: Any, ring: Ring, more: Any, results: Any, scratch: Any
     ) -> None:
         (q, k, v), (out, peak, log_total) = arrays, results
+        turn, *scratch = scratch
         there, row_s, *q_out = (x.at[here.warpgroup] for x in scratch)
         q_s, out_s = q_out[0], q_out[-1]  # where they are alike the output takes over
         rows = pl.ds(here.mine.start, self.mine)
@@ -69,12 +71,12 @@ class _Forward(Kernel):
         plgpu.barrier_wait(there)
 
         @pl.when(self.scale(here, more) < 0)
-        def turn() -> None:
+        def negate() -> None:
             """A row's peak is found before the scale, which has to be positive for that."""
             q_s[...] = -plgpu.load(q_s, layout=TILE)
             plgpu.commit_smem()
 
-        its = _Rows(self, here, q_s, more, ring)
+        its = _Rows(self, here, q_s, more, ring, turn)
         parts, m, total = its.mend(k, v, its.attend(v.shape[-1]))
         total = jnp.where(total == 0, 1.0, total)  # a NaN stays
         for i, acc in enumerate(parts):
@@ -92,9 +94,11 @@ class _Forward(Kernel):
 class _Rows:
     """The queries of a warpgroup."""
 
-    def __init__(self, kernel: _Forward, here: Here, q: Any, more: Any, ring: Ring) -> None:
+    def __init__(
+        self, kernel: _Forward, here: Here, q: Any, more: Any, ring: Ring, turn: Any
+    ) -> None:
         self.kernel, self.here, self.q, self.more, self.ring = kernel, here, q, more, ring
-        self.size = kernel.plan.block_kv
+        self.turn, self.size = turn, kernel.plan.block_kv
 
     def row(self, x: float) -> Array:
         """x for each query."""
@@ -107,7 +111,20 @@ class _Rows:
 
     def attend(self, features: int) -> Any:
         """The state over all tiles. A NaN or Inf among the values reaches every row."""
-        return self.kernel.over(self.here, self.step, self.nothing(features))
+        nothing, schedule = self.nothing(features), self.kernel.plan.schedule
+        if schedule == "overlap":
+            return self.overlapped(nothing)
+        if schedule == "plain":
+            return self.kernel.over(self.here, self.step, nothing)
+        pl.when(self.here.warpgroup == 1)(self.take_turns)  # it is half a step behind
+        state = self.kernel.over(self.here, self.step, nothing)
+        pl.when(self.here.warpgroup == 0)(self.take_turns)
+        return state
+
+    def take_turns(self) -> None:
+        """Waits until the other warpgroup is here, or there where it did this last."""
+        plgpu.barrier_arrive(self.turn)
+        plgpu.barrier_wait(self.turn)
 
     def mend(self, k: Any, v: Any, state: Any) -> Any:
         """The state, made again key by key where it is not finite: a weight of 0 times NaN is NaN,
@@ -164,9 +181,74 @@ class _Rows:
         """The state after the i-th tile."""
         acc, m, total = state
         ring, slot = self.ring, self.ring.slot(i)
+        in_turn = self.kernel.plan.schedule == "ping-pong"
         plgpu.barrier_wait(ring.a_there.at[slot])
-        x = product(self.q, ring.a.at[slot])
+        x = product(self.q, ring.a.at[slot], self.take_turns if in_turn else None)
         plgpu.barrier_arrive(ring.a_free.at[slot])
+        w, shrink, m, total = self.weights(masked, i, x, m, total)
+        acc = acc * spread_rows(shrink, acc)
+        if in_turn:
+            acc, w, m, total = lax.optimization_barrier((acc, w, m, total))
+            plgpu.barrier_arrive(self.turn)
+        plgpu.barrier_wait(ring.b_there.at[slot])
+        if in_turn:
+            plgpu.barrier_wait(self.turn)
+        acc = contract(acc, w, ring.b.at[slot], self.kernel.interpret)
+        plgpu.barrier_arrive(ring.b_free.at[slot])
+        return acc, m, total
+
+    def overlapped(self, state: Any) -> Any:
+        """The state over all tiles, of which there is one at least. The weights of a tile meet the
+        values while the next one's are made.
+
+        Source: Shah et al. 2024, section 3.2.
+        """
+        (acc, m, total), ring, interpret = state, self.ring, self.kernel.interpret
+
+        def both(masked: bool, i: Any, state: Any) -> Any:
+            (acc, w, m, total), slot, before = state, ring.slot(i), ring.slot(i - 1)
+
+            def run(x_ref: Any, mixed_ref: Any) -> Any:
+                plgpu.barrier_wait(ring.a_there.at[slot])
+                plgpu.wgmma(x_ref, self.q, ring.a.at[slot].transpose((1, 0)))
+                plgpu.barrier_wait(ring.b_there.at[before])
+                v = ring.b.at[before]
+                if interpret is None:
+                    plgpu.wgmma(mixed_ref, w, v)
+                x = (
+                    plgpu.wgmma_accumulator_load(x_ref, wait_n=1)
+                    if interpret is None
+                    else x_ref[...]
+                )
+                plgpu.barrier_arrive(ring.a_free.at[slot])
+                new = self.weights(masked, i, x, m, total)
+                mixed = (
+                    mixed_ref[...] if interpret is None else contract(0.0 * acc, w, v, interpret)
+                )
+                plgpu.barrier_arrive(ring.b_free.at[before])
+                return mixed, new
+
+            tile = plgpu.ACC((self.kernel.mine, self.size), jnp.float32)
+            mixed, (w, shrink, m, total) = pl.run_scoped(
+                run, tile, plgpu.ACC(acc.shape, jnp.float32)
+            )
+            return (acc + mixed) * spread_rows(shrink, acc), w, m, total
+
+        plgpu.barrier_wait(ring.a_there.at[0])
+        x = product(self.q, ring.a.at[0])
+        plgpu.barrier_arrive(ring.a_free.at[0])
+        masked = not self.kernel.tiles.all_whole
+        w, _, m, total = self.weights(masked, INDEX(0), x, m, total)
+        acc, w, m, total = self.kernel.over(self.here, both, (acc, w, m, total), False, 1)
+        last = ring.slot(self.here.count - 1)
+        plgpu.barrier_wait(ring.b_there.at[last])
+        acc = contract(acc, w, ring.b.at[last], interpret)
+        plgpu.barrier_arrive(ring.b_free.at[last])
+        return acc, m, total
+
+    def weights(self, masked: bool, i: Any, x: Array, m: Array, total: Array) -> Any:
+        """(weights of the i-th tile in half precision, by which what was before shrinks, the peak,
+        the total). x: q kᵀ."""
         keys = Span(self.here.tile(i) * self.size, self.size)
         x, unit, dropout, place, _ = self.logits(x, keys, masked)
         new = jnp.maximum(m, x.max(axis=1) * unit)
@@ -175,22 +257,14 @@ class _Rows:
         p = jnp.exp2(x * unit - spread_rows(safe, x))
         total = total * shrink + p.sum(axis=1)
         w = p if dropout is None else dropout.apply(p, place)
-        acc = acc * spread_rows(shrink, acc)
-        plgpu.barrier_wait(ring.b_there.at[slot])
-        v = ring.b.at[slot]
-        acc = contract(acc, w.astype(v.dtype), v, self.kernel.interpret)
-        plgpu.barrier_arrive(ring.b_free.at[slot])
-        return acc, new, total
+        return w.astype(self.ring.b.dtype), shrink, new, total
 
     def logits(self, x: Array, keys: Span, masked: bool) -> Any:
         """(logits · log2 e of a tile over `unit`, unit, dropout, the place, which pairs are
         allowed): without mask and score the scale goes with log2 e into the one multiply-add of
         exp2."""
-        sizes, place = (
-            self.kernel.sizes,
-            TilePlace.of(self.here, self.here.head, self.here.mine, keys),
-        )
-        place = place._replace(other=x.shape[1])
+        here, sizes = self.here, self.kernel.sizes
+        place = TilePlace.of(here, here.head, here.mine, keys)._replace(other=x.shape[1])
         mask, score, dropout, scale = pieces(self.kernel.rule, self.more, place)
         scale = jnp.abs(scale)  # the queries have its sign
         unit = LOG2E if score else scale * LOG2E

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
 from jax.experimental import pallas as pl
@@ -78,21 +79,32 @@ class Kernel:
         return ref[(*index, *(0,) * (len(ref.shape) - len(index)))]
 
     def over(
-        self, here: Here, step: Callable[[bool, Any, Any], Any], state: Any, splits: bool = True
+        self,
+        here: Here,
+        step: Callable[[bool, Any, Any], Any],
+        state: Any,
+        splits: bool = True,
+        start: int = 0,
     ) -> Any:
-        """step(masked, i, state) for the tiles of a program, counted from its first one on.
+        """step(masked, i, state) for the tiles of a program, counted from its first one, from the
+        start-th on.
 
         splits: whether what is allowed whole goes without a mask: that takes three loops, and more
         registers.
         """
-        first, zero, tiles = here.first, INDEX(0), self.tiles
+        tiles, at, edges = (
+            self.tiles,
+            INDEX(start),
+            (here.whole - here.first, here.end - here.first),
+        )
         if tiles.all_whole:
-            return lax.fori_loop(zero, here.count, partial(step, False), state)
+            return lax.fori_loop(at, here.count, partial(step, False), state)
         if not (tiles.any_whole and splits):
-            return lax.fori_loop(zero, here.count, partial(step, True), state)
-        state = lax.fori_loop(zero, here.whole - first, partial(step, True), state)
-        state = lax.fori_loop(here.whole - first, here.end - first, partial(step, False), state)
-        return lax.fori_loop(here.end - first, here.count, partial(step, True), state)
+            return lax.fori_loop(at, here.count, partial(step, True), state)
+        whole, end = (jnp.maximum(edge, at) for edge in edges) if start else edges
+        state = lax.fori_loop(at, whole, partial(step, True), state)
+        state = lax.fori_loop(whole, end, partial(step, False), state)
+        return lax.fori_loop(end, here.count, partial(step, True), state)
 
     def run(
         self, heads: int, arrays: list[Array], results: list[jax.ShapeDtypeStruct]
@@ -165,6 +177,8 @@ class Kernel:
         more, made = refs[n:most], [ref.at[batch] for ref in refs[most : most + results]]
         a, b, *scratch = refs[most + results :]
         barriers, scratch = scratch[:4], scratch[4:]
+        if self.plan.schedule == "overlap":  # its loop begins after a first tile
+            here = here.with_a_tile(self.tiles.across)
         ring = Ring(self.tiles.size, self.plan.stages, a, b, *barriers)
 
         @pl.when(warpgroup == WARPGROUPS)

@@ -73,6 +73,11 @@ class Here(NamedTuple):
     def count(self) -> Any:
         return self.stop - self.first
 
+    def with_a_tile(self, across: int) -> "Here":
+        """With one tile, whose pairs are all hidden, in place of none."""
+        first = jnp.minimum(self.first, across - 1)
+        return self._replace(first=first, stop=jnp.maximum(self.stop, first + 1))
+
 
 class TilePlace(NamedTuple):
     """What a `Place` is to masks and scores, of a tile in registers.

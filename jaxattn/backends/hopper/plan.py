@@ -22,26 +22,40 @@ WARPGROUPS = 2
 ROWS = 64  # of a warpgroup: what one instruction multiplies
 SHARED_BYTES = 232_448  # of shared memory, that a program may have
 WIDTHS = (64, 128, 256)  # features that a tile may have
+OVERLAPPED = 64 * 128  # values of a tile that may be waited for while weights are made
+BESIDES = 2048 + 256  # bytes of shared memory for sums across warps, and for barriers
+SCHEDULES = "plain", "overlap", "ping-pong"
+"""How products and softmax take turns in the forward pass. overlap: the logits of a tile are
+multiplied while the weights of the one before are made. ping-pong: one warpgroup multiplies while
+the other makes weights. Which is fastest nobody has measured yet."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """block_q, block_kv: the queries of a program, and the keys of a tile. stages: tiles of keys,
-    and as many of values, that are loaded ahead."""
+    and as many of values, that are loaded ahead. schedule: one of `SCHEDULES`."""
 
     block_q: int
     block_kv: int
     stages: int
+    schedule: str = "plain"
 
     def shared_bytes(self, d: int, e: int) -> int:
-        """Of half-precision tiles: queries, the output, keys and values."""
+        """Of half-precision tiles, queries, the output, keys and values; of two float32 numbers of
+        each query; and `BESIDES`."""
         rows = d if d == e else d + e  # where they are alike the output takes over
-        return 2 * (self.block_q * rows + self.stages * self.block_kv * (d + e))
+        tiles = 2 * (self.block_q * rows + self.stages * self.block_kv * (d + e))
+        return tiles + 8 * self.block_q + BESIDES
 
 
-def make_plan(d: int, e: int, block_q: int | None, block_kv: int | None) -> Plan:
-    """The plan for features d and e of `WIDTHS`; block_q and block_kv override it."""
-    return Plan(block_q or WARPGROUPS * ROWS, block_kv or (64 if max(d, e) > 128 else 128), 2)
+def make_plan(
+    d: int, e: int, block_q: int | None, block_kv: int | None, schedule: str | None
+) -> Plan:
+    """The plan for features d and e of `WIDTHS`; block_q, block_kv and schedule override it."""
+    schedule = schedule or "plain"
+    most = 64 if schedule == "overlap" else 128  # features of a tile of 128 keys
+    block_kv = block_kv or (64 if max(d, e) > most else 128)
+    return Plan(block_q or WARPGROUPS * ROWS, block_kv, 2, schedule)
 
 
 def width(features: int) -> int:

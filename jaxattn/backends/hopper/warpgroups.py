@@ -62,11 +62,13 @@ class Ring:
         lax.fori_loop(jnp.maximum(count - self.stages, 0), count, drain, None)
 
 
-def product(a: Any, b: Any) -> Array:
-    """a bᵀ, both in shared memory."""
+def product(a: Any, b: Any, then: Callable[[], None] | None = None) -> Array:
+    """a bᵀ, both in shared memory. then: is done while it runs."""
 
     def run(ref: Any) -> Array:
         plgpu.wgmma(ref, a, b.transpose((1, 0)))
+        if then is not None:
+            then()
         return ref[...]
 
     return pl.run_scoped(run, plgpu.ACC((a.shape[0], b.shape[0]), jnp.float32))
