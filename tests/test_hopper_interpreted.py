@@ -29,14 +29,25 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture
-def interpreted():
-    """From options of a call to `Results`, on a CPU; at the end no race was found.
+def interpreted(monkeypatch):
+    """From options of a call to `Results`, on a CPU; at the end no race was found, and every
+    barrier was waited for as often as it was completed.
 
     Without the call around it: the interpreter's callbacks are in order, which a call is not.
     """
     from jax._src.pallas.mosaic_gpu.interpret import interpret_pallas_call as interpreter
+    from jax._src.pallas.mosaic_gpu.interpret.shared_memory import Barrier
     from jax.experimental.pallas import mosaic_gpu
 
+    is_gone, drained = Barrier.has_zero_ref_count, []
+
+    def noted(barrier):
+        if gone := is_gone(barrier):
+            waited = set(barrier.last_observed_phase_by_thread.values()) or {0}
+            drained.append(waited == {barrier.phase} and not barrier.arrivals_count)
+        return gone
+
+    monkeypatch.setattr(Barrier, "has_zero_ref_count", noted)
     interpreter.gpu_callbacks.reset_gpu_interpret_mode_state()
     stand_in = mosaic_gpu.InterpretGPUParams(detect_races=True)
 
@@ -44,9 +55,11 @@ def interpreted():
         run = ja.Hopper(block_kv=64, schedule=schedule).run
         return jax.jit(lambda problem: run(problem, (), stand_in))(problem_of(*rest, **options))
 
-    results.stand_in = stand_in
+    results.stand_in, results.drained = stand_in, drained
     yield results
     assert not interpreter.get_races().races_found
+    assert drained
+    assert all(drained)
 
 
 def problem_of(q, k, v, mask=ja.EVERYTHING, score=None, scale=None, dropout=None, positions=None):
@@ -246,6 +259,16 @@ def test_what_a_product_reads_is_there(interpreted, monkeypatch):
 
     monkeypatch.setattr(mosaic_gpu, "wgmma", noted)
     check_forward(Case("noted", *TAKES["several-tiles-causal"], dtype=BF16), interpreted)
+
+
+def test_a_barrier_that_is_left_is_found(interpreted, monkeypatch):
+    from jaxattn.backends.hopper import warpgroups
+
+    monkeypatch.setattr(warpgroups.Ring, "drain", lambda *_: None)
+    q, k, v = drawn((70, 1, 64), (70, 1, 64), (70, 1, 64))
+    interpreted(q, k, v)
+    assert interpreted.drained.count(False) > 1
+    interpreted.drained[:] = [True]
 
 
 def test_vmap_is_one_launch(interpreted):

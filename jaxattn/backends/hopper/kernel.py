@@ -184,7 +184,9 @@ class Kernel:
         @pl.when(warpgroup == WARPGROUPS)
         def load() -> None:
             plgpu.set_max_registers(LOADING, action="decrease")
-            ring.load(*self.ring_of(arrays), here.count * self.times, partial(self.coming, here))
+            count = here.count * self.times
+            ring.load(*self.ring_of(arrays), count, partial(self.coming, here))
+            ring.drain(count)
 
         @pl.when(warpgroup < WARPGROUPS)
         def compute() -> None:

@@ -43,8 +43,7 @@ class Ring:
         return lax.rem(i, INDEX(self.stages))
 
     def load(self, a: Any, b: Any, count: Any, which: Callable[[Any], tuple[Any, Any]]) -> None:
-        """So many tiles of a and b, which(i) = (tile, head); it ends when nobody reads them any
-        more."""
+        """So many tiles of a and b, which(i) = (tile, head)."""
         pairs = (a, self.a, self.a_there, self.a_free), (b, self.b, self.b_there, self.b_free)
 
         def one(i: Any, _: Any) -> None:
@@ -54,12 +53,16 @@ class Ring:
                 pl.when(i >= self.stages)(partial(plgpu.barrier_wait, free.at[slot]))
                 plgpu.copy_gmem_to_smem(source.at[at], tiles.at[slot], there.at[slot])
 
-        def drain(i: Any, _: Any) -> None:
-            for *_, free in pairs:
-                plgpu.barrier_wait(free.at[self.slot(i)])
-
         lax.fori_loop(0, count, one, None)
-        lax.fori_loop(jnp.maximum(count - self.stages, 0), count, drain, None)
+
+    def drain(self, count: Any) -> None:
+        """Waits until nobody reads any of `count` tiles any more."""
+
+        def one(i: Any, _: Any) -> None:
+            plgpu.barrier_wait(self.a_free.at[self.slot(i)])
+            plgpu.barrier_wait(self.b_free.at[self.slot(i)])
+
+        lax.fori_loop(jnp.maximum(count - self.stages, 0), count, one, None)
 
 
 def product(a: Any, b: Any, then: Callable[[], None] | None = None) -> Array:
