@@ -17,7 +17,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 import jaxattn
 from benchmarks.gate import Pattern
@@ -44,10 +43,16 @@ def missing(name: str, work: Workload) -> str | None:
 
 
 def attend(
-    ja: ModuleType, q: jax.Array, k: jax.Array, v: jax.Array, work: Workload, extra: Arrays
+    ja: ModuleType,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    work: Workload,
+    extra: Arrays,
+    **rest: Any,
 ) -> jax.Array:
-    """By jaxattn, which is given: this version, or another."""
-    given = work.option.jaxattn(ja, extra)
+    """By jaxattn, which is given: this version, or another. rest: of `ja.attention`."""
+    given = {**work.option.jaxattn(ja, extra), **rest}
     masks = [ja.Causal()] if work.mask.causal else []
     if work.mask.left is not None:
         masks.append(ja.Window(left=work.mask.left))
@@ -94,6 +99,8 @@ def _by_jax_nn(call: Callable[..., jax.Array], **cudnn: Any) -> Callable[..., Bu
 
 
 def _flax(q: jax.Array, k: jax.Array, v: jax.Array, work: Workload, extra: Arrays) -> jax.Array:
+    from flax import nnx  # which a bare machine may lack
+
     bias, seen = _bias_and_mask(work, extra, q.dtype)
     given: dict[str, Any] = {"is_causal": work.mask.causal and work.mask.left is None}
     if work.mask.left is not None:  # it has no window of its own

@@ -128,7 +128,8 @@ class Gate:
             for block in np.array_split(rows, -(-len(rows) * work.keys * group // BLOCK)):
                 at = b, block, heads
                 q, cotangent = inputs.q[at], inputs.cotangent[at]
-                allowed, extra = self._truth(heads, block, keep)
+                kept_here = None if keep is None else keep[:, block]
+                allowed, extra = truth(work, inputs.extra, heads, block, kept_here)
                 out, lse = oracle.attention(q, k, v, allowed, extra=extra)
                 if rate:
                     spread = oracle.variance(q, k, v, allowed, cotangent, extra)
@@ -142,21 +143,6 @@ class Gate:
             if whole:
                 pieces += [Piece("dk", shared, dk), Piece("dv", shared, dv, of_dv)]
         return pieces
-
-    def _truth(self, heads: slice, rows: np.ndarray, keep: Any) -> tuple[np.ndarray, oracle.Extra]:
-        """What the oracle is told of some queries. keep: [h t s]; None for the mean."""
-        work, option, score = self._work, self._work.option, ()
-        its = option.of(self._inputs.extra, heads, rows)
-        allowed = work.mask.allowed(work.queries, work.keys, rows)
-        if "seen" in its:
-            allowed = allowed & its["seen"][0]
-        if option.added is not None:
-            ahead_ts = np.arange(work.keys) - rows[:, None]
-            score = (oracle.scores.Fixed(option.added(its, ahead_ts)),)
-        if option.cap is not None:
-            score = (oracle.scores.Cap(option.cap),)
-        grown = 1 - option.rate if keep is None else keep[:, rows]  # 1 -: so that the factor is 1
-        return allowed, oracle.Extra(score, its.get("sinks"), grown, option.rate)
 
     def check(self, built: Built, got: Any) -> list[Finding]:
         """Of every output of a contender, from what it returned.
@@ -176,7 +162,7 @@ class Gate:
             its = [piece for piece in pieces if piece.output == name]
             want = np.concatenate([piece.want.ravel() for piece in its])
             found = np.concatenate([output[piece.index].ravel() for piece in its])
-            shown = _errors(work, name, found, want)
+            shown = errors(work, name, found, want)
             if work.option.rate and built.read_off is None:
                 shown = _chances(work.option.rate, its, found, want)
             findings.append(Finding(name, shown))
@@ -196,9 +182,30 @@ class Gate:
         if len(samples) > 1 and self._sampled and not self._work.option.rate:
             for name, *its in zip(self._work.outputs, *samples.values(), strict=True):
                 middle = np.median(its, axis=0)
-                findings = [Finding(name, _errors(self._work, name, x, middle)) for x in its]
+                findings = [Finding(name, errors(self._work, name, x, middle)) for x in its]
                 found |= {who: x for who, x in zip(samples, findings, strict=True) if x.wrong}
         return found
+
+
+def truth(
+    work: Workload, arrays: Mapping[str, Any], heads: slice, rows: np.ndarray, keep: Any = None
+) -> tuple[np.ndarray, oracle.Extra]:
+    """What the oracle is told of some queries.
+
+    arrays: of the option. keep: [h t s], of these heads and queries; None for the mean.
+    """
+    option, score = work.option, ()
+    its = option.of(arrays, heads, rows)
+    allowed = work.mask.allowed(work.queries, work.keys, rows)
+    if "seen" in its:
+        allowed = allowed & its["seen"][0]
+    if option.added is not None:
+        ahead_ts = np.arange(work.keys) - rows[:, None]
+        score = (oracle.scores.Fixed(option.added(its, ahead_ts)),)
+    if option.cap is not None:
+        score = (oracle.scores.Cap(option.cap),)
+    grown = 1 - option.rate if keep is None else keep  # 1 -: so that the factor is 1
+    return allowed, oracle.Extra(score, its.get("sinks"), grown, option.rate)
 
 
 def relative(got: np.ndarray, want: np.ndarray) -> tuple[float, float]:
@@ -208,8 +215,8 @@ def relative(got: np.ndarray, want: np.ndarray) -> tuple[float, float]:
     return float(rms), float(np.abs(off).max() / np.abs(want).max())
 
 
-def _errors(work: Workload, name: str, got: np.ndarray, want: np.ndarray) -> Shown:
-    """With what is allowed, as the module says."""
+def errors(work: Workload, name: str, got: np.ndarray, want: np.ndarray) -> Shown:
+    """Of an output, with what is allowed, as the module says."""
     (rms, peak), eps = relative(got, want), lambda dtype: float(ml_dtypes.finfo(dtype).eps)
     allowed = 4 * eps(work.dtype) + eps(FLOAT32) * max(work.queries, work.keys) ** 0.5 / 4
     allowed *= 1 if name == "out" else 2

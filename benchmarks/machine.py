@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import psutil
 
 PACKAGES = ("jaxattn", "jax", "jaxlib", "flax", "torch", "numpy")
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "asimd", "sve")
@@ -25,6 +24,8 @@ def cores() -> int:
 
 def header(program: str, given: Sequence[str]) -> dict[str, Any]:
     """What was run, when and where. `given` are the arguments of `python -m program`."""
+    import psutil  # which a bare machine lacks, as in what follows
+
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         with suppress(metadata.PackageNotFoundError):
@@ -55,6 +56,8 @@ def about_times(data: Mapping[str, Any]) -> str:
 
 def facts() -> dict[str, Any]:
     """The machine, as a results file records it."""
+    import psutil
+
     device, flags = jax.devices()[0], _cpuinfo("(?:flags|Features)").split()
     return {
         "platform": device.platform,
@@ -74,6 +77,8 @@ def available_bytes() -> int:
     device = jax.devices()[0]
     if device.platform != "cpu" and (stats := device.memory_stats()):
         return stats["bytes_limit"] - stats["bytes_in_use"]
+    import psutil
+
     free = [psutil.virtual_memory().available]
     limit, used = (_read(f"/sys/fs/cgroup/memory.{x}").strip() for x in ("max", "current"))
     if limit.isdigit():

@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
@@ -75,6 +76,11 @@ class BoundMask(Mask):
     def exact(self) -> bool:
         """Whether the rows of a block, together, see every key of the range that `needs` gives."""
         return False
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it is known, while tracing, which tiles are needed."""
+        return self.exact and not jax.tree.leaves(self)
 
     @property
     def same_for_rows(self) -> bool:

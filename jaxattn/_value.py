@@ -303,9 +303,10 @@ def _add(array: Array, axes: str | None, block: Block, part: Array) -> Array:
     whole, starts, sizes = _slice(array, axes, block)
     if whole.size != array.size:  # some of several batch axes are shared
         spread = put(jnp.zeros_like(whole), part.reshape(sizes), starts)
-        return array + spread.reshape(*block.sizes.batch, *array.shape[-len(axes) :]).sum(
-            [i for i, n in enumerate(array.shape[: -len(axes)]) if n == 1], keepdims=True
-        )
+        lead = array.ndim - len(axes)
+        shared = [i for i, n in enumerate(array.shape[:lead]) if n == 1]
+        spread = spread.reshape(*block.sizes.batch, *array.shape[lead:])
+        return array + spread.sum(shared, keepdims=True)
     return put(whole, cut(whole, starts, sizes) + part.reshape(sizes), starts).reshape(array.shape)
 
 

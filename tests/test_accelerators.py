@@ -49,6 +49,19 @@ def test_gradients(name, backend):
     WITH_GRADIENTS[name].check(backend)
 
 
+def test_gradient_of_a_bias_that_some_batch_axes_share():
+    rng = np.random.default_rng(0)
+    q = rng.standard_normal((2, 3, 90, 2, 8)).astype(np.float32)
+    bias = rng.standard_normal((2, 1, 2, 90, 90)).astype(np.float32)
+
+    def loss(bias, backend):
+        out = ja.attention(q, q, q, mask=ja.Causal(), score=ja.Bias(bias), backend=backend)
+        return jnp.sin(7 * out).sum()
+
+    got, want = (jax.grad(loss)(bias, backend) for backend in (ja.Blockwise(), ja.Reference()))
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", DTYPES[2:], ids=lambda dtype: dtype.__name__)
 @pytest.mark.parametrize("case", named("small", "causal-end-tall", "segments"), ids=str)
 def test_half_precision(case, dtype):

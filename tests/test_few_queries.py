@@ -149,7 +149,7 @@ def test_widths_are_few(mask, platform):
             sizes = Sizes((B,), 12, t, s)
             bound = mask.resolve(frame_of(None, sizes))
             plan = make_plan(bound, sizes, 12, platform)
-            forward = whole_rows(plan, bound, sizes, 12, platform)
+            forward = whole_rows(plan, bound, sizes, 12) if platform == "cpu" else plan
             assert max(len(plan.widths), len(forward.widths)) <= 16
             assert len(plan.held_widths) <= 8 or plan.k_tiles == 1
             assert plan.k_tiles * plan.k_block >= s

@@ -59,11 +59,11 @@ class Blockwise(Backend):
         )
 
     def forward_walk(self, problem: Problem) -> Walk:
-        """How the score matrices of a problem are gone through forward."""
+        """How the score matrices of a problem are gone through forward, on a CPU."""
         walk = self.lse_walk(problem)
         if self.q_block is not None or self.k_block is not None:
             return walk
-        args = problem.rule.mask, problem.sizes, problem.kv_heads, platform()
+        args = problem.rule.mask, problem.sizes, problem.kv_heads
         return walk._replace(plan=whole_rows(walk.plan, *args))
 
     def lse_walk(self, problem: Problem) -> Walk:
@@ -76,27 +76,20 @@ class Blockwise(Backend):
         """Where a row takes several tiles its lse is known only after them, and the observations
         take a second sweep.
         """
-        if platform() != "cpu":
-            return self._run_on_accelerator(problem, watched)
-        walk, again = self.forward_walk(problem), self.lse_walk(problem)
         q, k, v, rule = flat(problem)
-        at_once = walk.plan.k_tiles == 1 or not watched
-        hits = walk.find_hits(rule.mask)
-        made = forward(walk, q, k, v, rule, hits, watched if at_once else ())
+        at_once = not watched
+        if platform() != "cpu":
+            made = *scheduled_forward.forward(self.listed(problem), q, k, v, rule), ()
+        else:
+            walk = self.forward_walk(problem)
+            at_once = at_once or walk.plan.k_tiles == 1
+            hits = walk.find_hits(rule.mask)
+            made = forward(walk, q, k, v, rule, hits, watched if at_once else ())
         results = Results(*made)
         if not at_once:
+            again = self.lse_walk(problem)
             hits = again.find_hits(rule.mask, held=True)
             states = sweep(again, q, k, rule, watched, hits, results.lse)
-            results = results._replace(states=states)
-        return unflat(results, problem.sizes.batch)
-
-    def _run_on_accelerator(self, problem: Problem, watched: Watch) -> Results:
-        q, k, v, rule = flat(problem)
-        results = Results(*scheduled_forward.forward(self.listed(problem), q, k, v, rule), ())
-        if watched:
-            walk = self.lse_walk(problem)
-            hits = walk.find_hits(rule.mask, held=True)
-            states = sweep(walk, q, k, rule, watched, hits, results.lse)
             results = results._replace(states=states)
         return unflat(results, problem.sizes.batch)
 

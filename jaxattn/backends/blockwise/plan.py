@@ -1,6 +1,7 @@
 """How the score matrix is cut: the size of a tile, and how many heads are taken at a time.
 
-The numbers were found by timing; the README's performance section shows what they give.
+The numbers for a CPU were found by timing; the README's performance section shows what they give.
+Those for accelerators go by memory and by what compiled programs hold.
 """
 
 import math
@@ -13,6 +14,7 @@ from jaxattn._mask import BoundMask
 from jaxattn._value import Sizes, Span
 
 UNROLL = 4  # blocks of queries
+ROW = 2**14  # keys of a row that a CPU may take at once
 
 TILE = 2**23
 """Scores in a tile on an accelerator: of float32 logits 32 MiB."""
@@ -27,7 +29,6 @@ class Budget:
     tile: scores in a tile, of q_block queries at most. small: a head with no more scores than this
     is one block of queries, or four where the mask leaves keys out, and several such heads go at a
     time: as many as have `whole` scores. A tile has `keys` keys at most, over all key heads.
-    row: a row that needs no more keys than this can be in one forward tile, of `whole` scores.
     widths: the most widths that the last tile of a row can take. A choice of one waits for the host
     on an accelerator.
     """
@@ -37,12 +38,11 @@ class Budget:
     small: int
     whole: int
     keys: int
-    row: int
     widths: int
 
 
-CPU = Budget(tile=2**20, q_block=512, small=2**19, whole=2**21, keys=2**13, row=2**14, widths=16)
-ACCELERATOR = Budget(tile=TILE, q_block=512, small=2**16, whole=TILE, keys=2**22, row=0, widths=1)
+CPU = Budget(tile=2**20, q_block=512, small=2**19, whole=2**21, keys=2**13, widths=16)
+ACCELERATOR = Budget(tile=TILE, q_block=512, small=2**16, whole=TILE, keys=2**22, widths=1)
 """Where tiles are not listed (schedule.py): in tangents, and for observations."""
 
 
@@ -84,11 +84,6 @@ class Plan:
         return (self.k_block,) if one_block_of_many else self.widths
 
 
-def is_known(mask: BoundMask) -> bool:
-    """Whether it is known while tracing which tiles the mask needs."""
-    return mask.exact and not jax.tree.leaves(mask)
-
-
 def plan_for_accelerator(
     mask: BoundMask,
     sizes: Sizes,
@@ -110,7 +105,7 @@ def plan_for_accelerator(
     square = min(max(_power_of_2(t // 8), fewest), longest) ** 2
     most = TILE // square
     heads = max(run_of_heads(h, group, most), group)
-    batch = _share(total, most // h) if heads == h and is_known(mask) else 1
+    batch = _share(total, most // h) if heads == h and mask.is_known else 1
     share = max(TILE // (heads * batch), 1)
     side = min(max(_power_of_2(math.isqrt(share)), fewest), longest)
     q_block = min(q_block or side, t)
@@ -194,18 +189,15 @@ def make_plan(
     return Plan(batch, heads, q_block, k_block, q_blocks, k_tiles, unrolled, budget.widths)
 
 
-def whole_rows(
-    plan: Plan, mask: BoundMask, sizes: Sizes, kv_heads: int, platform: str | None
-) -> Plan:
-    """`plan` for the forward pass: with all keys of a row in one tile, where that is as fast.
+def whole_rows(plan: Plan, mask: BoundMask, sizes: Sizes, kv_heads: int) -> Plan:
+    """`plan` for the forward pass on a CPU: all keys of a row in one tile, where that is as fast.
 
     Then the final lse is at hand in the tile. Not where a mask may leave out tiles in between, and
     not for the few queries of a decoding step, whose mask tells how many of the keys are held.
     """
-    budget = CPU if platform == "cpu" else ACCELERATOR
     span = plan.k_tiles * plan.k_block
-    few = sizes.t * sizes.s <= budget.small or (plan.q_blocks == 1 and jax.tree.leaves(mask))
-    if plan.k_tiles == 1 or few or span > budget.row or not mask.exact:
+    few = sizes.t * sizes.s <= CPU.small or (plan.q_blocks == 1 and jax.tree.leaves(mask))
+    if plan.k_tiles == 1 or few or span > ROW or not mask.exact:
         return plan
-    q_block = min(max(budget.whole // span // 8 * 8, 8), budget.q_block)
-    return make_plan(mask, sizes, kv_heads, platform, q_block, min(span, sizes.s))
+    q_block = min(max(CPU.whole // span // 8 * 8, 8), CPU.q_block)
+    return make_plan(mask, sizes, kv_heads, "cpu", q_block, min(span, sizes.s))

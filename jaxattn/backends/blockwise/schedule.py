@@ -17,8 +17,9 @@ from jaxattn._axes import Index, ceil_div, count_to
 from jaxattn._mask import BoundMask
 from jaxattn._value import Span, unflatten_index
 from jaxattn._varying import vary
-from jaxattn.backends.blockwise.plan import is_known
 from jaxattn.backends.blockwise.walk import Walk
+
+PAIRS = 2**24  # that a mask is asked for at a time
 
 
 class Tiles(NamedTuple):
@@ -53,18 +54,18 @@ class Tiles(NamedTuple):
 def schedule(walk: Walk, mask: BoundMask) -> Callable[[Index], tuple[Tiles, ...]]:
     """From the number of a run of heads to the tiles that it needs."""
     plan, tiles = walk.plan, _within_limits(walk, mask)
-    if is_known(mask) or len(tiles) <= 1:
+    if mask.is_known or len(tiles) <= 1:
         whole = [tile for tile in tiles if _is_whole(walk, mask, *tile)]
         cut = [tile for tile in tiles if tile not in set(whole)]
         lists = tuple(_listed(x, y) for x, y in ((whole, True), (cut, False)) if x)
         return lambda run: lists
 
-    needed = _needed(walk, mask)
+    visited = needed(walk, mask)
     count = plan.q_blocks * _across(walk)
 
     def of_run(run: Index) -> tuple[Tiles, ...]:
         runs = walk.runs_per_batch
-        here = needed[run // runs, run % runs if mask.by_head else 0].reshape(-1)
+        here = visited[run // runs, run % runs if mask.by_head else 0].reshape(-1)
         (which,) = jnp.nonzero(here, size=count, fill_value=0)
         q_blocks, k_blocks = jnp.divmod(which.astype(jnp.int32), _across(walk))
         return (Tiles(q_blocks, k_blocks, here.sum(dtype=jnp.int32), False),)
@@ -98,10 +99,11 @@ def _is_whole(walk: Walk, mask: BoundMask, i: int, j: int) -> bool:
     return keys.start + keys.size <= walk.sizes.s and mask.covers(walk.rows(i), keys)
 
 
-def _needed(walk: Walk, mask: BoundMask) -> Bool[Array, "b runs q_blocks k_blocks"]:
+def needed(walk: Walk, mask: BoundMask) -> Bool[Array, "b runs q_blocks k_blocks"]:
     """Which tiles hold an allowed pair. runs: of a batch element; 1 if heads do not differ.
 
-    Of a mask that is not exact every pair is asked, without a branch for tiles out of its range.
+    Of a mask that is not exact every pair is asked, `PAIRS` at a time, without a branch for tiles
+    out of its range.
     """
     plan, s = walk.plan, walk.sizes.s
     runs = walk.runs_per_batch if mask.by_head else 1
@@ -125,5 +127,7 @@ def _needed(walk: Walk, mask: BoundMask) -> Bool[Array, "b runs q_blocks k_block
 
         return hit & jax.vmap(look)(blocks)
 
-    mapped = jax.lax.map(row_of_tiles, count_to(walk.batches * runs * plan.q_blocks))
+    at_once = max(PAIRS // (plan.q_block * s), 1)
+    every = count_to(walk.batches * runs * plan.q_blocks)
+    mapped = jax.lax.map(row_of_tiles, every, batch_size=at_once)
     return vary(mapped, walk.sizes.varying).reshape(*shape, -1)

@@ -1,7 +1,7 @@
 """One tile of one head's score matrix: what it adds to the forward fold and to its tangent.
 
-q [r d] and k [c d] are the rows and columns of the tile, in the accumulator's dtype or, on an
-accelerator's way, as they are. `rule` is the part of the problem's rule that this tile needs;
+q [r d] and k [c d] are the rows and columns of the tile, in the accumulator's dtype or, for
+accelerators, in their own. `rule` is the part of the problem's rule that this tile needs;
 `counts` says which keys count here (None for all).
 """
 

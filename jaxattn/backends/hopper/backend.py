@@ -1,5 +1,6 @@
 """Attention by kernels of our own for NVIDIA's Hopper, in Pallas Mosaic GPU."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,21 +21,24 @@ from jaxattn._score import BoundFunction
 from jaxattn._trace import Traced
 from jaxattn.backends.blockwise.backend import Blockwise, as_asked, flat, pulled_back, unflat
 from jaxattn.backends.hopper.plan import (
+    OVERLAPPED,
     ROWS,
+    SCHEDULES,
     SHARED_BYTES,
     WARPGROUPS,
     WIDTHS,
+    Plan,
     Tiles,
     make_plan,
     width,
 )
 from jaxattn.backends.protocol import Backend, Call, Cost, Moves, Moving, Results
-from jaxattn.masks import BoundLengths, BoundSegments, BoundWhere, Prefix
-from jaxattn.scores import BoundALiBi, BoundSoftCap
+from jaxattn.masks import BoundDense, BoundLengths, BoundSegments, BoundWhere, Prefix
+from jaxattn.scores import BoundALiBi, BoundBias, BoundSoftCap
 
 CAPABILITY = "9.0"
-MASKS = Everything, Band, Near, Prefix, BoundLengths, BoundSegments
-SCORES = BoundALiBi, BoundSoftCap
+MASKS = Everything, Band, Near, Prefix, BoundLengths, BoundSegments, BoundDense
+SCORES = BoundALiBi, BoundBias, BoundSoftCap
 # Of users' functions, what tests/test_hopper.py shows to compile, in int32, float32 and bool.
 OPERATIONS = {
     *("abs", "sign", "neg", "add", "sub", "mul", "div", "rem", "max", "min"),
@@ -53,12 +57,15 @@ class Hopper(Backend):
     and gradients of q, k and v with up to 128 features, with dropout 64. All other derivatives and
     the observations are made as `Blockwise()` makes them, from the lse.
 
-    block_q: queries of a program, a multiple of 128. block_kv: keys of a tile, a multiple of 64.
-    None lets the plan choose. The result does not depend on them beyond rounding.
+    block_q: queries of a program in the forward pass, a multiple of 128. block_kv: keys of a tile,
+    a multiple of 64. schedule: how products and softmax take turns there: "plain", "overlap" (of
+    two tiles in a warpgroup) or "ping-pong" (of two warpgroups). None lets the plan choose. The
+    result does not depend on them beyond rounding.
     """
 
     block_q: int | None = None
     block_kv: int | None = None
+    schedule: str | None = None
 
     def __post_init__(self) -> None:
         for name, multiple in (("block_q", WARPGROUPS * ROWS), ("block_kv", 64)):
@@ -69,6 +76,14 @@ class Hopper(Backend):
                     f"{name} is a multiple of {multiple}, or None for the plan's choice; got "
                     f"{name}={block!r}"
                 )
+
+        if self.schedule not in (None, *SCHEDULES):
+            raise ValueError(f"schedule is one of {SCHEDULES}, or None, got {self.schedule!r}")
+
+    def plan(self, problem: Problem) -> Plan:
+        """That of the forward pass."""
+        d, e = width(problem.q.shape[-1]), width(problem.v.shape[-1])
+        return make_plan(d, e, self.block_q, self.block_kv, self.schedule)
 
     def refuses(self, call: Call) -> str | None:
         problem, (major, minor, *_) = call.problem, jax.__version_info__
@@ -81,7 +96,10 @@ class Hopper(Backend):
             return f"it takes float16 and bfloat16, not {problem.q.dtype}"
         if max(d, e) > WIDTHS[-1]:
             return f"it takes up to {WIDTHS[-1]} features, got d={d} and e={e}"
-        plan = make_plan(width(d), width(e), self.block_q, self.block_kv)
+        plan = self.plan(problem)
+        held = plan.block_kv * max(width(d), width(e))
+        if plan.schedule == "overlap" and held > OVERLAPPED:
+            return f"schedule='overlap' has registers for {OVERLAPPED} values of a tile, not {held}"
         if (needed := plan.shared_bytes(width(d), width(e))) > SHARED_BYTES:
             return f"its tiles take {needed:,} bytes of shared memory, of {SHARED_BYTES:,}"
         if not all(isinstance(n, int) for n in (*problem.q.shape, *problem.k.shape)):
@@ -99,9 +117,8 @@ class Hopper(Backend):
 
         q, k, v, rule = flat(problem)
         d, e = width(q.shape[3]), width(v.shape[3])
-        plan = make_plan(d, e, self.block_q, self.block_kv)
         q, k, v = _wide(q, d), _wide(k, d), _wide(v, e)
-        out, peak, log_total = forward(plan, problem.sizes, q, k, v, rule, interpret)
+        out, peak, log_total = forward(self.plan(problem), problem.sizes, q, k, v, rule, interpret)
         out = out[..., : problem.v.shape[-1]].astype(peak.dtype)
         results = unflat(Results(out, peak, log_total, ()), problem.sizes.batch)
         if not watched:
@@ -144,14 +161,13 @@ class Hopper(Backend):
 
     def cost(self, problem: Problem, mask: BoundMask, watched: Watch) -> Cost:
         sizes, (d, e) = problem.sizes, (problem.q.shape[-1], problem.v.shape[-1])
-        plan = make_plan(width(d), width(e), self.block_q, self.block_kv)
+        plan = self.plan(problem)
         tiles, visited, flops = Tiles(plan, sizes, mask), None, None
         everywhere = tiles.programs * tiles.across
-        total = sizes.h * int(jnp.prod(jnp.asarray(sizes.batch, int)))
+        total = sizes.h * math.prod(sizes.batch)
         if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(mask)):
-            first, *_, stop = jnp.moveaxis(tiles.bounds(), -1, 0)
-            shared = total // tiles.bounds().shape[0]
-            visited = int((stop - first).sum()) * shared
+            bounds = np.asarray(tiles.arrays()[0])
+            visited = int((bounds[..., 3] - bounds[..., 0]).sum()) * (total // len(bounds))
             flops = 2 * visited * plan.block_q * plan.block_kv * (d + e)
         return Cost(
             heads=1,

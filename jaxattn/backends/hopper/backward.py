@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.custom_batching import sequential_vmap
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float
@@ -28,21 +27,11 @@ from jaxattn._axes import INDEX, ceil_div
 from jaxattn._finite import finite
 from jaxattn._problem import Rule
 from jaxattn._softmax import LogSumExp
-from jaxattn._value import Sizes, Span, unflatten_index
-from jaxattn.backends.hopper.place import TILE, TilePlace, operands, pieces
+from jaxattn._value import Sizes, Span
+from jaxattn.backends.hopper.kernel import Kernel
+from jaxattn.backends.hopper.place import TILE, Here, TilePlace, operands, pieces
 from jaxattn.backends.hopper.plan import ROWS, WARPGROUPS, KeyTiles, Plan, Tiles
-from jaxattn.backends.hopper.warpgroups import (
-    COMPUTING,
-    LOADING,
-    LOG2E,
-    Ring,
-    contract,
-    even,
-    over,
-    product,
-    ring_barriers,
-    shared_tile,
-)
+from jaxattn.backends.hopper.warpgroups import LOG2E, Ring, contract, even, product
 
 PLAN = Plan(WARPGROUPS * ROWS, 64, 2)
 
@@ -68,13 +57,14 @@ def backward(
     # What rounding its two parts to one takes is as little as the products of half precision lose.
     whole = jnp.where(jnp.isfinite(lse.value), lse.value, jnp.inf) * LOG2E
     rows = of_heads(whole, jnp.inf), of_heads(dlse, 0)
-    values = rule.mask, rule.score, rule.dropout, rule.scale
     columns = max(tiles.across * plan.block_kv, by_keys.programs * plan.block_q)
-    more = operands(values, length, columns)
+    more = [operands(rule, length, columns, keys_first) for keys_first in (False, True)]
     arrays = [even(x) for x in (finite(q), finite(k), v, g.astype(q.dtype))]
-    given = plan, sizes, rule, q.shape[2] // k.shape[2], len(more), interpret
-    (dq,) = _run(_OfQueries(tiles, *given), arrays, rows, more, arrays[:1])
-    dk, dv = _run(_OfKeys(by_keys, *given), arrays, rows, more, arrays[1:3])
+    like = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays]
+    h, n = q.shape[2], k.shape[2]
+    group, given = h // n, [*arrays, *rows]
+    (dq,) = _OfQueries(tiles, rule, group, more[0], interpret).run(h, given, like[:1])
+    dk, dv = _OfKeys(by_keys, rule, group, more[1], interpret).run(n, given, like[1:3])
     return dq[:, : q.shape[1]], dk[:, : k.shape[1]], dv[:, : k.shape[1]]
 
 
@@ -82,24 +72,6 @@ def _rows(length: int, x: Float[Array, "b t h"], beyond: float) -> Float[Array, 
     """x of each head, with `beyond` after the last query."""
     more = (0, 0), (0, 0), (0, length - x.shape[1])
     return jnp.pad(x.swapaxes(1, 2), more, constant_values=beyond)
-
-
-def _run(call: "_Call", arrays: Any, rows: Any, more: Any, like: Any) -> Any:
-    q, k, v, _ = arrays
-    heads = (k if call.keys_first else q).shape[2]
-    kernel = plgpu.kernel(
-        call.kernel,
-        out_type=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in like],
-        scratch_types=call.scratch(q.dtype, q.shape[3], v.shape[3]),
-        grid=(heads, call.tiles.programs, q.shape[0]),
-        grid_names=("head", "program", "batch"),
-        num_threads=WARPGROUPS + 1,
-        thread_name="warpgroup",
-        compiler_params=plgpu.CompilerParams(approx_math=True),
-        **({} if call.interpret is None else {"interpret": call.interpret}),
-    )
-    # Under `jax.vmap` it runs once for each element.
-    return sequential_vmap(kernel)(*arrays, *rows, call.tiles.bounds(), *more)
 
 
 class Tile(NamedTuple):
@@ -110,103 +82,50 @@ class Tile(NamedTuple):
     ds: Callable[[], Array]
 
 
-class _Call:
-    """What is fixed while a kernel is traced. Of a warpgroup: 64 rows, or 64 keys if `keys_first`;
-    what comes through the ring is the other."""
+class _Backward(Kernel):
+    """A computing warpgroup has 64 rows or keys, and what goes with them."""
 
-    keys_first = False
-
-    def __init__(
-        self,
-        tiles: Any,
-        plan: Plan,
-        sizes: Sizes,
-        rule: Rule,
-        group: int,
-        operands: int,
-        interpret: Any,
-    ) -> None:
-        self.tiles, self.plan, self.sizes, self.rule = tiles, plan, sizes, rule
-        self.group, self.operands, self.interpret = group, operands, interpret
-        self.mine = plan.block_q // WARPGROUPS
-
-    def scratch(self, dtype: Any, d: int, e: int) -> list[Any]:
-        shared, stages, size = partial(shared_tile, dtype), self.plan.stages, self.tiles.size
+    def scratch(self, shared: Callable[..., Any], d: int, e: int) -> list[Any]:
+        mine = WARPGROUPS, self.mine
         return [
-            shared(WARPGROUPS, self.mine, d),
-            shared(WARPGROUPS, self.mine, e),
-            shared(stages, size, d),
-            shared(stages, size, e),
             plgpu.Barrier(num_barriers=WARPGROUPS, num_arrivals=2),
-            *ring_barriers(stages),
+            shared(*mine, d),
+            shared(*mine, e),
         ]
 
-    def kernel(self, q: Any, k: Any, v: Any, g: Any, *rest: Any) -> None:
-        *rows, bounds = rest[:3]
-        rest = rest[3:]
-        more, rest = rest[: self.operands], rest[self.operands :]
-        outputs, rest = (rest[:2], rest[2:]) if self.keys_first else (rest[:1], rest[1:])
-        a_s, b_s, a_ring, b_ring, there, *barriers = rest
-        head, program, b, warpgroup = (
-            lax.axis_index(x) for x in ("head", "program", "batch", "warpgroup")
-        )
-        its = bounds.at[0 if self.tiles.is_known else b, program]
-        first, *_, stop = its_bounds = [its[i] for i in range(4)]
-        ring = Ring(self.tiles.size, self.plan.stages, a_ring, b_ring, *barriers)
-        held, coming = ((k, v), (q, g)) if self.keys_first else ((q, g), (k, v))
+    def held(self, arrays: list[Any]) -> list[Any]:
+        """Which two a warpgroup has."""
+        q, _, _, g = arrays
+        return [q, g]
 
-        @pl.when(warpgroup == WARPGROUPS)
-        def load() -> None:
-            plgpu.set_max_registers(LOADING, action="decrease")
-            count = stop - first
-            of = lambda i: (b, *self.coming(head, i, first, count))
-            ring.load(*coming, count * self.times, of)
+    def compute(
+        self, here: Here, arrays: Any, ring: Ring, more: Any, results: Any, scratch: Any
+    ) -> None:
+        there, *mine = (x.at[here.warpgroup] for x in scratch)
+        part = pl.ds(here.mine.start, self.mine), here.head
+        for source, target in zip(self.held(arrays[:4]), mine, strict=True):
+            plgpu.copy_gmem_to_smem(source.at[part], target, there)
+        plgpu.barrier_wait(there)
 
-        @pl.when(warpgroup < WARPGROUPS)
-        def compute() -> None:
-            plgpu.set_max_registers(COMPUTING, action="increase")
-            start = program * self.plan.block_q + warpgroup * self.mine
-            here = pl.ds(start, self.mine)
-            mine = a_s.at[warpgroup], b_s.at[warpgroup]
-            for source, target in zip(held, mine, strict=True):
-                plgpu.copy_gmem_to_smem(source.at[b, here, head], target, there.at[warpgroup])
-            plgpu.barrier_wait(there.at[warpgroup])
-            batch = unflatten_index(b, self.sizes.batch)
-            at = partial(self.place, batch, head, Span(start, self.mine), first, stop - first)
+        def row(which: int, place: TilePlace) -> Array:
+            """lse · log2 e, or dlse, of each query of a tile."""
+            part = arrays[4 + which].at[place.head, pl.ds(place.rows.start, place.rows.size)]
+            return plgpu.load(part, layout=place.layout("t"), optimized=False)
 
-            def row(which: int, place: TilePlace) -> Array:
-                """lse · log2 e, or dlse, of each query of a tile."""
-                here = pl.ds(place.rows.start, place.rows.size)
-                part = rows[which].at[b, place.head, here]
-                return plgpu.load(part, layout=place.layout("t"), optimized=False)
+        def tile(i: Any, masked: bool) -> Tile:
+            return self.tile(mine, ring, i, self.place(here, i), row, more, masked)
 
-            def tile(i: Any, masked: bool) -> Tile:
-                return self.tile(mine, ring, i, at(i), row, more, masked)
-
-            sums = self.sum(tile, ring, its_bounds, [x.shape[-1] for x in mine])
-            sums[0] = sums[0] * more[-1][0]  # by the scale
-            for value, scratch, output in zip(sums, mine, outputs, strict=False):
-                scratch[...] = value.astype(output.dtype)
-            plgpu.commit_smem()
-            for scratch, output in zip(mine, outputs, strict=False):
-                plgpu.copy_smem_to_gmem(scratch, output.at[b, here, head])
-            plgpu.wait_smem_to_gmem(0)
-
-    @property
-    def times(self) -> int:
-        """How often the tiles of a range come."""
-        return 1
-
-    def coming(self, head: Any, i: Any, first: Any, count: Any) -> tuple[Any, Any]:
-        """(tile, head) of what comes as the i-th."""
-        raise NotImplementedError(f"{type(self).__name__}.coming")
-
-    def place(self, batch: Any, head: Any, mine: Span, first: Any, count: Any, i: Any) -> TilePlace:
-        """Where the i-th tile is."""
-        raise NotImplementedError(f"{type(self).__name__}.place")
+        sums = self.sum(here, tile, ring, [x.shape[-1] for x in mine])
+        sums[0] = sums[0] * self.scale(here, more)
+        for value, target, result in zip(sums, mine, results, strict=False):
+            target[...] = value.astype(result.dtype)
+        plgpu.commit_smem()
+        for source, result in zip(mine, results, strict=False):
+            plgpu.copy_smem_to_gmem(source, result.at[part])
+        plgpu.wait_smem_to_gmem(0)
 
     def sum(
-        self, tile: Callable[[Any, bool], Tile], ring: Ring, bounds: list[Any], features: list[int]
+        self, here: Here, tile: Callable[[Any, bool], Tile], ring: Ring, features: list[int]
     ) -> list[Array]:
         """The gradients, from the tiles."""
         raise NotImplementedError(f"{type(self).__name__}.sum")
@@ -226,10 +145,9 @@ class _Call:
     ) -> Tile:
         """The i-th tile; it has waited for both of its parts in the ring."""
         slot = ring.slot(i)
-        values = self.rule.mask, self.rule.score, self.rule.dropout, self.rule.scale
-        mask, score, dropout, scale = pieces(values, iter(more), place)
         plgpu.barrier_wait(ring.a_there.at[slot])
         x = product(mine[0], ring.a.at[slot])
+        mask, score, dropout, scale = pieces(self.rule, more, place)
 
         def hidden(x: Array, instead: float) -> Array:
             """x, but for pairs that the mask hides. It is asked anew each time: what it says takes
@@ -262,16 +180,9 @@ class _Call:
         return Tile(drop(p), ds)
 
 
-class _OfQueries(_Call):
-    def coming(self, head: Any, i: Any, first: Any, count: Any) -> tuple[Any, Any]:
-        return first + i, lax.div(head, INDEX(self.group))
-
-    def place(self, batch: Any, head: Any, mine: Span, first: Any, count: Any, i: Any) -> TilePlace:
-        size = self.tiles.size
-        return TilePlace.of(batch, head, mine, Span((first + i) * size, size))
-
+class _OfQueries(_Backward):
     def sum(
-        self, tile: Callable[[Any, bool], Tile], ring: Ring, bounds: list[Any], features: list[int]
+        self, here: Here, tile: Callable[[Any, bool], Tile], ring: Ring, features: list[int]
     ) -> list[Array]:
         def step(masked: bool, i: Any, dq: Array) -> Array:
             slot = ring.slot(i)
@@ -281,32 +192,41 @@ class _OfQueries(_Call):
             plgpu.barrier_arrive(ring.a_free.at[slot])
             return dq
 
-        return [over(self.tiles, bounds, step, self.zeros(features[0]))]
+        return [self.over(here, step, self.zeros(features[0]))]
 
 
-class _OfKeys(_Call):
+class _OfKeys(_Backward):
     keys_first = True
+
+    def held(self, arrays: list[Any]) -> list[Any]:
+        return arrays[1:3]
+
+    def ring_of(self, arrays: list[Any]) -> list[Any]:
+        q, _, _, g, *_ = arrays
+        return [q, g]
 
     @property
     def times(self) -> int:
         return self.group
 
-    def coming(self, head: Any, i: Any, first: Any, count: Any) -> tuple[Any, Any]:
-        return first + lax.rem(i, count), head * self.group + lax.div(i, count)
+    def coming(self, here: Here, i: Any) -> tuple[Any, Any]:
+        if self.group == 1:
+            return here.tile(i), here.head
+        count = jnp.maximum(here.count, 1)
+        return here.tile(lax.rem(i, count)), here.head * self.group + lax.div(i, count)
 
-    def place(self, batch: Any, head: Any, mine: Span, first: Any, count: Any, i: Any) -> TilePlace:
-        size, (tile, of) = self.tiles.size, self.coming(head, i, first, jnp.maximum(count, 1))
-        return TilePlace.of(batch, of, Span(tile * size, size), mine, keys_first=True)
+    def place(self, here: Here, i: Any) -> TilePlace:
+        tile, head = self.coming(here, i)
+        rows = Span(tile * self.tiles.size, self.tiles.size)
+        return TilePlace.of(here, head, rows, here.mine, keys_first=True)
 
     def sum(
-        self, tile: Callable[[Any, bool], Tile], ring: Ring, bounds: list[Any], features: list[int]
+        self, here: Here, tile: Callable[[Any, bool], Tile], ring: Ring, features: list[int]
     ) -> list[Array]:
-        first, *_, stop = bounds
-
         def each_head(n: Any, sums: Any) -> Any:
             def step(masked: bool, i: Any, sums: Any) -> Any:
                 dk, dv = sums
-                i = n * (stop - first) + i
+                i = n * here.count + i
                 its, slot = tile(i, masked), ring.slot(i)
                 q, g = ring.a.at[slot], ring.b.at[slot]
                 dv = contract(dv, its.w.astype(g.dtype), g, self.interpret)
@@ -316,7 +236,7 @@ class _OfKeys(_Call):
                 plgpu.barrier_arrive(ring.a_free.at[slot])
                 return dk, dv
 
-            return over(self.tiles, bounds, step, sums, splits=max(features) <= 64)
+            return self.over(here, step, sums, splits=max(features) <= 64)
 
         zeros = self.zeros(features[0]), self.zeros(features[1])
         if self.group == 1:

@@ -9,36 +9,53 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from jaxattn._axes import INDEX, ceil_div, count_to, smaller
 from jaxattn._mask import BoundMask
 from jaxattn._value import Sizes, Span, unflatten_index
+from jaxattn.backends.blockwise import plan as blockwise
+from jaxattn.backends.blockwise.schedule import needed
+from jaxattn.backends.blockwise.walk import Walk
 
 WARPGROUPS = 2
 ROWS = 64  # of a warpgroup: what one instruction multiplies
 SHARED_BYTES = 232_448  # of shared memory, that a program may have
 WIDTHS = (64, 128, 256)  # features that a tile may have
+OVERLAPPED = 64 * 128  # values of a tile that may be waited for while weights are made
+BESIDES = 2048 + 256  # bytes of shared memory for sums across warps, and for barriers
+SCHEDULES = "plain", "overlap", "ping-pong"
+"""How products and softmax take turns in the forward pass. overlap: the logits of a tile are
+multiplied while the weights of the one before are made. ping-pong: one warpgroup multiplies while
+the other makes weights. Which is fastest nobody has measured yet."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """block_q, block_kv: the queries of a program, and the keys of a tile. stages: tiles of keys,
-    and as many of values, that are loaded ahead."""
+    and as many of values, that are loaded ahead. schedule: one of `SCHEDULES`."""
 
     block_q: int
     block_kv: int
     stages: int
+    schedule: str = "plain"
 
     def shared_bytes(self, d: int, e: int) -> int:
-        """Of half-precision tiles: queries, the output, keys and values."""
+        """Of half-precision tiles, queries, the output, keys and values; of two float32 numbers of
+        each query; and `BESIDES`."""
         rows = d if d == e else d + e  # where they are alike the output takes over
-        return 2 * (self.block_q * rows + self.stages * self.block_kv * (d + e))
+        tiles = 2 * (self.block_q * rows + self.stages * self.block_kv * (d + e))
+        return tiles + 8 * self.block_q + BESIDES
 
 
-def make_plan(d: int, e: int, block_q: int | None, block_kv: int | None) -> Plan:
-    """The plan for features d and e of `WIDTHS`; block_q and block_kv override it."""
-    return Plan(block_q or WARPGROUPS * ROWS, block_kv or (64 if max(d, e) > 128 else 128), 2)
+def make_plan(
+    d: int, e: int, block_q: int | None, block_kv: int | None, schedule: str | None
+) -> Plan:
+    """The plan for features d and e of `WIDTHS`; block_q, block_kv and schedule override it."""
+    schedule = schedule or "plain"
+    most = 64 if schedule == "overlap" else 128  # features of a tile of 128 keys
+    block_kv = block_kv or (64 if max(d, e) > most else 128)
+    return Plan(block_q or WARPGROUPS * ROWS, block_kv, 2, schedule)
 
 
 def width(features: int) -> int:
@@ -47,13 +64,17 @@ def width(features: int) -> int:
 
 
 class Tiles:
-    """The tiles of each program: a range, and in it the range of those that need no mask."""
+    """The tiles of each program: a range, and in it the range of those that need no mask.
+
+    Of a mask that cannot tell its range exactly: a list, made on the device.
+    """
 
     def __init__(self, plan: Plan, sizes: Sizes, mask: BoundMask) -> None:
         self.plan, self.sizes, self.mask = plan, sizes, mask
+        self.is_listed = not mask.exact
         self.programs = ceil_div(sizes.t, plan.block_q)
         self.across = ceil_div(sizes.s, plan.block_kv)
-        self.is_known = mask.exact and not jax.tree.leaves(mask)
+        self.is_known = mask.is_known
 
     @property
     def size(self) -> int:
@@ -64,6 +85,12 @@ class Tiles:
         """The queries of a program; the last one may have some of the one before, too."""
         size = min(self.plan.block_q, self.sizes.t)
         return Span(smaller(program * self.plan.block_q, self.sizes.t - size), size)
+
+    @property
+    def longest_is_last(self) -> bool:
+        """Whether the last program has more tiles than the first: under `Causal` it does."""
+        count = lambda bounds: bounds[-1] - bounds[0]
+        return self.is_known and count(self._known[-1]) > count(self._known[0])
 
     @property
     def any_whole(self) -> bool:
@@ -95,6 +122,27 @@ class Tiles:
         assert isinstance(keys.start, int)
         return keys.start + keys.size <= self.sizes.s and self.mask.covers(rows, keys)
 
+    def arrays(self) -> list[Array]:
+        """What a program reads: `bounds`, and where tiles are listed their numbers
+        [#b programs across]."""
+        if not self.is_listed:
+            return [self.bounds()]
+        visited = self._visited()
+        count = visited.sum(-1, dtype=INDEX)
+        numbers = jnp.argsort(~visited, axis=-1, stable=True).astype(INDEX)
+        return [jnp.stack([jnp.zeros_like(count), count, count, count], axis=-1), numbers]
+
+    def _visited(self) -> Bool[Array, "b programs across"]:
+        """Which tiles hold an allowed pair, in any head."""
+        return _coarse(self._fine(), self.plan.block_q, self.size)
+
+    def _fine(self) -> Bool[Array, "b q_blocks k_blocks"]:
+        """Which squares of `ROWS` by `ROWS` do."""
+        t, s = self.sizes.t, self.sizes.s
+        sides = min(ROWS, t), min(ROWS, s)
+        plan = blockwise.Plan(1, 1, *sides, ceil_div(t, ROWS), ceil_div(s, ROWS), False, 1)
+        return needed(Walk(plan, self.sizes, self.sizes.h), self.mask).any(1)
+
     def bounds(self) -> Int[Array, "#b programs 4"]:
         """Of each program the first tile, the first whole one, the end of those, the stop."""
         if self.is_known:
@@ -122,6 +170,9 @@ class KeyTiles(Tiles):
         size = min(ROWS, self.sizes.t)
         return Span(smaller(program * ROWS, self.sizes.t - size), size)
 
+    def _visited(self) -> Bool[Array, "b programs across"]:
+        return _coarse(self._fine().swapaxes(1, 2), self.plan.block_q, self.size)
+
     @cached_property
     def _known(self) -> list[tuple[int, int, int, int]]:
         s, found = self.sizes.s, []
@@ -146,6 +197,16 @@ class KeyTiles(Tiles):
         over_keys = jax.vmap(reach, (None, None, 0))
         low, high = jax.vmap(over_keys, (0, 0, None))(first, stop, starts)
         return jnp.stack([low, high, high, high], axis=-1)
+
+
+def _coarse(
+    fine: Bool[Array, "b m n"], rows: int, columns: int
+) -> Bool[Array, "b programs across"]:
+    """Which tiles of so many rows and columns hold one of the squares of `ROWS`."""
+    _, m, n = fine.shape
+    down, across = rows // ROWS, columns // ROWS
+    fine = jnp.pad(fine, ((0, 0), (0, -m % down), (0, -n % across)))
+    return fine.reshape(len(fine), -1, down, fine.shape[2] // across, across).any((2, 4))
 
 
 def _needs(

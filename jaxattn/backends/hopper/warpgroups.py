@@ -15,10 +15,9 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
 from jaxattn._axes import INDEX
-from jaxattn.backends.hopper.plan import WARPGROUPS, Tiles
+from jaxattn.backends.hopper.plan import WARPGROUPS
 
 LOG2E = math.log2(math.e)
-COMPUTING, LOADING = 240, 24  # registers of a thread
 
 
 def shared_tile(dtype: Any, *shape: int) -> Any:
@@ -43,16 +42,14 @@ class Ring:
     def slot(self, i: Any) -> Any:
         return lax.rem(i, INDEX(self.stages))
 
-    def load(
-        self, a: Any, b: Any, count: Any, which: Callable[[Any], tuple[Any, Any, Any]]
-    ) -> None:
-        """So many tiles of a and b, which(i) = (batch, tile, head); it ends when nobody reads them
-        any more."""
+    def load(self, a: Any, b: Any, count: Any, which: Callable[[Any], tuple[Any, Any]]) -> None:
+        """So many tiles of a and b, which(i) = (tile, head); it ends when nobody reads them any
+        more."""
         pairs = (a, self.a, self.a_there, self.a_free), (b, self.b, self.b_there, self.b_free)
 
         def one(i: Any, _: Any) -> None:
-            slot, (batch, tile, head) = self.slot(i), which(i)
-            at = batch, pl.ds(tile * self.size, self.size), head
+            slot, (tile, head) = self.slot(i), which(i)
+            at = pl.ds(tile * self.size, self.size), head
             for source, tiles, there, free in pairs:
                 pl.when(i >= self.stages)(partial(plgpu.barrier_wait, free.at[slot]))
                 plgpu.copy_gmem_to_smem(source.at[at], tiles.at[slot], there.at[slot])
@@ -65,34 +62,13 @@ class Ring:
         lax.fori_loop(jnp.maximum(count - self.stages, 0), count, drain, None)
 
 
-def over(
-    tiles: Tiles,
-    bounds: Any,
-    step: Callable[[bool, Any, Any], Any],
-    state: Any,
-    splits: bool = True,
-) -> Any:
-    """step(masked, i, state) for the tiles of a program, counted from the first of `bounds` on.
-
-    splits: whether what is allowed whole goes without a mask: that takes three loops, and more
-    registers.
-    """
-    first, whole, end, stop = bounds
-    zero, count = INDEX(0), stop - first
-    if tiles.all_whole:
-        return lax.fori_loop(zero, count, partial(step, False), state)
-    if not (tiles.any_whole and splits):
-        return lax.fori_loop(zero, count, partial(step, True), state)
-    state = lax.fori_loop(zero, whole - first, partial(step, True), state)
-    state = lax.fori_loop(whole - first, end - first, partial(step, False), state)
-    return lax.fori_loop(end - first, count, partial(step, True), state)
-
-
-def product(a: Any, b: Any) -> Array:
-    """a bᵀ, both in shared memory."""
+def product(a: Any, b: Any, then: Callable[[], None] | None = None) -> Array:
+    """a bᵀ, both in shared memory. then: is done while it runs."""
 
     def run(ref: Any) -> Array:
         plgpu.wgmma(ref, a, b.transpose((1, 0)))
+        if then is not None:
+            then()
         return ref[...]
 
     return pl.run_scoped(run, plgpu.ACC((a.shape[0], b.shape[0]), jnp.float32))
