@@ -9,6 +9,7 @@ from jaxattn.backends.hopper.backend import Hopper
 from jaxattn.backends.protocol import Backend, Unsupported
 from jaxattn.backends.reference import Reference
 from jaxattn.backends.select import AUTO, Auto
+from jaxattn.backends.splash.backend import Splash
 from jaxattn.dropout import Dropout
 from jaxattn.explain import Explanation, explain
 from jaxattn.masks import (
@@ -52,6 +53,7 @@ __all__ = [
     "Scoring",
     "Segments",
     "SoftCap",
+    "Splash",
     "Unsupported",
     "Where",
     "Window",

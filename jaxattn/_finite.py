@@ -5,6 +5,7 @@ products run on finite numbers, a hidden pair counts as 0 wherever it could have
 is put in where it is seen.
 """
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
@@ -27,3 +28,24 @@ def hide(x: Array, allowed: Bool[Array, "..."] | None) -> Array:
 def rows_not_finite(x: Array) -> Bool[Array, " r"]:
     """Whether there is a NaN or Inf in each row of x [r d]."""
     return ~jnp.isfinite(x).all(axis=1)
+
+
+# Products and sums of numbers up to here are far from overflowing: a weight of 0 makes 0 of them.
+USUAL = 2.0**50
+
+
+def all_usual(*arrays: Array) -> Bool[Array, ""]:
+    """Whether there is nothing but usual numbers in arrays; under `jax.vmap`, in any element of
+    them, so that what branches on it remains a branch."""
+    return _everywhere(jnp.stack([(jnp.abs(x) <= USUAL).all() for x in arrays]).all())
+
+
+@jax.custom_batching.custom_vmap
+def _everywhere(x: Bool[Array, ""]) -> Bool[Array, ""]:
+    return x
+
+
+@_everywhere.def_vmap
+def _(axis_size: int, in_batched: list[bool], x: Bool[Array, " n"]) -> tuple[Bool[Array, ""], bool]:
+    del axis_size, in_batched
+    return _everywhere(x.all(axis=0)), False

@@ -40,6 +40,7 @@ class Target(NamedTuple):
 
 
 _platform: ContextVar[str | None] = ContextVar("platform", default=None)
+_divided: ContextVar[bool] = ContextVar("divided", default=False)
 
 
 def platform() -> str | None:
@@ -47,14 +48,20 @@ def platform() -> str | None:
     return _platform.get()
 
 
+def is_divided() -> bool:
+    """Whether the compiler divides the program that is being made over devices."""
+    return _divided.get()
+
+
 @contextmanager
-def lowered_for(platform: str) -> Iterator[None]:
-    """What is traced inside is made for this platform."""
-    before = _platform.set(platform)
+def lowered_for(platform: str, divided: bool = False) -> Iterator[None]:
+    """What is traced inside is made for this platform. divided: what `is_divided` says there."""
+    before, undivided = _platform.set(platform), _divided.set(divided)
     try:
         yield
     finally:
         _platform.reset(before)
+        _divided.reset(undivided)
 
 
 def host_platform() -> str:
@@ -260,9 +267,11 @@ def _bind(args: Any, equation: Equation, x64: bool | None = None) -> list[Array]
 _compiled = jax.jit(_bind, static_argnames=("equation", "x64"))
 
 
-def _run(target: str, *args: Any, equation: Equation, x64: bool) -> Sequence[Array]:
+def _run(
+    target: str, *args: Any, equation: Equation, x64: bool, divided: bool = False
+) -> Sequence[Array]:
     same = jax.config.jax_enable_x64 == x64  # pyright: ignore[reportAttributeAccessIssue]
-    with lowered_for(target), nullcontext() if same else jax.enable_x64(x64):
+    with lowered_for(target, divided), nullcontext() if same else jax.enable_x64(x64):
         return equation.run(Target(target), *args)
 
 
@@ -323,6 +332,22 @@ _lowered.def_abstract_eval(_results)
 ad.primitive_jvps[_lowered] = _jvp
 ad.primitive_transposes[_lowered] = _transpose
 batching.primitive_batchers[_lowered] = _batch
+
+
+def _lower(target: str, context: Any, *args: Any, **params: Any) -> Any:
+    divided = _is_divided(context.module_context.axis_context)
+    return mlir.lower_fun(partial(_run, target, divided=divided))(context, *args, **params)
+
+
+def _is_divided(devices: Any) -> bool:
+    """devices: how a module is put on them: by their number, or by a mesh, of whose axes some are
+    manual, as in `jax.shard_map`."""
+    if not hasattr(devices, "mesh"):
+        return getattr(devices, "num_devices", 1) > 1
+    manual = devices.manual_axes | {*devices.mesh.manual_axes}
+    return manual != {*devices.mesh.axis_names} if manual else devices.mesh.size > 1
+
+
 for name in PLATFORMS:
-    mlir.register_lowering(_lowered, mlir.lower_fun(partial(_run, name)), platform=name)
-mlir.register_lowering(_lowered, mlir.lower_fun(partial(_run, OTHER)))
+    mlir.register_lowering(_lowered, partial(_lower, name), platform=name)
+mlir.register_lowering(_lowered, partial(_lower, OTHER))

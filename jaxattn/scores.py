@@ -206,7 +206,8 @@ def relative_buckets(buckets: int, bidirectional: bool, max_distance: int) -> np
 class SoftCap(Score):
     """cap · tanh(logit / cap): keeps logits between -cap and cap.
 
-    cap: above 0; one number for all heads. May be traced; inf is no cap.
+    cap: above 0; one number for all heads. May be traced; inf is no cap. A Python integer is known
+      while tracing, as `Splash` wants it; a new one compiles anew.
     Source: Gemma Team 2024, "Gemma 2", section 2.
     """
 
@@ -230,14 +231,16 @@ class SoftCap(Score):
                 f"head write a function: lambda logit, at: cap[at.head] * ..."
             )
         cap = jnp.minimum(cap.astype(dtype), NO_CAP)
-        return BoundSoftCap(fit(cap, "SoftCap", frame.sizes, ""))
+        known = self.cap if isinstance(self.cap, int) and self.cap <= NO_CAP else None
+        return BoundSoftCap(fit(cap, "SoftCap", frame.sizes, ""), known)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class BoundSoftCap(BoundScore):
-    """A `SoftCap` that is finite."""
+    """A `SoftCap` that is finite. known: the cap, where it is a Python integer."""
 
     cap: Float[Array, "*#b"]
+    known: int | None = None
 
     def apply(self, logits: Float[Array, "a b"], place: Place) -> Float[Array, "a b"]:
         return self.cap * jnp.tanh(logits / self.cap)

@@ -109,7 +109,7 @@ LAYERS = (
     *("_trace", "_mask", "masks", "_score", "scores", "dropout", "_observation", "_problem"),
     *("_linear", "_mesh", "merge"),
     *("backends/protocol", "backends/rule", "backends/reference"),
-    *("backends/blockwise", "backends/hopper", "backends/select"),
+    *("backends/blockwise", "backends/hopper", "backends/splash", "backends/select"),
     *("attend", "observe", "recipes", "explain", "compat", "cache", "nn", "models"),
 )
 """From the bottom up: a file imports from its own layer and from those before it."""

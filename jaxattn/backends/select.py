@@ -7,13 +7,14 @@ from jaxattn.backends.blockwise.backend import Blockwise
 from jaxattn.backends.hopper.backend import Hopper
 from jaxattn.backends.protocol import Backend, Call, Unsupported
 from jaxattn.backends.reference import Reference
+from jaxattn.backends.splash.backend import Splash
 
 
 @dataclass(frozen=True)
 class Auto(Backend):
     """The first backend of `order` that can do what is asked."""
 
-    order: tuple[Backend, ...] = (Hopper(), Blockwise(), Reference())
+    order: tuple[Backend, ...] = (Hopper(), Splash(), Blockwise(), Reference())
 
     def __repr__(self) -> str:
         return "AUTO" if self == AUTO else f"Auto({', '.join(map(repr, self.order))})"
@@ -51,7 +52,7 @@ def check_backend(backend: object) -> Backend:
     """
     if not isinstance(backend, Backend):
         raise TypeError(
-            f"a backend is a value: AUTO, Blockwise(q_block=..., k_block=...), Hopper() or "
-            f"Reference(); got {backend!r}"
+            f"a backend is a value: AUTO, Blockwise(q_block=..., k_block=...), Hopper(), Splash() "
+            f"or Reference(); got {backend!r}"
         )
     return backend

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from jaxattn._axes import ceil_div
 from jaxattn._content import as_int, is_whole
@@ -149,6 +149,29 @@ class Blockwise(Backend):
             flops=flops,
             second_sweep=bool(watched) and (listed or plan.k_tiles > 1),
         )
+
+
+class Forward(Backend):
+    """Base of backends that have their own way to make results, and nothing else: the rest is made
+    as `Blockwise()` makes it, from their lse."""
+
+    def observe(
+        self, problem: Problem, watched: Watch, lse: Float[Array, "*b t h"]
+    ) -> tuple[Any, ...]:
+        return Blockwise().observe(problem, watched, lse)
+
+    def tangent(self, problem: Problem, watched: Watch, results: Results, moving: Moving) -> Moves:
+        return Blockwise().tangent(problem, watched, results, moving)
+
+    def transpose(
+        self,
+        problem: Problem,
+        watched: Watch,
+        results: Results,
+        moving: Moving,
+        cotangents: Moves,
+    ) -> Any:
+        return Blockwise().transpose(problem, watched, results, moving, cotangents)
 
 
 def pulled_back(
