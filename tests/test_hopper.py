@@ -13,6 +13,7 @@ import pytest
 from rules import Shape
 
 import jaxattn as ja
+from jaxattn._lowering import lowered_for
 from jaxattn._problem import check
 from jaxattn.backends.hopper import backend
 from jaxattn.backends.protocol import Call
@@ -88,6 +89,11 @@ def test_another_device_or_an_older_jax_is_told(monkeypatch):
     assert "compute capability 9.0, and this device has 8.0" in ja.Hopper().refuses(call())
     monkeypatch.setattr(jax, "__version_info__", (0, 10, 2))
     assert "it takes jax 0.11 or later" in ja.Hopper().refuses(call())
+
+
+def test_a_program_for_several_devices_is_refused(h100):
+    with lowered_for("cuda", divided=True):
+        assert "does not divide its kernels" in (ja.Hopper().refuses(call()) or "")
 
 
 def test_tiles_that_do_not_fit_are_refused(h100):

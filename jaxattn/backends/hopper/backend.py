@@ -14,6 +14,7 @@ from jaxtyping import Array
 from jaxattn._axes import accumulator
 from jaxattn._content import as_int, is_whole
 from jaxattn._jaxpr import equations
+from jaxattn._lowering import is_divided
 from jaxattn._mask import Band, BoundAnd, BoundMask, BoundNot, BoundOr, Everything, Near
 from jaxattn._observation import Watch
 from jaxattn._problem import Problem
@@ -104,6 +105,8 @@ class Hopper(Backend):
             return f"its tiles take {needed:,} bytes of shared memory, of {SHARED_BYTES:,}"
         if not all(isinstance(n, int) for n in (*problem.q.shape, *problem.k.shape)):
             return "its programs are counted for known sizes"
+        if is_divided():
+            return "the compiler does not divide its kernels over devices"
         if problem.sizes.varying:
             return "its kernel does not say over which axes of jax.shard_map its results vary"
         if reason := _unknown(problem):
