@@ -55,7 +55,7 @@ class Kernel:
         raise NotImplementedError(f"{type(self).__name__}.compute")
 
     def ring_of(self, arrays: list[Any]) -> list[Any]:
-        """Which two come through the ring."""
+        """Which one or two come through the ring."""
         return arrays[1:3]
 
     @property
@@ -140,7 +140,9 @@ class Kernel:
         q, v = args[0], args[2]
         shared = partial(shared_tile, q.dtype)
         d, e, stages, size = q.shape[-1], v.shape[-1], self.plan.stages, self.tiles.size
-        ring = [shared(stages, size, d), shared(stages, size, e), *ring_barriers(stages)]
+        features = [x.shape[-1] for x in self.ring_of(list(args[:n]))]
+        ring = [shared(stages, size, width) for width in features]
+        ring += ring_barriers(stages, len(ring))
         found = plgpu.kernel(
             partial(self._body, (*mapped, total), leads, len(results)),
             out_type=[jax.ShapeDtypeStruct((batches, *x.shape[1:]), x.dtype) for x in results],
@@ -175,17 +177,17 @@ class Kernel:
             numbers,
         )
         more, made = refs[n:most], [ref.at[batch] for ref in refs[most : most + results]]
-        a, b, *scratch = refs[most + results :]
-        barriers, scratch = scratch[:4], scratch[4:]
+        rest = refs[most + results :]
+        of_ring = 3 * len(self.ring_of(arrays))
+        ring, scratch = Ring(self.tiles.size, self.plan.stages, *rest[:of_ring]), rest[of_ring:]
         if self.plan.schedule == "overlap":  # its loop begins after a first tile
             here = here.with_a_tile(self.tiles.across)
-        ring = Ring(self.tiles.size, self.plan.stages, a, b, *barriers)
 
         @pl.when(warpgroup == WARPGROUPS)
         def load() -> None:
             plgpu.set_max_registers(LOADING, action="decrease")
             count = here.count * self.times
-            ring.load(*self.ring_of(arrays), count, partial(self.coming, here))
+            ring.load(self.ring_of(arrays), count, partial(self.coming, here))
             ring.drain(count)
 
         @pl.when(warpgroup < WARPGROUPS)

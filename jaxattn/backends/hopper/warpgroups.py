@@ -26,30 +26,32 @@ def shared_tile(dtype: Any, *shape: int) -> Any:
     return plgpu.SMEM(shape, dtype, transforms=tiling)
 
 
-def ring_barriers(stages: int) -> list[Any]:
-    """The barriers of a `Ring`, in its order."""
+def ring_barriers(stages: int, tiles: int) -> list[Any]:
+    """The barriers of a `Ring` of so many tiles at a time, in its order."""
     ring = partial(plgpu.Barrier, num_barriers=stages)
-    return [ring(), ring(), ring(num_arrivals=WARPGROUPS), ring(num_arrivals=WARPGROUPS)]
+    return [ring()] * tiles + [ring(num_arrivals=WARPGROUPS)] * tiles
 
 
 class Ring:
-    """Pairs of tiles, of `size` rows each, in shared memory, and who may touch them."""
+    """Tiles `a`, or pairs of them and `b`, of `size` rows each, in shared memory, and who may touch
+    them."""
 
-    def __init__(self, size: int, stages: int, a: Any, b: Any, *barriers: Any) -> None:
-        self.size, self.stages, self.a, self.b = size, stages, a, b
-        self.a_there, self.b_there, self.a_free, self.b_free = barriers
+    def __init__(self, size: int, stages: int, *refs: Any) -> None:
+        self.size, self.stages, tiles = size, stages, len(refs) // 3
+        self.parts = [refs[i::tiles] for i in range(tiles)]
+        self.a, self.a_there, self.a_free = self.parts[0]
+        self.b, self.b_there, self.b_free = self.parts[-1]
 
     def slot(self, i: Any) -> Any:
         return lax.rem(i, INDEX(self.stages))
 
-    def load(self, a: Any, b: Any, count: Any, which: Callable[[Any], tuple[Any, Any]]) -> None:
-        """So many tiles of a and b, which(i) = (tile, head)."""
-        pairs = (a, self.a, self.a_there, self.a_free), (b, self.b, self.b_there, self.b_free)
+    def load(self, sources: list[Any], count: Any, which: Callable[[Any], tuple[Any, Any]]) -> None:
+        """So many tiles of each source, which(i) = (tile, head)."""
 
         def one(i: Any, _: Any) -> None:
             slot, (tile, head) = self.slot(i), which(i)
             at = pl.ds(tile * self.size, self.size), head
-            for source, tiles, there, free in pairs:
+            for source, (tiles, there, free) in zip(sources, self.parts, strict=True):
                 pl.when(i >= self.stages)(partial(plgpu.barrier_wait, free.at[slot]))
                 plgpu.copy_gmem_to_smem(source.at[at], tiles.at[slot], there.at[slot])
 
@@ -59,8 +61,8 @@ class Ring:
         """Waits until nobody reads any of `count` tiles any more."""
 
         def one(i: Any, _: Any) -> None:
-            plgpu.barrier_wait(self.a_free.at[self.slot(i)])
-            plgpu.barrier_wait(self.b_free.at[self.slot(i)])
+            for *_, free in self.parts:
+                plgpu.barrier_wait(free.at[self.slot(i)])
 
         lax.fori_loop(jnp.maximum(count - self.stages, 0), count, one, None)
 
