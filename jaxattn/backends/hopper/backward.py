@@ -31,7 +31,7 @@ from jaxattn._value import Sizes, Span
 from jaxattn.backends.hopper.kernel import Kernel
 from jaxattn.backends.hopper.place import TILE, Here, TilePlace, operands, pieces
 from jaxattn.backends.hopper.plan import ROWS, WARPGROUPS, KeyTiles, Plan, Tiles
-from jaxattn.backends.hopper.warpgroups import LOG2E, Ring, contract, even, product
+from jaxattn.backends.hopper.warpgroups import LOG2E, Ring, by_heads, contract, even, product
 
 PLAN = Plan(WARPGROUPS * ROWS, 64, 2)
 
@@ -52,7 +52,7 @@ def backward(
     tiles, by_keys = Tiles(plan, sizes, mask), KeyTiles(plan, sizes, mask)
     length = max(tiles.programs, ceil_div(by_keys.across * by_keys.size, plan.block_q))
     length *= plan.block_q
-    of_heads = partial(_rows, length)
+    of_heads = partial(by_heads, length)
     # Rows and columns that hold NaN or Inf count as 0, and so does a query whose lse is not finite.
     # What rounding its two parts to one takes is as little as the products of half precision lose.
     whole = jnp.where(jnp.isfinite(lse.value), lse.value, jnp.inf) * LOG2E
@@ -66,12 +66,6 @@ def backward(
     (dq,) = _OfQueries(tiles, rule, group, more[0], interpret).run(h, given, like[:1])
     dk, dv = _OfKeys(by_keys, rule, group, more[1], interpret).run(n, given, like[1:3])
     return dq[:, : q.shape[1]], dk[:, : k.shape[1]], dv[:, : k.shape[1]]
-
-
-def _rows(length: int, x: Float[Array, "b t h"], beyond: float) -> Float[Array, "b h length"]:
-    """x of each head, with `beyond` after the last query."""
-    more = (0, 0), (0, 0), (0, length - x.shape[1])
-    return jnp.pad(x.swapaxes(1, 2), more, constant_values=beyond)
 
 
 class Tile(NamedTuple):

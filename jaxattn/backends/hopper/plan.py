@@ -78,7 +78,7 @@ class Tiles:
 
     @property
     def size(self) -> int:
-        """How many keys of each tile come at a time."""
+        """How many keys, or queries, come at a time."""
         return self.plan.block_kv
 
     def rows(self, program: Any) -> Span:
@@ -155,20 +155,17 @@ class Tiles:
 
 
 class KeyTiles(Tiles):
-    """The same the other way: a program has `block_q` keys, and goes through blocks of queries."""
+    """The same the other way: a program has `block_q` keys, and goes through blocks of `block_kv`
+    queries."""
 
     def __init__(self, plan: Plan, sizes: Sizes, mask: BoundMask) -> None:
         super().__init__(plan, sizes, mask)
         self.programs, self.across = ceil_div(sizes.s, plan.block_q), ceil_div(sizes.t, self.size)
 
-    @property
-    def size(self) -> int:
-        return ROWS
-
     def rows(self, program: Any) -> Span:
         """The queries of a block."""
-        size = min(ROWS, self.sizes.t)
-        return Span(smaller(program * ROWS, self.sizes.t - size), size)
+        size = min(self.size, self.sizes.t)
+        return Span(smaller(program * self.size, self.sizes.t - size), size)
 
     def _visited(self) -> Bool[Array, "b programs across"]:
         return _coarse(self._fine().swapaxes(1, 2), self.plan.block_q, self.size)

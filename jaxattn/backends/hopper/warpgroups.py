@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from jaxattn._axes import INDEX
 from jaxattn.backends.hopper.plan import WARPGROUPS
@@ -96,3 +96,9 @@ def spread_rows(x: Array, like: Array) -> Array:
 def even(x: Array) -> Array:
     """x with a length that the copies take, a multiple of 8."""
     return jnp.pad(x, ((0, 0), (0, -x.shape[1] % 8), (0, 0), (0, 0))) if x.shape[1] % 8 else x
+
+
+def by_heads(length: int, x: Float[Array, "b t h"], beyond: float) -> Float[Array, "b h length"]:
+    """x of each head, with `beyond` after the last query."""
+    more = (0, 0), (0, 0), (0, length - x.shape[1])
+    return jnp.pad(x.swapaxes(1, 2), more, constant_values=beyond)
