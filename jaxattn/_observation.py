@@ -28,6 +28,26 @@ class Per(Enum):
 QUERY, KEY, HEAD = Per.QUERY, Per.KEY, Per.HEAD
 
 
+class Statistic(Enum):
+    """States that a kernel may know how to make without `absorb`."""
+
+    ENTROPY = "-Σ p log p of each query"
+    PEAK = "the largest logit of each head"
+    PEAK_BEFORE_SCORES = "the largest q kᵀ · scale of each head, of pairs with a logit above -inf"
+    RECEIVED = "Σ p of each key, and how many queries may see it"
+
+
+class Grid(NamedTuple):
+    """The same: p in `rows` by `columns` cells of `down` queries and `across` keys, of each head,
+    summed or the largest."""
+
+    rows: int
+    columns: int
+    down: int
+    across: int
+    largest: bool
+
+
 class Seen(NamedTuple):
     """A tile of one head's weights, as an observation sees it. No pair is in two tiles.
 
@@ -123,6 +143,11 @@ class BoundObservation(Observation):
     @property
     def per(self) -> Per:
         return self.PER
+
+    @property
+    def statistic(self) -> Statistic | Grid | None:
+        """What its states are, where that has a name. One that absorbs something else has none."""
+        return None
 
     def resolve(self, frame: Frame, dtype: Any) -> "BoundObservation":
         del frame, dtype

@@ -107,9 +107,10 @@ class Backend:
         raise NotImplementedError(f"{type(self).__name__}.run")
 
     def observe(
-        self, problem: Problem, watched: Watch, lse: Float[Array, "*b t h"]
+        self, problem: Problem, watched: Watch, lse: Float[Array, "*b t h"], order: int = 0
     ) -> tuple[Any, ...]:
-        """The states of observations, from the lse of the problem; JAX differentiates it."""
+        """The states of observations, from the lse of the problem. order: how many derivatives JAX
+        will take of them."""
         raise NotImplementedError(f"{type(self).__name__}.observe")
 
     def tangent(self, problem: Problem, watched: Watch, results: Results, moving: Moving) -> Moves:

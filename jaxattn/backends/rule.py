@@ -99,7 +99,7 @@ class _Observed:
 
     def __call__(self, target: Target, problem: Problem, watched: Any, lse: Array) -> Any:
         call = Call(problem, watched, True, target.platform, target.order)
-        return self.backend.choose(call).observe(problem, watched, lse)
+        return self.backend.choose(call).observe(problem, watched, lse, target.order)
 
 
 @dataclass(frozen=True)

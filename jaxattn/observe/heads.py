@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from jaxattn._batched import add_clipped
 from jaxattn._content import is_whole
-from jaxattn._observation import HEAD, Largest, Seen, Shares, Sum
+from jaxattn._observation import HEAD, Largest, Seen, Shares, Statistic, Sum
 from jaxattn._value import Sizes
 from jaxattn.positions import TOO_FAR, Frame
 
@@ -27,6 +27,10 @@ class MaxLogit(Largest):
     PER = HEAD
 
     before_scores: bool = False
+
+    @property
+    def statistic(self) -> Statistic:
+        return Statistic.PEAK_BEFORE_SCORES if self.before_scores else Statistic.PEAK
 
     def start(self, sizes: Sizes, dtype: Any) -> Array:
         return jnp.asarray(-jnp.inf, dtype)

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int, Integer, Shaped
 
 from jaxattn._axes import AnyArray, dot
 from jaxattn._batched import fit
-from jaxattn._observation import KEY, Largest, Observation, Seen, Sum
+from jaxattn._observation import KEY, Largest, Observation, Seen, Statistic, Sum
 from jaxattn._serial import serial_tuple
 from jaxattn._value import Sizes
 from jaxattn.observe.tokens import tokens
@@ -47,6 +47,10 @@ class BoundReceived(Sum):
 
     PER = KEY
     of: Float[Array, "*#b #h #t"] | None
+
+    @property
+    def statistic(self) -> Statistic | None:
+        return Statistic.RECEIVED if self.of is None else None
 
     def start(self, sizes: Sizes, dtype: Any) -> ReceivedMass:
         return ReceivedMass(jnp.zeros((), dtype), jnp.zeros((), jnp.int32))

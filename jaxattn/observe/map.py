@@ -11,7 +11,15 @@ from jaxtyping import Array, Float
 
 from jaxattn._axes import Index, ceil_div, dot
 from jaxattn._content import is_whole
-from jaxattn._observation import HEAD, BoundObservation, Observation, Seen, by_rows, known_lengths
+from jaxattn._observation import (
+    HEAD,
+    BoundObservation,
+    Grid,
+    Observation,
+    Seen,
+    by_rows,
+    known_lengths,
+)
 from jaxattn._value import Sizes, Span
 from jaxattn.positions import Frame
 
@@ -67,6 +75,12 @@ class BoundMap(BoundObservation):
     reduce: Reduce
     t: int
     s: int
+
+    @property
+    def statistic(self) -> Grid:
+        rows, columns = (count_of(n, self.cells) for n in (self.t, self.s))
+        down, across = (side_of(n, self.cells) for n in (self.t, self.s))
+        return Grid(rows, columns, down, across, self.reduce is PEAK)
 
     def start(self, sizes: Sizes, dtype: Any) -> Array:
         return jnp.zeros((count_of(self.t, self.cells), count_of(self.s, self.cells)), dtype)

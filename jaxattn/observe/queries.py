@@ -20,6 +20,7 @@ from jaxattn._observation import (
     Observation,
     Seen,
     Shares,
+    Statistic,
     Sum,
     known_lengths,
 )
@@ -71,6 +72,10 @@ class Entropy(Sum):
     """
 
     PER = QUERY
+
+    @property
+    def statistic(self) -> Statistic:
+        return Statistic.ENTROPY
 
     def start(self, sizes: Sizes, dtype: Any) -> Array:
         return jnp.zeros((), dtype)

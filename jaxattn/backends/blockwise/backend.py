@@ -99,7 +99,9 @@ class Blockwise(Backend):
         plan = plan_for_accelerator(mask, sizes, n, self.q_block, self.k_block)
         return Walk(plan, sizes, n)
 
-    def observe(self, problem: Problem, watched: Watch, lse: Array) -> tuple[Any, ...]:
+    def observe(
+        self, problem: Problem, watched: Watch, lse: Array, order: int = 0
+    ) -> tuple[Any, ...]:
         walk, lead = self.lse_walk(problem), problem.sizes.batch
         q, k, _, rule = flat(problem)
         lse = one_axis(lse, len(lead))
@@ -156,9 +158,9 @@ class Forward(Backend):
     as `Blockwise()` makes it, from their lse."""
 
     def observe(
-        self, problem: Problem, watched: Watch, lse: Float[Array, "*b t h"]
+        self, problem: Problem, watched: Watch, lse: Float[Array, "*b t h"], order: int = 0
     ) -> tuple[Any, ...]:
-        return Blockwise().observe(problem, watched, lse)
+        return Blockwise().observe(problem, watched, lse, order)
 
     def tangent(self, problem: Problem, watched: Watch, results: Results, moving: Moving) -> Moves:
         return Blockwise().tangent(problem, watched, results, moving)

@@ -19,8 +19,16 @@ from jaxattn._mask import Band, BoundAnd, BoundMask, BoundNot, BoundOr, Everythi
 from jaxattn._observation import Watch
 from jaxattn._problem import Problem
 from jaxattn._score import BoundFunction
+from jaxattn._softmax import LogSumExp
 from jaxattn._trace import Traced
-from jaxattn.backends.blockwise.backend import Blockwise, as_asked, flat, pulled_back, unflat
+from jaxattn.backends.blockwise.backend import (
+    Blockwise,
+    as_asked,
+    flat,
+    one_axis,
+    pulled_back,
+    unflat,
+)
 from jaxattn.backends.hopper.plan import (
     OVERLAPPED,
     ROWS,
@@ -55,8 +63,9 @@ _FOLD = Blockwise()
 @dataclass(frozen=True)
 class Hopper(Backend):
     """Kernels for GPUs of compute capability 9.0 (H100, H200), in half precision: the forward pass,
-    and gradients of q, k and v with up to 128 features, with dropout 64. All other derivatives and
-    the observations are made as `Blockwise()` makes them, from the lse.
+    gradients of q, k and v with up to 128 features, with dropout 64, and from the lse `Entropy`,
+    `MaxLogit`, `Received` and a `Map` whose cells have 8 queries and 8 keys at least. All other
+    derivatives and observations are made as `Blockwise()` makes them, from the lse.
 
     block_q: queries of a program in the forward pass, a multiple of 128. block_kv: keys of a tile,
     a multiple of 64. schedule: how products and softmax take turns there: "plain", "overlap" (of
@@ -127,10 +136,34 @@ class Hopper(Backend):
         if not watched:
             return results
         lse = results.lse.value
-        return results._replace(states=_FOLD.observe(problem, watched, lse))
+        return results._replace(states=self.observe(problem, watched, lse, 0, interpret))
 
-    def observe(self, problem: Problem, watched: Watch, lse: Array) -> tuple[Any, ...]:
-        return _FOLD.observe(problem, watched, lse)
+    def observe(
+        self, problem: Problem, watched: Watch, lse: Array, order: int = 0, interpret: Any = None
+    ) -> tuple[Any, ...]:
+        """By kernels what `choose` names; as `Blockwise` the rest, and what JAX is to
+        differentiate."""
+        from jaxattn.backends.hopper import observing
+
+        sizes, features = problem.sizes, width(problem.q.shape[-1])
+        plan, shown = observing.choose(watched, problem.rule, features)
+        shown = [not order and x for x in shown]
+        pick = lambda which: tuple(x for x, y in zip(watched, shown, strict=True) if y is which)
+        rest = iter(_FOLD.observe(problem, pick(False), lse) if not all(shown) else ())
+        if not any(shown):
+            return tuple(rest)
+        q, k, _, rule = flat(problem)
+        total = lse
+        if rule.sinks is not None:
+            parts = LogSumExp(lse, jnp.zeros_like(lse))
+            total, _ = parts.with_sink(rule.sinks.logits[..., None, :])
+            # A query that sees no key has the sink alone.
+            total = jnp.where(jnp.isneginf(lse), lse, total.value)
+        total = one_axis(total, len(sizes.batch))
+        arrays = _wide(q, features), _wide(k, features)
+        made = observing.observe(plan, sizes, *arrays, rule, pick(True), total, interpret)
+        states = iter(unflat(made, sizes.batch))
+        return tuple(next(states if x else rest) for x in shown)
 
     def tangent(self, problem: Problem, watched: Watch, results: Results, moving: Moving) -> Moves:
         return _FOLD.tangent(problem, watched, results, moving)
