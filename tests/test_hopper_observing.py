@@ -78,6 +78,7 @@ CASES = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", CASES)
 def test_states(name, interpreted):
     check_states(interpreted, drawn((2, 300, 2, 64), (2, 300, 1, 64)), **CASES[name])
@@ -180,6 +181,7 @@ MADE = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", MADE)
 def test_compiles_without_spills(name, assembled):
     d, options = MADE[name]
