@@ -5,15 +5,11 @@ It takes the wheels of jax's CUDA plugin, and no GPU; see test_h100.py.
 
 # pyright: reportArgumentType=false, reportCallIssue=false
 
-import contextlib
-import os
-import re
-import tempfile
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from assembler import assembler, check_clean
 
 import jaxattn as ja
 
@@ -63,52 +59,18 @@ OPTIONS = {
 }
 
 
-@contextlib.contextmanager
-def written():
-    """What C++ writes to the standard streams, as one string in a list after."""
-    kept, text = [os.dup(1), os.dup(2)], []
-    with tempfile.TemporaryFile() as file:
-        try:
-            for stream in (1, 2):
-                os.dup2(file.fileno(), stream)
-            yield text
-        finally:
-            for stream, old in zip((1, 2), kept, strict=True):
-                os.dup2(old, stream)
-                os.close(old)
-            file.seek(0)
-            text.append(file.read().decode(errors="replace"))
-
-
 @pytest.fixture(scope="module")
 def assembled():
     """From options of a call and sizes to what the assembler says of its kernel."""
-    h100 = pytest.importorskip("test_h100")
-    from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
+    with assembler() as assembled:
 
-    there = h100.device()
-    card = AbstractDevice("NVIDIA H100 80GB HBM3", 132, "gpu")
+        def say(d, dtype=jnp.bfloat16, t=4096, gradient=False, backend=HOPPER, **options):
+            attend = lambda q, k, v: ja.attention(q, k, v, backend=backend, **options)
+            loss = lambda *x: attend(*x).astype(jnp.float32).sum()
+            made = jax.grad(loss, (0, 1, 2)) if gradient else attend
+            return assembled(made, *[((1, t, 4, d), dtype)] * 3)
 
-    def say(d, dtype=jnp.bfloat16, t=4096, gradient=False, backend=HOPPER, **options):
-        x = jax.ShapeDtypeStruct((1, t, 4, d), dtype, sharding=there)
-        attend = lambda q, k, v: ja.attention(q, k, v, backend=backend, **options)
-        loss = lambda *x: attend(*x).astype(jnp.float32).sum()
-        made = jax.grad(loss, (0, 1, 2)) if gradient else attend
-        with written() as text, use_abstract_mesh(AbstractMesh((), (), abstract_device=card)):
-            jax.jit(made).lower(x, x, x).compile()
-        return text[0]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MOSAIC_GPU_DUMP_PTXAS", "1")
         yield say
-
-
-def check_clean(said):
-    assert "Compiling entry function" in said
-    assert sum(map(int, re.findall(r"(\d+) bytes spill stores", said))) == 0
-    assert "wgmma serialized" not in said.lower()
-    assert "C7512" not in said, "wgmma is serialized"
-    assert "C7508" not in said, "setmaxnreg is ignored"
 
 
 @pytest.mark.sampled(3)

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_hopper_compiled import COMPILED, OPTIONS, check_clean, written
+from assembler import assembler, check_clean
+from test_hopper_compiled import COMPILED, OPTIONS
 from test_hopper_interpreted import NOISE, drawn, interpreted, wide
 
 import jaxattn as ja
@@ -151,21 +152,13 @@ def test_jax_differentiates_what_blockwise_makes():
 @pytest.fixture(scope="module")
 def assembled():
     """From options of a call to what the assembler says of the kernels that observe."""
-    from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
+    with assembler() as assembled:
 
-    there = pytest.importorskip("test_h100").device()
-    card = AbstractDevice("NVIDIA H100 80GB HBM3", 132, "gpu")
+        def say(d, t=4096, observe=EVERY, **options):
+            run = lambda q, k, lse: see.observe(q, k, lse, observe, backend=ja.Hopper(), **options)
+            x = (1, t, 4, d), jnp.bfloat16
+            return assembled(run, x, x, ((1, t, 4), jnp.float32))
 
-    def say(d, t=4096, observe=EVERY, **options):
-        x = jax.ShapeDtypeStruct((1, t, 4, d), jnp.bfloat16, sharding=there)
-        lse = jax.ShapeDtypeStruct((1, t, 4), jnp.float32, sharding=there)
-        run = lambda q, k, lse: see.observe(q, k, lse, observe, backend=ja.Hopper(), **options)
-        with written() as text, use_abstract_mesh(AbstractMesh((), (), abstract_device=card)):
-            jax.jit(run).lower(x, x, lse).compile()
-        return text[0]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MOSAIC_GPU_DUMP_PTXAS", "1")
         yield say
 
 

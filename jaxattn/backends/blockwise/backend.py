@@ -154,8 +154,8 @@ class Blockwise(Backend):
 
 
 class Forward(Backend):
-    """Base of backends that have their own way to make results, and nothing else: the rest is made
-    as `Blockwise()` makes it, from their lse."""
+    """Base of backends that have their own way to make results: the rest is made as `Blockwise()`
+    makes it, from their lse, but for what they override."""
 
     def observe(
         self, problem: Problem, watched: Watch, lse: Float[Array, "*b t h"], order: int = 0

@@ -22,7 +22,7 @@ from jaxattn._score import BoundFunction
 from jaxattn._softmax import LogSumExp
 from jaxattn._trace import Traced
 from jaxattn.backends.blockwise.backend import (
-    Blockwise,
+    Forward,
     as_asked,
     flat,
     one_axis,
@@ -41,7 +41,7 @@ from jaxattn.backends.hopper.plan import (
     make_plan,
     width,
 )
-from jaxattn.backends.protocol import Backend, Call, Cost, Moves, Moving, Results
+from jaxattn.backends.protocol import Call, Cost, Moves, Moving, Results
 from jaxattn.masks import BoundDense, BoundLengths, BoundSegments, BoundWhere, Prefix
 from jaxattn.scores import BoundALiBi, BoundBias, BoundSoftCap
 
@@ -57,11 +57,10 @@ OPERATIONS = {
 # With these numbers the other operand does not matter. The compiler then drops it, and finds no
 # layout for what is left of it; and so it is with a number compared with itself.
 IDLE = {("mul", 0), ("and", 0), ("or", 1), ("rem", 1)}
-_FOLD = Blockwise()
 
 
 @dataclass(frozen=True)
-class Hopper(Backend):
+class Hopper(Forward):
     """Kernels for GPUs of compute capability 9.0 (H100, H200), in half precision: the forward pass,
     gradients of q, k and v with up to 128 features, with dropout 64, and from the lse `Entropy`,
     `MaxLogit`, `Received` and a `Map` whose cells have 8 queries and 8 keys at least. All other
@@ -149,7 +148,7 @@ class Hopper(Backend):
         plan, shown = observing.choose(watched, problem.rule, features)
         shown = [not order and x for x in shown]
         pick = lambda which: tuple(x for x, y in zip(watched, shown, strict=True) if y is which)
-        rest = iter(_FOLD.observe(problem, pick(False), lse) if not all(shown) else ())
+        rest = iter(super().observe(problem, pick(False), lse) if not all(shown) else ())
         if not any(shown):
             return tuple(rest)
         q, k, _, rule = flat(problem)
@@ -164,9 +163,6 @@ class Hopper(Backend):
         made = observing.observe(plan, sizes, *arrays, rule, pick(True), total, interpret)
         states = iter(unflat(made, sizes.batch))
         return tuple(next(states if x else rest) for x in shown)
-
-    def tangent(self, problem: Problem, watched: Watch, results: Results, moving: Moving) -> Moves:
-        return _FOLD.tangent(problem, watched, results, moving)
 
     def transpose(
         self,
@@ -183,7 +179,7 @@ class Hopper(Backend):
         features = max(width(problem.q.shape[-1]), width(problem.v.shape[-1]))
         by_hand = any(isinstance(item, BoundFunction) for item in problem.rule.score)
         if still or by_hand or features > (64 if problem.rule.dropout else 128):
-            return _FOLD.transpose(problem, watched, results, moving, cotangents)
+            return super().transpose(problem, watched, results, moving, cotangents)
         from jaxattn.backends.hopper.backward import backward
 
         q, k, v, rule = flat(problem)
