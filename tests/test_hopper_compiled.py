@@ -73,14 +73,14 @@ def assembled():
         yield say
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("d", [64, 128, 256])
 @pytest.mark.parametrize("name", COMPILED)
 def test_compiles_without_spills(name, d, assembled):
     check_clean(assembled(d, mask=COMPILED[name]))
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_options_compile_without_spills(name, assembled):
     check_clean(assembled(128, t=1024, **OPTIONS[name]))
@@ -95,14 +95,14 @@ OF_WIDTHS = [
 ]
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(("schedule", "d"), OF_WIDTHS)
 @pytest.mark.parametrize("name", ["full", "causal", "segments"])
 def test_schedules_compile_without_spills(name, schedule, d, assembled):
     check_clean(assembled(d, mask=COMPILED[name], backend=ja.Hopper(schedule=schedule)))
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("d", [64, 128])
 @pytest.mark.parametrize("name", COMPILED)
 def test_gradients_compile_without_spills(name, d, assembled):
