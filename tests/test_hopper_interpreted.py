@@ -13,7 +13,7 @@ import numpy as np
 import oracle
 import pytest
 from cases import BY_NAME, Case
-from catalogue import KINDS
+from catalogue import KINDS, MASKS
 from rules import Shape, both, causal, everything, prefix, window
 from tolerance import assert_close
 
@@ -152,6 +152,12 @@ def test_scores_scale_and_dropout(name, interpreted):
 )
 def test_schedules(name, schedule, interpreted):
     check_forward(Case(name, *TAKES[name], dtype=BF16), interpreted, schedule=schedule)
+
+
+@pytest.mark.parametrize("schedule", ["overlap", "ping-pong"])
+def test_schedules_where_no_query_sees_a_key(schedule, interpreted):
+    case = Case("causal-far-behind", *MASKS["causal-far-behind"], dtype=BF16)
+    check_forward(case, interpreted, schedule=schedule)
 
 
 @pytest.mark.parametrize("schedule", ["overlap", "ping-pong"])

@@ -92,16 +92,14 @@ class Kernel:
         splits: whether what is allowed whole goes without a mask: that takes three loops, and more
         registers.
         """
-        tiles, at, edges = (
-            self.tiles,
-            INDEX(start),
-            (here.whole - here.first, here.end - here.first),
-        )
+        tiles, at = self.tiles, INDEX(start)
         if tiles.all_whole:
             return lax.fori_loop(at, here.count, partial(step, False), state)
         if not (tiles.any_whole and splits):
             return lax.fori_loop(at, here.count, partial(step, True), state)
-        whole, end = (jnp.maximum(edge, at) for edge in edges) if start else edges
+        whole, end = here.whole - here.first, here.end - here.first
+        if start:
+            whole, end = jnp.maximum(whole, at), jnp.maximum(end, at)
         state = lax.fori_loop(at, whole, partial(step, True), state)
         state = lax.fori_loop(whole, end, partial(step, False), state)
         return lax.fori_loop(end, here.count, partial(step, True), state)

@@ -99,8 +99,8 @@ class Tiles:
 
     @property
     def all_whole(self) -> bool:
-        """Whether each tile goes without a mask."""
-        return self.is_known and all((a, d) == (b, c) for a, b, c, d in self._known)
+        """Whether each tile goes without a mask, and each program has one."""
+        return self.is_known and all(a == b < c == d for a, b, c, d in self._known)
 
     @cached_property
     def _known(self) -> list[tuple[int, int, int, int]]:
