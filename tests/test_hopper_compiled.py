@@ -87,7 +87,6 @@ def test_options_compile_without_spills(name, assembled):
     check_clean(assembled(128, t=1024, **OPTIONS[name]))
 
 
-
 @pytest.mark.sampled(5)
 @pytest.mark.parametrize("schedule", ["overlap", "ping-pong"])
 @pytest.mark.parametrize("d", [64, 128, 256])

@@ -26,7 +26,15 @@ from jaxattn._value import Sizes, Span
 from jaxattn.backends.hopper.kernel import Kernel
 from jaxattn.backends.hopper.place import COLUMN, ROW, TILE, Here, TilePlace, operands, pieces
 from jaxattn.backends.hopper.plan import WARPGROUPS, Plan, Tiles
-from jaxattn.backends.hopper.warpgroups import multiply, LOG2E, Ring, contract, even, product, spread_rows
+from jaxattn.backends.hopper.warpgroups import (
+    multiply,
+    LOG2E,
+    Ring,
+    contract,
+    even,
+    product,
+    spread_rows,
+)
 
 PART = 64  # features that are multiplied outside of the matrix units at a time
 
