@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 from jaxattn.observe.map import count_of, side_of
@@ -41,7 +42,7 @@ def tokens(
     *,
     rows: bool = True,
     columns: bool = True,
-) -> None:
+) -> list[Text]:
     """Names the rows and the columns of a map of queries and keys, or leaves an axis bare.
 
     Up to 32 tokens all are named, slanted below the columns where there is room, else upright; up
@@ -51,6 +52,7 @@ def tokens(
 
     tokens: those of the queries, or how many there are, to name positions.
     keys: those of the keys, if they are others.
+    Returns: the labels of the rows, and of the columns.
     Raises:
       ValueError: they are not as many as rows or columns, nor what those can be pooled from.
     """
@@ -60,6 +62,7 @@ def tokens(
     if None not in sizes:  # one size for both
         for axis in (ax.yaxis, ax.xaxis):
             axis.set_tick_params(labelsize=min(sizes))  # pyright: ignore[reportArgumentType]
+    return [*ax.get_yticklabels(), *ax.get_xticklabels()]
 
 
 def sides(rows: int, columns: int, tokens: Any, keys: Any = None) -> tuple[int, int]:
