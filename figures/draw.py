@@ -1,6 +1,7 @@
 """What only these figures draw, onto an `Axes`; the rest is `jaxattn.plot`."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -94,7 +95,7 @@ def draw_choices(
     return image
 
 
-def align_numbers(bar: Colorbar, *sides: str) -> None:
+def align_numbers(bar: Colorbar, *sides: Literal["left", "right"]) -> None:
     """On which side of its tick each number of a level colour bar stands, but the first."""
     for label, side in zip(bar.ax.get_xticklabels()[1:], sides, strict=False):
         label.set_horizontalalignment(side)

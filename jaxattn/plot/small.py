@@ -13,11 +13,11 @@ from matplotlib.text import Text
 
 from jaxattn.observe.map import SHARE, Reduce
 from jaxattn.plot import labels, matrix
-from jaxattn.plot.arrays import Numbers, counted, shaped
+from jaxattn.plot.arrays import COUNT, Numbers, Tokens, counted, shaped
 from jaxattn.plot.labels import LEADING, SMALLEST
 from jaxattn.plot.norms import power
 from jaxattn.plot.page import MARGIN, SMALL, Page
-from jaxattn.plot.picture import Picture, Tokens, picture
+from jaxattn.plot.picture import Picture, picture
 from jaxattn.plot.scales import colorbar
 
 SOFT = "#666666"
@@ -114,7 +114,7 @@ def heads(
 
 def _widest(page: Page, whole: Picture) -> float:
     """The pixels of the longest label, if there are names; 0 if not."""
-    if isinstance(whole.tokens, int) or isinstance(whole.keys, int):
+    if isinstance(whole.tokens, COUNT) or isinstance(whole.keys, COUNT):
         return 0.0
     names = {*labels.readable(whole.tokens), *labels.readable(whole.keys)}
     texts = [page.text(0, 0, name) for name in sorted(names, key=len)[-LONG:]]
@@ -189,7 +189,7 @@ def _caption(seen: Picture) -> str:
 def _ends(tokens: Tokens, side: int) -> str:
     """How many tokens there are, the first and the last, and how many are in a cell."""
     words = f"{counted(tokens):,} token{'s' if counted(tokens) > 1 else ''}"
-    if not isinstance(tokens, int):
+    if not isinstance(tokens, COUNT):
         names = labels.readable([tokens[0], tokens[-1]])
         words += f", {names[0]} to {names[1]}" if len(tokens) > 1 else f", {names[0]}"
     return words + (f", {side} to a cell" if side > 1 else "")
