@@ -100,9 +100,8 @@ def picture(
     """
     array = shaped(weights, "weights", axes, remedy)
     rows, columns = array.shape[-2:]
-    if keys is None:
-        keys = columns if tokens is None else tokens
-    queries = rows if tokens is None else tokens
-    sides(rows, columns, queries, keys)  # or an error
+    of_queries: Tokens = rows if tokens is None else tokens
+    of_keys: Tokens = (columns if tokens is None else tokens) if keys is None else keys
+    sides(rows, columns, of_queries, of_keys)  # or an error
     may = None if allowed is None else shown(allowed, rows, columns)
-    return Picture(hide(array, may), queries, keys, reduce)
+    return Picture(hide(array, may), of_queries, of_keys, reduce)
