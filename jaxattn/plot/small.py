@@ -75,7 +75,7 @@ def heads(
     gap = max(round(GAP * point), 1)
     down = gap if order is None else gap + round(LINE * point)
 
-    def fitted(edge: float) -> tuple[int, int, int]:
+    def fitted(edge: float) -> tuple[int, float, float]:
         """How many to pool, and the size of a map, with so much room for tokens at the edges."""
         wide = page.width - before - edge - (2 * BAR + ROOM) * point
         high = page.height - above - edge - BELOW * point
@@ -117,13 +117,13 @@ def _widest(page: Page, whole: Picture) -> float:
     if isinstance(whole.tokens, COUNT) or isinstance(whole.keys, COUNT):
         return 0.0
     names = {*labels.readable(whole.tokens), *labels.readable(whole.keys)}
-    texts = [page.text(0, 0, name) for name in sorted(names, key=len)[-LONG:]]
+    texts = [page.text(0.0, 0.0, name) for name in sorted(names, key=len)[-LONG:]]
     widest = max(text.get_window_extent().width for text in texts)
     page.remove(*texts)
     return widest + 4 * page.point
 
 
-def _points(fitted: tuple[int, int, int], whole: Picture) -> float:
+def _points(fitted: tuple[int, float, float], whole: Picture) -> float:
     """The pixels that a token has in a map of that size."""
     _, width, height = fitted
     return min(width / counted(whole.keys), height / counted(whole.tokens))
