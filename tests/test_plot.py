@@ -473,11 +473,8 @@ def test_statistics_over_layers():
     values = np.array([[1.0, 2.0], [3.0, np.nan], [0.0, 1.0]])
     seen = plot.layers(ax, {"a": values, "b": values + 0.01})
     assert seen.lines["a"].get_xydata().tolist() == [[1, 1.5], [2, 3], [3, 0.5]]
-    assert np.asarray(seen.dots["a"].get_offsets())[:3].tolist() == [
-        [1, 1],
-        [1, 2],
-        [2, 3],
-    ]
+    dots: Any = seen.dots["a"].get_offsets()
+    assert dots[:3].tolist() == [[1, 1], [1, 2], [2, 3]]
     assert words(ax.texts) == ["a", "b"]
     low, high = (text.get_window_extent().y0 / ax.figure.dpi * 72 for text in ax.texts)
     assert high - low >= 8  # points
