@@ -472,7 +472,7 @@ def test_statistics_over_layers():
     ax = Figure(figsize=(5, 3)).add_axes((0.1, 0.2, 0.6, 0.7))
     values = np.array([[1.0, 2.0], [3.0, np.nan], [0.0, 1.0]])
     seen = plot.layers(ax, {"a": values, "b": values + 0.01})
-    assert seen.lines["a"].get_xydata().tolist() == [[1, 1.5], [2, 3], [3, 0.5]]
+    assert np.asarray(seen.lines["a"].get_xydata()).tolist() == [[1, 1.5], [2, 3], [3, 0.5]]
     dots: Any = seen.dots["a"].get_offsets()
     assert dots[:3].tolist() == [[1, 1], [1, 2], [2, 3]]
     assert words(ax.texts) == ["a", "b"]
