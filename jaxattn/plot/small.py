@@ -52,7 +52,7 @@ def heads(
 
     tokens: named at the outer edges where there is room.
     order: a statistic of every head. Heads then go from its largest to its least, and each says
-      which it is, counted from 1, and its statistic. statistic: what that is called.
+      which it is, counted from 0, and its statistic. statistic: what that is called.
     norm: if None, the root of the weight. The rest is as in `weights`.
     Raises:
       ValueError: the shapes or the counts of tokens disagree, or the figure is too small.
@@ -138,11 +138,11 @@ def _name(
     step: tuple[float, float],
     width: float,
 ) -> None:
-    """Above every map which head it is, counted from 1, and its statistic if all have room."""
+    """Above every map which head it is, counted from 0, and its statistic if all have room."""
     names, values = [], []
     for head, (row, column) in zip(heads, np.ndindex(ranks.shape), strict=True):
         left, baseline = start[0] + column * step[0], start[1] + row * step[1] - 2.5 * page.point
-        name = f"{head[0] + 1}.{head[1] + 1}"
+        name = f"{head[0]}.{head[1]}"
         value = matrix.number(float(ranks[head]), 2)
         names.append(page.text(left, baseline, name, size=TINY))
         values.append(page.text(left, baseline, value, size=TINY, color=SOFT))
@@ -168,9 +168,9 @@ def _number(
     middle = {"ha": "center", "va": "center"}
     for i in range(count[0]):
         x, y = left - edge - 0.7 * line, top + (i + 0.5) * step[1]
-        page.text(x, y, f"{i + 1}", size=SMALL, **middle)
+        page.text(x, y, f"{i}", size=SMALL, **middle)
     for j in range(count[1]):
-        page.text(left + (j + 0.5) * step[0], top - 0.7 * line, f"{j + 1}", size=SMALL, **middle)
+        page.text(left + (j + 0.5) * step[0], top - 0.7 * line, f"{j}", size=SMALL, **middle)
     down, across = top + count[0] * step[1] / 2, left + count[1] * step[0] / 2
     page.text(left - edge - 2 * line, down, "Layer", size=9, rotation=90, **middle)
     page.text(across, top - 2 * line, "Head", size=9, **middle)
