@@ -1,1 +1,12 @@
-"""Whole models made of `jaxattn.nn`."""
+"""Whole models: checkpoints from a local folder, and a small one to train.
+
+    model = jaxattn.models.load("path/to/gpt2")
+    hidden, observed = model(ids, observe={"map": jaxattn.observe.Map(64)})
+
+Needs Flax and tokenizers: `pip install "jaxattn[models]"`.
+"""
+
+from jaxattn.models.load import load
+from jaxattn.models.tokenizer import load_tokenizer
+
+__all__ = ["load", "load_tokenizer"]
