@@ -26,8 +26,9 @@ def rope(kind, theta=1000.0, **more):
 LLAMA3 = rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0)
 LLAMA3["rope_parameters"]["original_max_position_embeddings"] = 16
 YARN = rope("yarn", factor=4.0, original_max_position_embeddings=16)
-FACTORS = {"short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [1.0, 1.5, 3.0, 4.0]}
-LONGROPE = rope("longrope", original_max_position_embeddings=16, factor=4.0, **FACTORS)
+LONGROPE = rope("longrope", original_max_position_embeddings=16, factor=4.0)
+LONGROPE["rope_parameters"]["short_factor"] = [1.0, 1.1, 1.2, 1.3]
+LONGROPE["rope_parameters"]["long_factor"] = [1.0, 1.5, 3.0, 4.0]
 TWO = {
     "rope_parameters": {
         SLIDING: {"rope_type": "default", "rope_theta": 100.0},

@@ -25,7 +25,7 @@ BERT |= {"num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddi
 
 def gpt2_shapes(config):
     m, inner = config["n_embd"], 4 * config["n_embd"]
-    yield from (("wte.weight", (V, m)), ("wpe.weight", (MOST, m)))
+    yield from (("wte.weight", (config["vocab_size"], m)), ("wpe.weight", (MOST, m)))
     for i in range(config["n_layer"]):
         for name, a, b in (
             ("attn.c_attn", m, 3 * m),
@@ -42,7 +42,7 @@ def gpt2_shapes(config):
 def llama_shapes(config):
     m, inner, d = config["hidden_size"], config["intermediate_size"], config["head_dim"]
     h, n = config["num_attention_heads"], config["num_key_value_heads"]
-    yield "model.embed_tokens.weight", (V, m)
+    yield "model.embed_tokens.weight", (config["vocab_size"], m)
     for i in range(config["num_hidden_layers"]):
         at = f"model.layers.{i}"
         for name, a, b in (
@@ -57,7 +57,7 @@ def llama_shapes(config):
             yield f"{at}.{name}.weight", (b, a)
         yield f"{at}.input_layernorm.weight", (m,)
         yield f"{at}.post_attention_layernorm.weight", (m,)
-    yield from (("model.norm.weight", (m,)), ("lm_head.weight", (V, m)))
+    yield from (("model.norm.weight", (m,)), ("lm_head.weight", (config["vocab_size"], m)))
 
 
 def bert_shapes(config):
@@ -69,7 +69,7 @@ def bert_shapes(config):
     def norm(name):
         return (f"{name}.weight", (m,)), (f"{name}.bias", (m,))
 
-    yield "embeddings.word_embeddings.weight", (V, m)
+    yield "embeddings.word_embeddings.weight", (config["vocab_size"], m)
     yield "embeddings.position_embeddings.weight", (MOST, m)
     yield "embeddings.token_type_embeddings.weight", (2, m)
     yield from norm("embeddings.LayerNorm")

@@ -3,6 +3,7 @@
 # pyright: reportArgumentType=false
 
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -109,9 +110,10 @@ def test_decoding_shows_what_one_pass_shows(loaded):
 
 def test_layers_of_one_structure_share_a_program(loaded):
     ids = tiny.tokens(1, 5)  # a length of its own
-    before = program._forward._cache_size()
+    forward: Any = program._forward
+    before = forward._cache_size()
     loaded.model(ids)
-    assert program._forward._cache_size() == before + 1
+    assert forward._cache_size() == before + 1
 
 
 def test_bfloat16(loaded):

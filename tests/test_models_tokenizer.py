@@ -1,6 +1,10 @@
 """Texts to tokens whose labels can be read, and back, also token by token."""
 
+import re
+from pathlib import Path
+
 import numpy as np
+import numpy_models as tiny
 import pytest
 
 from jaxattn import models
@@ -127,3 +131,14 @@ def test_a_file_that_is_no_tokenizer(tmp_path):
     (tmp_path / "tokenizer.json").write_text('{"model": 3}')
     with pytest.raises(ValueError, match="is no tokenizer"):
         models.load_tokenizer(tmp_path)
+
+
+def test_the_page_on_models_runs(byte_level, tmp_path, capsys):
+    """With a tiny model that has this vocabulary."""
+    tiny.save(tmp_path, tiny.GPT2 | {"vocab_size": len(byte_level)})
+    page = Path(models.__file__).with_name("README.md").read_text()
+    known = {"folder": tmp_path}
+    for block in re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+        exec(block, known)
+    np.testing.assert_allclose(known["q"], known["steps"].q[:, 0], atol=1e-5)
+    assert capsys.readouterr().out.startswith("(3, 2)\n")
