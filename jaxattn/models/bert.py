@@ -1,0 +1,104 @@
+"""BERT (Devlin et al. 2019), also MiniLM and other encoders that are saved as one."""
+
+import re
+
+from jaxattn.models.attention import Attention, Separate
+from jaxattn.models.block import PostNormBlock
+from jaxattn.models.config import Config
+from jaxattn.models.layers import ACTIVATIONS, MLP, Embeddings, Head, LayerNorm, Linear
+from jaxattn.models.model import Info, Model
+from jaxattn.models.weights import Weights
+
+EXTRAS = (
+    r"(.*\.)?embeddings\.(position_ids|token_type_ids)",
+    r"(.*\.)?pooler\..*",
+    r"cls\.seq_relationship\..*",
+    r"cls\.predictions\.(bias|decoder\.weight|decoder\.bias)",
+)
+
+
+def build(config: Config, weights: Weights) -> Model:
+    # As files of the first years name them.
+    weights.rename(lambda name: re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name))
+    weights.rename(lambda name: re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name))
+    width, vocabulary = config.size("hidden_size"), config.size("vocab_size")
+    eps = config.number("layer_norm_eps", default=1e-12)
+    model = encoder(config, weights.under("bert." if weights.has_prefix("bert.") else ""), "bert")
+    if weights.has_prefix("cls.predictions."):
+        own = weights.under("cls.predictions.")
+        tied = config.flag("tie_word_embeddings", default=True)
+        apart = not tied and "decoder.bias" in own
+        model.head = Head(
+            None if tied else own.take("decoder.weight", vocabulary, width),
+            bias=own.take("decoder.bias" if apart else "bias", vocabulary),
+            transform=Linear.take(own.under("transform.dense."), width, width),
+            activation=config.choice("hidden_act", of=ACTIVATIONS, default="gelu"),
+            norm=LayerNorm.take(own.under("transform.LayerNorm."), width, eps),
+        )
+    return model
+
+
+def encoder(
+    config: Config,
+    weights: Weights,
+    family: str,
+    *,
+    offset: int = 0,
+    padding_id: int | None = None,
+) -> Model:
+    """The layers that BERT and RoBERTa share. offset: the row of position 0."""
+    width, heads = config.size("hidden_size"), config.size("num_attention_heads")
+    layers, vocabulary = config.size("num_hidden_layers"), config.size("vocab_size")
+    inner, most = config.size("intermediate_size"), config.size("max_position_embeddings")
+    eps = config.number("layer_norm_eps", default=1e-12)
+    activation = config.choice("hidden_act", of=ACTIVATIONS, default="gelu")
+    config.refuse("position_embedding_type", "absolute")
+    config.refuse("is_decoder", False)
+    config.refuse("add_cross_attention", False)
+    config.check_heads(width, heads)
+
+    def layer(index: int) -> PostNormBlock:
+        own = weights.under(f"encoder.layer.{index}.")
+        project = (Linear.take(own.under(f"attention.self.{x}."), width, width) for x in QKV)
+        return PostNormBlock(
+            Attention(
+                Separate(*project),
+                Linear.take(own.under("attention.output.dense."), width, width),
+                heads=heads,
+                causal=False,
+            ),
+            MLP(
+                Linear.take(own.under("intermediate.dense."), width, inner),
+                Linear.take(own.under("output.dense."), inner, width),
+                activation,
+            ),
+            after_attention=LayerNorm.take(own.under("attention.output.LayerNorm."), width, eps),
+            after_mlp=LayerNorm.take(own.under("output.LayerNorm."), width, eps),
+        )
+
+    own = weights.under("embeddings.")
+    embeddings = Embeddings(
+        own.take("word_embeddings.weight", vocabulary, width),
+        position=own.take("position_embeddings.weight", most, width),
+        offset=offset,
+        token_type=own.take(
+            "token_type_embeddings.weight", config.size("type_vocab_size", default=2), width
+        ),
+        norm=LayerNorm.take(own.under("LayerNorm."), width, eps),
+    )
+    info = Info(
+        family,
+        vocabulary,
+        width,
+        layers,
+        heads,
+        heads,
+        width // heads,
+        causal=False,
+        most_tokens=most - offset,
+        padding_id=padding_id,
+    )
+    return Model(info, embeddings, [layer(i) for i in range(layers)])
+
+
+QKV = ("query", "key", "value")

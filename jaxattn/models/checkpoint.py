@@ -1,0 +1,201 @@
+"""A folder with a checkpoint: its config, and its weights in safetensors files.
+
+The header of such a file names every tensor with its dtype, shape and place. So all that can be
+wrong is told from headers alone, before anything large is read. Nothing is ever unpickled.
+
+Source: the format, https://github.com/huggingface/safetensors#format.
+"""
+
+import json
+import math
+import mmap
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "model.bin")
+MOST_HEADER = 100_000_000  # bytes, as in the library of the format
+LARGE = 1 << 20  # bytes
+ALIGNED = 64  # bytes: what JAX takes as an array on the CPU without a copy
+CHUNK = 1 << 30  # bytes of one read; Linux reads at most 2 GiB at a time
+
+BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "I16": 2, "U16": 2, "I32": 4, "U32": 4, "I64": 8, "U64": 8}
+BYTES |= {"F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "F16": 2, "BF16": 2, "F32": 4, "F64": 8}
+FLOATING: dict[str, Any] = {"F32": jnp.float32, "BF16": jnp.bfloat16, "F16": jnp.float16}
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be loaded: what is wrong, where, and the remedy, in one line."""
+
+
+class MissingFileError(FileNotFoundError):
+    """A file that a checkpoint needs is not in its folder."""
+
+
+class Tensor(NamedTuple):
+    """Where a tensor is. start: its first byte in the file. dtype: as the file names it."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return math.prod(self.shape) * BYTES[self.dtype]
+
+    def read(self) -> np.ndarray:
+        """Its numbers, in memory that JAX on a CPU takes without a copy."""
+        data = _room(self.size)
+        with self.file.open("rb", buffering=0) as file:
+            at = 0
+            while at < self.size:
+                file.seek(self.start + at)
+                read = file.readinto(data[at : at + CHUNK].data)
+                if not read:
+                    raise CheckpointError(f"{self.file} ended while it was read; copy it again")
+                at += read
+        return data.view(FLOATING[self.dtype]).reshape(self.shape)
+
+
+def _room(size: int) -> np.ndarray:
+    """So many bytes of memory, aligned.
+
+    Large ones come from the system as they are: NumPy asks for huge pages, for which Linux may have
+    to move what is in memory, and that takes longer than to read a file.
+    """
+    if size >= LARGE and hasattr(mmap, "MAP_ANONYMOUS"):
+        return np.frombuffer(
+            mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8
+        )
+    room = np.empty(size + ALIGNED, np.uint8)
+    start = -room.ctypes.data % ALIGNED
+    return room[start : start + size]
+
+
+def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """What config.json says.
+
+    Raises:
+      MissingFileError: there is no folder or no such file in it.
+      CheckpointError: it is no JSON object.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise MissingFileError(
+            f"a checkpoint is a folder with {CONFIG} and {WEIGHTS}, got {str(folder)!r}, which is "
+            f"no folder; download the model and pass its folder"
+        )
+    return read_json(folder / CONFIG)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise MissingFileError(f"{path.parent} has no {path.name}; copy it from the model's page")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # no JSON or no UTF-8
+        raise CheckpointError(f"{path} is no JSON ({error}); copy it again") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} holds a {type(found).__name__}, no JSON object")
+    return found
+
+
+def find_tensors(folder: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Every tensor of model.safetensors, or of the shards that its index names.
+
+    Raises:
+      MissingFileError: there are no such files, or some shards are missing.
+      CheckpointError: a header or the length of a file is wrong; the index names other tensors.
+    """
+    folder = Path(folder)
+    if (folder / WEIGHTS).is_file():
+        return read_header(folder / WEIGHTS)
+    if not (folder / INDEX).is_file():
+        pickled = next((name for name in PICKLED if (folder / name).is_file()), None)
+        if pickled:
+            raise MissingFileError(
+                f"weights are read from {WEIGHTS}, never from pickles, which may run any code, got "
+                f"only {folder / pickled}; convert it where you trust it: transformers' "
+                f"AutoModel.from_pretrained(folder).save_pretrained(new_folder)"
+            )
+        raise MissingFileError(f"{folder} has neither {WEIGHTS} nor {INDEX}; download the weights")
+    return _read_shards(folder)
+
+
+def _read_shards(folder: Path) -> dict[str, Tensor]:
+    shards = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(x, str) for x in shards.values()):
+        raise CheckpointError(f"{folder / INDEX} has no weight_map from names to files; copy it")
+    found: dict[str, Tensor] = {}
+    for name in sorted(set(shards.values())):
+        if Path(name).name != name:
+            raise CheckpointError(f"{folder / INDEX} names {name!r}, a file outside of the folder")
+        if not (folder / name).is_file():
+            raise MissingFileError(f"{folder} lacks the shard {name}; download it too")
+        for tensor, place in read_header(folder / name).items():
+            if shards.get(tensor) != name:
+                raise CheckpointError(
+                    f"{folder / name} holds {tensor!r}, which {INDEX} puts in {shards.get(tensor)};"
+                    f" the files are of different checkpoints: copy all of them again"
+                )
+            found[tensor] = place
+    if lost := sorted(shards.keys() - found.keys()):
+        raise CheckpointError(
+            f"{folder / shards[lost[0]]} lacks {lost[0]!r}, which {INDEX} puts there; copy it again"
+        )
+    return found
+
+
+def read_header(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file, whose length is checked.
+
+    Raises:
+      CheckpointError: it is no whole safetensors file.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        first = file.read(8)
+        length = int.from_bytes(first, "little")
+        if first == b"version " and b"git-lfs" in file.read(64):
+            raise CheckpointError(f"{path} is a pointer of Git LFS; fetch the file: git lfs pull")
+        if size < 8 or length > min(size - 8, MOST_HEADER):
+            raise CheckpointError(
+                f"{path} is cut off or no safetensors file: {size:,} bytes do not hold its header "
+                f"of {length:,}; copy it again"
+            )
+        file.seek(8)
+        header = file.read(length)
+    try:
+        stated = json.loads(header)
+        stated.pop("__metadata__", None)
+        tensors = {name: _tensor(path, x, 8 + length) for name, x in stated.items()}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{path} has a broken header ({error!r}); copy it again") from None
+    end = 8 + length
+    for name, tensor in sorted(tensors.items(), key=lambda x: (x[1].start, x[1].size)):
+        if tensor.start != end:
+            raise CheckpointError(f"{path} has a gap or overlap before {name!r}; copy it again")
+        end += tensor.size
+    if end != size:
+        raise CheckpointError(
+            f"{path} is cut off or too long: its header tells of {end:,} bytes, got {size:,}; copy "
+            f"it again"
+        )
+    return tensors
+
+
+def _tensor(path: Path, stated: Mapping[str, Any], start: int) -> Tensor:
+    dtype, shape, (begin, end) = stated["dtype"], stated["shape"], stated["data_offsets"]
+    if not all(isinstance(n, int) and n >= 0 for n in (*shape, begin, end)):
+        raise ValueError(f"no sizes: {stated}")
+    tensor = Tensor(path, dtype, tuple(shape), start + begin)
+    if tensor.size != end - begin:
+        raise ValueError(f"{end - begin} bytes for {dtype}{shape}")
+    return tensor
