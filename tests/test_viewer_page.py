@@ -1,4 +1,4 @@
-"""The page in a real browser: colours, tooltips, keys, themes, links, and inputs that are hostile."""
+"""The page in a real browser: colours, tooltips, keys, themes, links, and hostile inputs."""
 
 import re
 
@@ -19,7 +19,7 @@ from viewer_pages import (
 
 import jaxattn as ja
 from jaxattn import viewer
-from jaxattn.viewer import _colours, _encode
+from jaxattn.viewer import _colours, _encode, _labels
 
 WEIGHTS = weights_of(*inputs()[:2])
 OPEN = np.tril(np.ones((T, T), bool))
@@ -220,7 +220,7 @@ HOSTILE = [
 
 def test_hostile_tokens_are_text(show):
     q, k, v, _ = inputs(t=len(HOSTILE), s=len(HOSTILE))
-    texts = [viewer._labels.readable(token) for token in HOSTILE]
+    texts = [_labels.readable(token) for token in HOSTILE]
     name = "</title><script>boom()</script>\ud800"
     page = viewer.page(viewer.from_qk(q, k, v, tokens=HOSTILE, name=name), title=name)
     with show(page) as it:

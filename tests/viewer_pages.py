@@ -85,7 +85,7 @@ class Shown:
         return self.page.locator(selector).first.inner_text()
 
     def place(self, row: int, column: int, inset: float | None = None, side: int = 0) -> Any:
-        """Where a cell of the large map is, in the canvas: its middle, or so far from its corner."""
+        """Where a cell of the large map is in the canvas: its middle, or near its corner."""
         at = self.page.evaluate(f"layoutOfMap(readings[{side}], {self._width(side)})")
         inset = at["cell"] / 2 if inset is None else inset
         return at["left"] + column * at["cell"] + inset, at["top"] + row * at["cell"] + inset
