@@ -200,11 +200,11 @@ def test_notes_name_what_comes_between_products_and_softmax():
     reading = viewer.from_qk(
         Q, K, V, tokens=TOKENS, mask=ja.Causal(), score=score, sinks=sinks, notes=["rotary"]
     )
-    assert reading.notes[0] == "rotary"
-    assert "soft cap" in reading.notes[1]
-    assert "c = 20" in reading.notes[1]
-    assert "ALiBi" in reading.notes[2]
-    assert "sink" in reading.notes[3]
+    assert reading.notes == ("rotary",)
+    cap, alibi, sink = reading.changes
+    assert cap == "soft cap: c · tanh(x / c) with c = 20"
+    assert "ALiBi" in alibi
+    assert "sink" in sink
     assert isinstance(reading.steps, Steps)
     assert reading.steps.logits is not None
     assert reading.steps.sinks is not None

@@ -40,7 +40,8 @@ def contents(reading: Reading) -> tuple[dict[str, Any], dict[str, dict[str, Any]
         "statistics": _statistics(reading),
         "names": [[reading.names(i, j) for j in range(h)] for i in range(l)],
         "thresholds": [[field, name, least] for field, (name, least) in NAMES.items()],
-        "notes": list(reading.notes),
+        "notes": reading.notes,
+        "changes": reading.changes,
         "steps": _steps(reading, arrays),
         "next": _next(reading.next_tokens, arrays),
     }

@@ -16,7 +16,7 @@ from jaxattn.viewer import _dense
 from jaxattn.viewer._arrays import layered, plain, unbatched
 from jaxattn.viewer._labels import check_tokens
 from jaxattn.viewer._reading import NextTokens, Reading, Tops, statistics_of
-from jaxattn.viewer._steps import notes_of, steps_of
+from jaxattn.viewer._steps import changes_of, steps_of
 from jaxattn.viewer._wanted import EXACT, wanted
 
 
@@ -224,7 +224,8 @@ def from_observed(
         statistics=statistics_of(seen, tokens, others, placed),
         steps=None if layers is None else steps_of(layers, seen, len(tokens), opened),
         next_tokens=next_tokens,
-        notes=(*notes, *([] if layers is None else notes_of(layers))),
+        notes=tuple(notes),
+        changes=() if layers is None else changes_of(layers),
     )
 
 

@@ -121,7 +121,8 @@ class Reading:
     maps: cells as `Map` with SHARE. pairs: how many pairs of a cell a head may see; 0 is hidden.
     sees: how many keys each query may see.
     entropy: of each query, in nats. received: the weight that each key gets from all queries.
-    notes: what else makes the scores, such as "soft cap", in words.
+    notes: what else made queries and keys, in words. changes: what comes between their products
+      and the softmax, in words.
     """
 
     name: str
@@ -138,6 +139,7 @@ class Reading:
     steps: Steps | Opened | None = None
     next_tokens: NextTokens | None = None
     notes: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()
 
     @property
     def layers(self) -> int:

@@ -184,11 +184,11 @@ class HeadMap {
     const thick = Math.max(at.cell, 2);
     if (query !== null && query < reading.t) {
       const y = at.top + reading.rowOf(query) * at.cell;
-      pen.outline(at.left - 0.75, y - 0.75, at.mapWidth + 1.5, thick + 1.5, accent, 1.5);
+      haloed(pen, [at.left - 2, y - 2, at.mapWidth + 4, thick + 4], accent);
     }
     if (key !== null && key < reading.s) {
       const x = at.left + reading.columnOf(key) * at.cell;
-      pen.outline(x - 0.75, at.top - 0.75, thick + 1.5, at.mapHeight + 1.5, accent, 1.5);
+      haloed(pen, [x - 2, at.top - 2, thick + 4, at.mapHeight + 4], accent);
     }
   }
 
