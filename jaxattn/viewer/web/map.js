@@ -126,6 +126,12 @@ function paintNames(pen, reading, at, { ink, soft }) {
   pen.text(9, at.top + at.mapHeight / 2, `Query (rows)${unit(reading.down > 1)}`, { colour: soft, align: "middle", angle: -90 });
 }
 
+/** What a cell of several pairs shows, of a map of peaks or not. */
+const POOLED = {
+  true: "Peak: the largest weight of the pairs here.",
+  false: "Mean share: what a query here gives to the keys here together.",
+};
+
 /** What is said of a cell of a map: lines of text. */
 function wordsOfCell(reading, layer, head, row, column) {
   const weight = reading.weight(layer, head, row, column);
@@ -140,7 +146,7 @@ function wordsOfCell(reading, layer, head, row, column) {
   const shown = floor ? `\u2264 ${shortNumber(description.floor)}` : `\u2248 ${shortNumber(weight)}`;
   const quantised = "Cells are quantised to 8 bits of a logarithmic scale, to 2.3 %.";
   if (!reading.pooled) return { ...words, weight: shown, how: quantised };
-  return { ...words, weight: shown, how: `Mean share: what a query here gives to the keys here together. ${plural(many, "pair")} pooled. ${quantised}` };
+  return { ...words, weight: shown, how: `${POOLED[reading.peak]} ${plural(many, "pair")} pooled. ${quantised}` };
 }
 
 class HeadMap {

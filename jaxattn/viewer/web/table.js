@@ -72,8 +72,8 @@ class Table {
 
   lead(reading) {
     const known = reading.thresholds.filter(([field]) => reading.statistics[field].some((row) => row.some((x) => x !== null)));
-    const rule = ([field, name, least]) => `${article(name)} has ${TITLES[field] ?? field} of at least ${least}`;
-    byId("roles-lead").textContent = `Each number is a mean over the queries that see more than one key. Names are given by a threshold: ${known.map(rule).join("; ")}. Most heads have none, and do several things at once.`;
+    const rule = ([field, name, least]) => `${name} (${RULES[field]} \u2265 ${least})`;
+    byId("roles-lead").textContent = `Each number is a mean over the queries that see more than one key. Names are given by a threshold: ${known.map(rule).join(", ")}. Most heads have none, and do several things at once.`;
   }
 
   mark() {
@@ -84,13 +84,7 @@ class Table {
 }
 
 /** What a threshold is of. */
-const TITLES = {
-  previous: "a weight on the previous token",
-  itself: "a weight on the token itself",
-  next: "a weight on the next token",
-  induction: "an induction score",
-  sink: "a weight on the first token",
-  spread: "an entropy, as a share of that of equal weights,",
+const RULES = {
+  previous: "previous", itself: "self", next: "next", induction: "induction", sink: "first token",
+  spread: "share of the entropy of equal weights",
 };
-
-const article = (name) => `${/^[aeiou]/.test(name) ? "an" : "a"} ${name}`;
