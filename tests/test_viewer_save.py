@@ -105,9 +105,13 @@ def test_4096_tokens_are_painted_in_2_seconds_and_hovering_never_freezes(chromiu
         session.send("Performance.setTimeDomain", {"timeDomain": "threadTicks"})
         session.send("Performance.enable")
 
+        own = "ScriptDuration", "LayoutDuration", "RecalcStyleDuration"
+
         def busy():
+            """(all of it, the page's own part), in ms. The rest is painting without a GPU."""
             told = session.send("Performance.getMetrics")["metrics"]
-            return next(1000 * x["value"] for x in told if x["name"] == "TaskDuration")
+            each = {x["name"]: 1000 * x["value"] for x in told}
+            return np.array([each["TaskDuration"], sum(each[name] for name in own)])
 
         script = """(i) => new Promise((done) => {
           const canvas = document.querySelector(".map canvas");
@@ -122,4 +126,6 @@ def test_4096_tokens_are_painted_in_2_seconds_and_hovering_never_freezes(chromiu
             it.page.evaluate(script, i)
             frames.append(busy() - before)
         assert it.page.locator("#tip").is_visible()
-    assert 0 < np.quantile(frames[1:], 0.9) < FRAME, frames  # the first one compiles
+    tasks, own = np.array(frames[1:]).T  # the first one compiles
+    assert 0 < np.median(tasks) < FRAME, tasks
+    assert 0 < max(own) < FRAME, own
