@@ -7,20 +7,12 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 from test_viewer_encode import long_reading
-from viewer_pages import TOKENS, T, causal_reading, inputs, shown, weights_of
+from viewer_pages import TOKENS, T, causal_reading, inputs, weights_of
 
 from jaxattn import viewer
 
 SVG = "{http://www.w3.org/2000/svg}"
 PAINT, FRAME = 2000, 50  # ms
-
-
-@pytest.fixture
-def show(chromium, tmp_path):
-    def opened(page, **options):
-        return shown(chromium, tmp_path, page, **options)
-
-    return opened
 
 
 def saved(it, name):

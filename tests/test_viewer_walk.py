@@ -12,7 +12,6 @@ from viewer_pages import (
     causal_reading,
     inputs,
     numbers,
-    shown,
     softmax,
     weights_of,
 )
@@ -21,14 +20,6 @@ import jaxattn as ja
 from jaxattn import viewer
 
 Q, K, V, X = inputs()
-
-
-@pytest.fixture
-def show(chromium, tmp_path):
-    def opened(page, **options):
-        return shown(chromium, tmp_path, page, **options)
-
-    return opened
 
 
 def told(it):
