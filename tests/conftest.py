@@ -16,11 +16,13 @@ import gc
 import os
 import zlib
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import jax
 import pytest
 
+CHROMIUM = Path("/usr/bin/chromium")
 MAPS = Path("/proc/self/maps")
 MOST_MAPS = 40_000  # of memory, of which Linux gives a process 65,530
 # What the fixtures of kernels do with them where no GPU or TPU is.
@@ -68,6 +70,28 @@ def pytest_configure(config):
         scope = made_for(platform)
         scope.__enter__()
         config.add_cleanup(lambda: scope.__exit__(None, None, None))
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """One browser for all tests of pages. Its own downloads and reports are off."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if not CHROMIUM.exists():
+        pytest.skip(f"there is no {CHROMIUM} to open pages in")
+    off = "background-networking", "component-update", "sync", "gpu", "quic"
+    flags = ["--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in off)]
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=str(CHROMIUM), headless=True, args=flags)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def show(chromium, tmp_path):
+    """Opens a page of the viewer: `with show(page) as it`. See viewer_pages.py."""
+    from viewer_pages import shown
+
+    return partial(shown, chromium, tmp_path)
 
 
 @pytest.hookimpl(optionalhook=True)
