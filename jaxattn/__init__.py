@@ -1,68 +1,46 @@
 """Attention for JAX that you can see through."""
 
-from jaxattn import cache, observe, rope
-from jaxattn._axes import Attended
-from jaxattn._trace import At
-from jaxattn.attend import Scoring, attend, attention
-from jaxattn.backends.blockwise.backend import Blockwise
-from jaxattn.backends.hopper.backend import Hopper
-from jaxattn.backends.protocol import Backend, Unsupported
-from jaxattn.backends.reference import Reference
-from jaxattn.backends.select import AUTO, Auto
-from jaxattn.backends.splash.backend import Splash
-from jaxattn.dropout import Dropout
-from jaxattn.explain import Explanation, explain
-from jaxattn.masks import (
-    EVERYTHING,
-    Causal,
-    Dense,
-    Lengths,
-    Mask,
-    PrefixLM,
-    Segments,
-    Where,
-    Window,
-)
-from jaxattn.merge import merge
-from jaxattn.positions import END, Positions
-from jaxattn.scores import ALiBi, Bias, RelativeBias, Score, SoftCap, alibi_slopes
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "AUTO",
-    "END",
-    "EVERYTHING",
-    "ALiBi",
-    "At",
-    "Attended",
-    "Auto",
-    "Backend",
-    "Bias",
-    "Blockwise",
-    "Causal",
-    "Dense",
-    "Dropout",
-    "Explanation",
-    "Hopper",
-    "Lengths",
-    "Mask",
-    "Positions",
-    "PrefixLM",
-    "Reference",
-    "RelativeBias",
-    "Score",
-    "Scoring",
-    "Segments",
-    "SoftCap",
-    "Splash",
-    "Unsupported",
-    "Where",
-    "Window",
-    "alibi_slopes",
-    "attend",
-    "attention",
-    "cache",
-    "explain",
-    "merge",
-    "observe",
-    "rope",
-]
+if TYPE_CHECKING:
+    from jaxattn._public import *  # noqa: F403
+    from jaxattn._public import __all__ as __all__
+
+FUNCTIONS = ("attend", "explain", "merge")  # that have the name of the module they are in
+
+
+class _Package(ModuleType):
+    """Loads what is public, and JAX with it, when any of it is first asked for.
+
+    So `jaxattn --help` starts at once: Python imports a package before any module of it.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        missing = AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        if name.startswith("__") and name != "__all__":  # Python's own questions
+            raise missing
+        if name not in FUNCTIONS:
+            try:  # a module is imported alone: another module may be asking
+                return importlib.import_module(f"{self.__name__}.{name}")
+            except ModuleNotFoundError as error:
+                if error.name != f"{self.__name__}.{name}":
+                    raise
+        public = importlib.import_module(f"{self.__name__}._public")
+        vars(self).update({x: getattr(public, x) for x in (*public.__all__, "__all__")})
+        if name not in vars(self):
+            raise missing
+        return vars(self)[name]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Python sets every module that it imports.
+        if not (isinstance(value, ModuleType) and name in FUNCTIONS):
+            super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        return sorted(self.__all__)
+
+
+sys.modules[__name__].__class__ = _Package

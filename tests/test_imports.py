@@ -24,7 +24,7 @@ def modules_after(statement):
 
 @pytest.fixture(scope="module")
 def loaded():
-    return modules_after("import jaxattn")
+    return modules_after("import jaxattn; jaxattn.attention")
 
 
 @pytest.mark.parametrize(
@@ -43,6 +43,25 @@ def test_import_adds_nothing_but_itself(loaded):
     assert top(loaded) - top(modules_after("import jax, jaxtyping")) == {"jaxattn"}
 
 
+def test_nothing_is_loaded_before_it_is_asked_for():
+    """`jaxattn --help` needs no JAX."""
+    assert not {"jax", "numpy"} & modules_after("import jaxattn")
+
+
+@pytest.mark.parametrize("name", ["attend", "explain", "merge"])
+def test_a_function_with_the_name_of_its_module_is_the_function(name):
+    for first in (f"import jaxattn.{name}", f"from jaxattn.{name} import {name}", "import jaxattn"):
+        modules_after(f"{first}\nimport jaxattn\nassert callable(jaxattn.{name})")
+
+
+def test_a_name_that_is_not_there_is_an_error():
+    with pytest.raises(AttributeError, match="'jaxattn' has no attribute 'nothing'"):
+        _ = ja.nothing  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(ImportError, match="nothing"):
+        exec("from jaxattn import nothing")
+    assert dir(ja) == sorted(ja.__all__)
+
+
 def test_import_looks_for_no_device():
     """That is slow, and settles choices that belong to the user. Here no device can be found."""
 
@@ -53,7 +72,7 @@ def test_import_looks_for_no_device():
             capture_output=True,
         )
 
-    assert run("import jaxattn").returncode == 0
+    assert run("import jaxattn; jaxattn.attention").returncode == 0
     assert run("import jax; jax.devices()").returncode != 0
 
 
@@ -110,7 +129,8 @@ LAYERS = (
     *("_linear", "_mesh", "merge"),
     *("backends/protocol", "backends/rule", "backends/reference"),
     *("backends/blockwise", "backends/hopper", "backends/splash", "backends/select"),
-    *("attend", "observe", "recipes", "explain", "compat", "cache", "nn", "models"),
+    *("attend", "observe", "recipes", "explain", "compat", "cache", "_public", "nn", "models"),
+    *("viewer", "plot", "cli"),
 )
 """From the bottom up: a file imports from its own layer and from those before it."""
 
@@ -120,6 +140,7 @@ def test_every_file_is_in_a_layer():
     rest = {path for path in PACKAGE.rglob("*.py") if path not in inside}
     assert {str(path.relative_to(PACKAGE)) for path in rest} == {
         "__init__.py",
+        "__main__.py",
         "backends/__init__.py",
     }
 

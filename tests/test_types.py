@@ -15,7 +15,7 @@ HOOKED = """
 import runpy
 from jaxtyping import install_import_hook
 with install_import_hook("jaxattn", "beartype.beartype"):
-    import jaxattn
+    import jaxattn._public
     from jaxattn import compat, nn, steps
     from jaxattn._value import Value
 try:
