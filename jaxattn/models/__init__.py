@@ -6,7 +6,8 @@
 Needs Flax and tokenizers: `pip install "jaxattn[models]"`.
 """
 
+from jaxattn.models.generate import GREEDY, Sampling, generate
 from jaxattn.models.load import load
 from jaxattn.models.tokenizer import load_tokenizer
 
-__all__ = ["load", "load_tokenizer"]
+__all__ = ["GREEDY", "Sampling", "generate", "load", "load_tokenizer"]

@@ -145,7 +145,7 @@ class Attention(nnx.Module):
         count: Int[Array, "*b"] | None,
         observe: Observe | None,
     ) -> tuple[Float[Array, "*b t m"], dict[str, Any], kv.Cache]:
-        """`__call__` of the tokens after those of the cache. count: as in `jaxattn.cache.attend`."""
+        """`__call__` of the tokens after those of the cache. count: as in `jaxattn.cache`."""
         q, k, v = self.qkv(x, turn)
         options = self.options(None)
         if cache.window is not None or self.window is None or cache.capacity <= self.window:
@@ -193,7 +193,7 @@ class Attention(nnx.Module):
         group = index // (self.heads // self.kv_heads)
         at = (index, self.heads), (group, self.kv_heads), (group, self.kv_heads)
         cut = lambda x, i, n: None if x is None else x.reshape(*x.shape[:-1], n, -1)[..., i, :]
-        parts = [
+        parts: Any = [
             (cut(w, *which), cut(b, *which))
             for (w, b), which in zip(self.project.parts(), at, strict=True)
         ]

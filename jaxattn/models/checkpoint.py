@@ -57,7 +57,7 @@ class Tensor(NamedTuple):
             at = 0
             while at < self.size:
                 file.seek(self.start + at)
-                read = file.readinto(memoryview(data)[at : at + CHUNK])
+                read = file.readinto(data[at : at + CHUNK].data)
                 if not read:
                     raise CheckpointError(f"{self.file} ended while it was read; copy it again")
                 at += read

@@ -4,7 +4,17 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from jaxattn.models import bert, gpt2
+from jaxattn.models import (
+    bert,
+    decoder,
+    distilbert,
+    gemma,
+    gpt2,
+    gpt_neox,
+    gpt_oss,
+    llama,
+    roberta,
+)
 from jaxattn.models.checkpoint import CheckpointError, find_tensors, read_config
 from jaxattn.models.config import Config
 from jaxattn.models.model import Model
@@ -23,7 +33,17 @@ class Family(NamedTuple):
 
 FAMILIES: Mapping[str, Family] = {
     "bert": Family(bert.build, bert.EXTRAS),
+    "roberta": Family(roberta.build, roberta.EXTRAS),
+    "distilbert": Family(distilbert.build, distilbert.EXTRAS),
     "gpt2": Family(gpt2.build, gpt2.EXTRAS),
+    "gpt_neox": Family(gpt_neox.build, gpt_neox.EXTRAS),
+    "llama": Family(llama.build_llama, decoder.EXTRAS),
+    "mistral": Family(llama.build_mistral, decoder.EXTRAS),
+    "qwen2": Family(llama.build_qwen2, decoder.EXTRAS),
+    "qwen3": Family(llama.build_qwen3, decoder.EXTRAS),
+    "gemma2": Family(gemma.build_gemma2, decoder.EXTRAS),
+    "gemma3_text": Family(gemma.build_gemma3, decoder.EXTRAS),
+    "gpt_oss": Family(gpt_oss.build, decoder.EXTRAS),
 }
 """By `model_type` of a config."""
 

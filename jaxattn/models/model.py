@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Integer
+from jaxtyping import Array, Bool, Float, Integer
 
 from jaxattn import cache as kv
 from jaxattn._axes import AnyArray, AnyInteger, count_to
@@ -201,7 +201,10 @@ class Model(nnx.Module):
         count: how many of the t are tokens, from the first on, where sequences differ.
         """
         self._check_causal("decoding")
-        ids = self._check_ids(ids)
+        return self._decode(self._check_ids(ids), caches, count, observe)
+
+    def _decode(self, ids: Array, caches: Any, count: Any, observe: Any) -> Decoded:
+        """`decode` of ids that are checked. It waits for no result."""
         places = caches[0].positions(ids.shape[-1])
         end = caches[0].length + (ids.shape[-1] if count is None else jnp.asarray(count))
         x, turns = _embed(self.embeddings, ids, places, None, end, self._ropes)

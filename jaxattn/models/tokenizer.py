@@ -97,7 +97,7 @@ class Tokenizer:
         return self._read(token)
 
     def id_of(self, token: str) -> int | None:
-        """The id of a token as the vocabulary writes it, such as "[MASK]"; None if there is none."""
+        """The id of a token as the vocabulary writes it, such as "[MASK]", or None."""
         return self._tokenizer.token_to_id(token)
 
     @property
