@@ -9,5 +9,6 @@ Needs Flax and tokenizers: `pip install "jaxattn[models]"`.
 from jaxattn.models.generate import GREEDY, Sampling, generate
 from jaxattn.models.load import load
 from jaxattn.models.tokenizer import load_tokenizer
+from jaxattn.models.visit import Visit, visit
 
-__all__ = ["GREEDY", "Sampling", "generate", "load", "load_tokenizer"]
+__all__ = ["GREEDY", "Sampling", "Visit", "generate", "load", "load_tokenizer", "visit"]
