@@ -2,10 +2,10 @@
 
 import json
 import math
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 
 from jaxattn.cli import checkpoint, terminal, texts
@@ -77,7 +77,7 @@ def heads(
 def _rows(reading: Any, sort: str | None, reverse: bool) -> list[dict[str, Any]]:
     """One for each head; None where there is no such number, and those are last."""
     rows = []
-    for layer, head in np.ndindex(reading.layers, reading.heads):
+    for layer, head in product(range(reading.layers), range(reading.heads)):
         numbers = {x: float(getattr(reading.statistics, x)[layer, head]) for x in COLUMNS}
         numbers = {x: number if math.isfinite(number) else None for x, number in numbers.items()}
         names = reading.names(layer, head)
