@@ -1,0 +1,76 @@
+"""`wanted`: the observations that a page needs of every layer."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxattn._observation import Observation
+from jaxattn.observe import Entropy, LogSumExp, Map, MaxLogit, Received, Rows, TopKeys
+from jaxattn.viewer._labels import check_tokens, ids_of
+from jaxattn.viewer._looks import Cells, LooksAt
+
+EXACT = 128  # tokens, up to which every pair has a cell of its own
+SHORT = 32  # tokens, up to which every pair is opened down to its arithmetic
+TOP = 8  # keys with the largest weights, of a query
+
+
+def wanted(
+    tokens: Sequence[str],
+    keys: Sequence[str] | None = None,
+    *,
+    placed: bool | None = None,
+    cells: int = EXACT,
+    opened: Sequence[int] | None = None,
+) -> dict[str, Observation]:
+    """What to observe in every layer for a page: `attend(..., observe=wanted(tokens))`.
+
+    No observation grows with the number of pairs, but for a map of at most `cells` each way and
+    the rows of the queries that are `opened`.
+
+    Args:
+      tokens: of the queries. keys: of the keys, where those are others.
+      placed: whether queries and keys share positions, so that there is a previous token. If not
+        given, where their tokens are the same.
+      cells: of the map, each way.
+      opened: the queries that a reader can open down to their arithmetic, as in the array, where
+        there are more than 32 tokens; if not given, the last one and three before it.
+    """
+    queries = check_tokens(tokens, "tokens")
+    others = queries if keys is None else check_tokens(keys, "keys")
+    ids, key_ids = ids_of(queries, others)
+    before = np.concatenate([[-1], key_ids[:-1]]).astype(np.int32)
+    placed = keys is None if placed is None else placed
+    observe: dict[str, Observation] = {
+        "map": Map(cells),
+        "pairs": Cells(cells),
+        "entropy": Entropy(),
+        "received": Received(),
+        "top": TopKeys(min(TOP, len(others))),
+        "looks": LooksAt(ids, before, placed),
+        "largest": MaxLogit(),
+        "lse": LogSumExp(),
+    }
+    if is_short(len(queries), len(others)):
+        observe["logits"] = Cells(SHORT, logits=True)
+    else:
+        observe["rows"] = Rows(np.array(opened_queries(len(queries), opened), np.int32))
+    return observe
+
+
+def is_short(t: int, s: int) -> bool:
+    return max(t, s) <= SHORT
+
+
+def opened_queries(t: int, opened: Sequence[int] | None) -> tuple[int, ...]:
+    """Which queries are opened, the one to begin with first.
+
+    Raises:
+      ValueError: one that is not there.
+    """
+    if opened is None:
+        return tuple(dict.fromkeys(t * n // 4 - 1 for n in (4, 3, 2, 1) if t * n >= 4))
+    chosen = tuple(dict.fromkeys(int(i) for i in opened))
+    for i in chosen:
+        if not 0 <= i < t:
+            raise ValueError(f"opened holds queries from 0 to {t - 1}, got {i}")
+    return chosen

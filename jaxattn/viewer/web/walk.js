@@ -1,0 +1,332 @@
+/* The walk through a head: each step with its name, formula, shape, a plain sentence and its numbers. */
+
+const NAME_WIDTH = 96;
+
+/** A matrix as a picture, with the names of its rows and, if it has them, of its columns. */
+class Matrix {
+  constructor({ id, caption, rows, values, columns = null, weights = false, group = null, mark }) {
+    Object.assign(this, { id, caption, rows, values, columns, weights, mark });
+    this.most = group ?? largestOf(values);
+    this.canvas = make("canvas", { role: "img", "data-matrix": id });
+    this.label = make("figcaption");
+    this.figure = make("figure", {}, this.label, this.canvas);
+    this.base = document.createElement("canvas");
+    this.canvas.addEventListener("pointermove", (event) => this.onPointer(event));
+    this.canvas.addEventListener("pointerleave", () => { hideTip(); change({ hover: null }); });
+    this.canvas.addEventListener("click", (event) => {
+      const at = this.cellAt(event);
+      if (at) change(Object.fromEntries(Object.entries(this.mark.pair(...at)).filter(([, x]) => x !== null)));
+    });
+  }
+
+  /** Draws into so much width, with cells of at most some size. */
+  draw(room) {
+    const many = this.values[0].length;
+    const left = Math.min(NAME_WIDTH, Math.max(...this.rows.map((x) => textWidth(cut(x, 12), 11)))) + 8;
+    const most = this.columns ? 44 : many <= 80 ? 10 : 3;
+    this.cell = Math.max(Math.min((room - left - 2) / many, most), 0.2);
+    if (this.cell > 3) this.cell = Math.floor(this.cell * 2) / 2;
+    this.tall = this.columns ? this.cell : Math.max(12, Math.min(20, 240 / this.rows.length));
+    this.left = left;
+    const steep = this.cell < 17;
+    const names = this.columns ? Math.min(NAME_WIDTH, Math.max(...this.columns.map((x) => textWidth(cut(x, 12), 11)))) : 0;
+    const bottom = this.columns ? (steep ? names : names * 0.71 + 8) + 12 : 4;
+    this.width = left + this.cell * many + 2;
+    this.height = this.tall * this.rows.length + bottom;
+    this.canvas.style.width = `${this.width}px`;
+    const pen = new CanvasPen(sized(this.base, this.width, this.height));
+    this.paint(pen, steep);
+    this.label.textContent = `${this.caption} \u00b7 ${this.range()}`;
+    this.canvas.setAttribute("aria-label", `${this.caption}, ${this.rows.length} by ${many}, ${this.range()}`);
+    this.drawMark();
+  }
+
+  range() {
+    return this.weights ? `0 to ${shortNumber(this.most)}` : `\u2212${shortNumber(this.most)} to ${shortNumber(this.most)}`;
+  }
+
+  colour(value) {
+    if (this.weights) return colourOfWeight(value, "linear", this.most);
+    return signedColour(value === null ? null : value / this.most);
+  }
+
+  paint(pen, steep) {
+    const { cell, tall, left } = this;
+    const ink = variable("--ink");
+    pen.context.clearRect(0, 0, this.width, this.height);
+    this.values.forEach((row, i) => {
+      pen.text(left - 6, (i + 0.5) * tall, cut(this.rows[i], 12), { colour: ink, align: "end" });
+      row.forEach((value, j) => {
+        const colour = this.colour(value);
+        pen.rect(left + j * cell, i * tall, cell + (cell < 3 ? 0.5 : 0), tall, css(colour));
+        if (!this.columns || cell < 32 || row.length > 12 || value === null) return;
+        const text = this.weights ? value.toFixed(2).replace(/^0(?=\.)/, "") : fixed(value, Math.abs(value) < 10 ? 1 : 0);
+        pen.text(left + (j + 0.5) * cell, (i + 0.5) * tall, text, { colour: inkOn(colour), size: 10.5, align: "middle" });
+      });
+    });
+    this.columns?.forEach((name, j) => {
+      if (cell < 11 && j % Math.ceil(12 / cell)) return;
+      const at = [left + (j + 0.5) * cell, this.rows.length * tall + 8];
+      pen.text(...at, cut(name, 12), { colour: ink, align: "end", angle: steep ? -90 : -45 });
+    });
+  }
+
+  drawMark() {
+    if (!this.cell) return;
+    const context = sized(this.canvas, this.width, this.height);
+    context.clearRect(0, 0, this.width, this.height);
+    context.save();
+    context.setTransform(1, 0, 0, 1, 0, 0);
+    context.drawImage(this.base, 0, 0);
+    context.restore();
+    const [row, column] = this.mark.at();
+    const pen = new CanvasPen(context), accent = variable("--accent");
+    const { cell, tall, left } = this;
+    if (row !== null && row >= 0) {
+      if (this.columns && column !== null && column >= 0) pen.outline(left + column * cell + 0.75, row * tall + 0.75, cell - 1.5, tall - 1.5, accent, 2.5);
+      else pen.outline(left + 0.75, row * tall + 0.75, this.values[0].length * cell - 1.5, tall - 1.5, accent, 1.5);
+    }
+  }
+
+  cellAt(event) {
+    const box = this.canvas.getBoundingClientRect();
+    const shrunk = box.width / this.width;
+    const j = Math.floor(((event.clientX - box.left) / shrunk - this.left) / this.cell);
+    const i = Math.floor((event.clientY - box.top) / this.tall);
+    return i >= 0 && j >= 0 && i < this.rows.length && j < this.values[0].length ? [i, j] : null;
+  }
+
+  onPointer(event) {
+    const at = this.cellAt(event);
+    if (!at) return hideTip();
+    const [i, j] = at, value = this.values[i][j];
+    change({ hover: this.mark.pair(i, j) });
+    const where = this.columns ? `${this.rows[i]} \u2192 ${this.columns[j]}` : `${this.rows[i]}, feature ${j}`;
+    showTip(event.clientX, event.clientY, make("p", {}, where), make("p", { class: "number" }, make("strong", {}, value === null ? "hidden" : value.toPrecision(6).replace("-", "\u2212"))));
+  }
+}
+
+function largestOf(...matrices) {
+  let most = 0;
+  for (const rows of matrices) for (const row of rows) for (const x of row) if (Math.abs(x) > most && Number.isFinite(x)) most = Math.abs(x);
+  return most || 1;
+}
+
+const maths = (html) => {
+  const line = make("p", { class: "formula" });
+  const span = make("span", { class: "maths" });
+  span.innerHTML = html; // of this file, never of the input
+  line.append(span);
+  return line;
+};
+
+class Walk {
+  constructor(place) {
+    this.place = place;
+    this.turn = 0;
+    listen(["layer", "head", "side", "theme", "query"], (now) => this.build(now));
+    listen(["hover", "query", "key"], () => this.follow());
+    new ResizeObserver(() => this.resize()).observe(place);
+  }
+
+  async build(now = new Set()) {
+    const reading = current();
+    const { steps } = reading;
+    byId("walk-title").textContent = `Inside ${headName(state.layer, state.head).toLowerCase()}`;
+    if (!steps || steps.kind === "too large") return this.explain(reading, steps);
+    if (now.size === 1 && now.has("query") && steps.kind === "all") return;
+    const turn = ++this.turn;
+    const walk = await headSteps(reading, state.layer, state.head, this.openedQuery(steps));
+    if (turn !== this.turn) return;
+    Object.assign(this, { reading, walk });
+    this.lead(reading, walk);
+    this.sums = [];
+    this.matrices = [];
+    this.place.replaceChildren(...this.parts(reading, walk));
+    this.resize();
+    this.follow();
+  }
+
+  /** Of the queries that can be opened, the chosen one or the one before it. */
+  openedQuery(steps) {
+    if (steps.kind === "all") return null;
+    if (steps.queries.includes(state.query)) return state.query;
+    return this.walk?.partial && steps.queries.includes(this.walk.queries[0]) ? this.walk.queries[0] : steps.queries[0];
+  }
+
+  explain(reading, steps) {
+    byId("walk-controls").replaceChildren();
+    byId("walk-lead").textContent = "";
+    this.walk = null;
+    const why = steps
+      ? "The queries, keys and values of this model are too large for one page. Make one with fewer queries opened: opened=[\u2026]."
+      : "This page was made from weights alone. Given the queries, keys and values too, it shows here how the head comes to its weights: the products, the scaling, the mask, the softmax and the mix.";
+    this.place.replaceChildren(make("li", { class: "note" }, why));
+  }
+
+  lead(reading, walk) {
+    byId("walk-lead").textContent = walk.partial
+      ? `With ${count(reading.t)} tokens, one query is followed at a time, with the keys to which this head gives most weight. Point at a key to see its numbers.`
+      : "These are the real numbers of this head, step by step. Point at any cell: the same query and key are marked in every step, and the sums beside are theirs.";
+    const controls = byId("walk-controls");
+    const choose = (label, indices, tokens, chosen, act) => {
+      const select = make("select", { onchange: (event) => act(Number(event.target.value)) });
+      options(select, Object.fromEntries(indices.map((i) => [i, `${cut(tokens[i], 20)} (${count(i)})`])), String(chosen));
+      return make("label", {}, label, select);
+    };
+    const { query, key } = this.pair();
+    controls.replaceChildren(
+      choose("Query", walk.partial ? reading.steps.queries : walk.queries, reading.tokens, query, (i) => change({ query: i })),
+      choose("Key", [...walk.keys].sort((a, b) => a - b), reading.keys, key, (i) => change({ key: i })));
+  }
+
+  /** The query and the key whose numbers are told: those looked at, if they are here. */
+  pair() {
+    const { walk } = this;
+    const [hover, chosen] = [focusOf(), state];
+    const query = [hover.query, chosen.query].find((i) => walk.queries.includes(i)) ?? walk.queries.at(-1);
+    const row = walk.queries.indexOf(query);
+    const best = walk.weights[row].reduce((best, w, j) => ((w ?? -1) > (walk.weights[row][best] ?? -1) ? j : best), 0);
+    const key = [hover.key, chosen.key].find((j) => walk.keys.includes(j)) ?? walk.keys[best];
+    return { query, key, i: row, j: walk.keys.indexOf(key) };
+  }
+
+  parts(reading, walk) {
+    const queryNames = walk.queries.map((i) => reading.tokens[i]);
+    const keyNames = walk.keys.map((i) => reading.keys[i]);
+    const [n, m] = [walk.partial ? 1 : reading.t, walk.partial ? `${walk.keys.length} of ${count(reading.s)}` : reading.s];
+    const d = walk.q[0].length, e = walk.v?.[0].length;
+    const ofQueries = { pair: (i) => ({ query: walk.queries[i], key: this.pair().key }), at: () => [this.pair().i, null] };
+    const ofKeys = { pair: (j) => ({ query: this.pair().query, key: walk.keys[j] }), at: () => [this.pair().j, null] };
+    const ofPairs = { pair: (i, j) => ({ query: walk.queries[i], key: walk.keys[j] }), at: () => [this.pair().i, this.pair().j] };
+    const rowsOf = (id, caption, values, rows, mark, group) => ({ id, caption, values, rows, mark, group });
+    const pairsOf = (id, caption, values, weights = false) => ({ id, caption, values, rows: queryNames, columns: keyNames, weights, mark: ofPairs });
+    const token = (i, tokens) => `\u201c${cut(tokens[i], 16)}\u201d`;
+    const said = (name, value) => [name, make("span", { class: "number result" }, value)];
+    const parts = [];
+    const both = largestOf(walk.q, walk.k);
+
+    if (walk.x) parts.push(this.step("Tokens as numbers", "X", `${n} tokens \u00d7 ${walk.x[0].length} numbers`,
+      "Every token comes in as a row of numbers, which tell what the model knows of it so far.",
+      [rowsOf("x", "X", walk.x, queryNames, ofQueries)]));
+    parts.push(this.step("Query, key and value", "Q = X W<sub>Q</sub> &emsp; K = X W<sub>K</sub>" + (walk.v ? " &emsp; V = X W<sub>V</sub>" : ""),
+      `Q ${n} \u00d7 ${d}, K ${m} \u00d7 ${d}${e ? `, V ${m} \u00d7 ${e}` : ""}`,
+      "Three learned matrices make three rows of each token: what it looks for, what it can be found by, and what it hands over.",
+      [rowsOf("q", "Q, queries", walk.q, queryNames, ofQueries, both), rowsOf("k", "K, keys", walk.k, keyNames, ofKeys, both),
+        ...(walk.v ? [rowsOf("v", "V, values", walk.v, keyNames, ofKeys)] : [])],
+      null, reading.notes.length ? `Also in this model: ${reading.notes.join("; ")}.` : null));
+    parts.push(this.step("Scores", "S = Q K<sup>T</sup>", `${n} \u00d7 ${m}`,
+      "Each query is compared with each key: their numbers are multiplied one by one and added up. Where both are large and of one sign, the score is high.",
+      [pairsOf("raw", "S", walk.raw), { id: "products", caption: "q \u00b7 k, one product a feature", values: null }],
+      ({ query, key, i, j }) => [`${token(query, reading.tokens)} \u00b7 ${token(key, reading.keys)} = `, ...largestProducts(walk.q[i], walk.k[j]), " = ", ...said("", fixed(walk.raw[i][j]))]));
+    const root = Math.abs(walk.scale - d ** -0.5) < 1e-6;
+    parts.push(this.step("Scaled", root ? `S / \u221a<span>${d}</span>` : `S \u00b7 <span>${shortNumber(walk.scale)}</span>`, `${n} \u00d7 ${m}`,
+      "A sum of many products is large by itself. Divided, it stays in a range in which the next step can still tell keys apart.",
+      [pairsOf("scaled", "scaled", walk.scaled)],
+      ({ i, j }) => [`${fixed(walk.raw[i][j])} \u00d7 ${shortNumber(walk.scale)} = `, ...said("", fixed(walk.scaled[i][j]))]));
+    if (walk.changed) parts.push(this.step("Changed", "f(S)", `${n} \u00d7 ${m}`,
+      `This model changes the scores before it weighs them: ${reading.notes.join("; ")}.`,
+      [pairsOf("changed", "changed", walk.changed)],
+      ({ i, j }) => [`${fixed(walk.scaled[i][j])} \u2192 `, ...said("", walk.changed[i][j] === null ? "hidden" : fixed(walk.changed[i][j]))]));
+    if (walk.hides) parts.push(this.step("Masked", "\u2212\u221e where hidden", `${n} \u00d7 ${m}`,
+      reading.isCausal ? "A token may not look at those that come after it, which it will have to predict. Hidden pairs are grey: they are not zero, they are not there."
+        : "Some pairs may not see each other, such as padding. Hidden pairs are grey: they are not zero, they are not there.",
+      [pairsOf("masked", "masked", walk.masked)],
+      ({ i, j }) => [walk.masked[i][j] === null ? `${token(walk.queries[i], reading.tokens)} may not see ${token(walk.keys[j], reading.keys)}: ` : "This pair is open: ", ...said("", walk.masked[i][j] === null ? "\u2212\u221e" : fixed(walk.masked[i][j]))]));
+    parts.push(this.step("Weights", "A = softmax(S), &ensp; A<sub>ij</sub> = exp(S<sub>ij</sub>) / \u03a3<sub>j</sub> exp(S<sub>ij</sub>)", `${n} \u00d7 ${m}`,
+      `The exponential makes every score positive and stretches the differences; divided by their sum, the weights of each query add up to 1${walk.sink === null ? "" : " together with a sink, which takes its share and hands over nothing"}. This is the map above.`,
+      [pairsOf("weights", "A", walk.weights, true)],
+      ({ i, j }) => softmaxWords(walk, i, j, said)));
+    if (walk.out) parts.push(this.step("Output", "O = A V", `${n} \u00d7 ${e}`,
+      "Each token takes from every value as much as its weights say. This mix is all that the head hands on. The outputs of all heads, side by side, go through one more matrix and are added to X.",
+      [rowsOf("out", "O", walk.out, queryNames, ofQueries)],
+      ({ i }) => mixWords(walk, i, reading, said)));
+    return parts;
+  }
+
+  step(title, formula, shape, plain, pictures, words = null, note = null) {
+    const sum = make("p", { class: "sum" });
+    if (words) this.sums.push(() => sum.replaceChildren(...words(this.pair())));
+    const figures = pictures.map((picture) => {
+      if (picture.id === "products") return this.productsFigure(picture);
+      const matrix = new Matrix(picture);
+      this.matrices.push(matrix);
+      return matrix.figure;
+    });
+    const text = make("div", {}, make("h3", {}, title), maths(formula), make("p", { class: "shape" }, shape), make("p", { class: "plain" }, plain),
+      ...(note ? [make("p", { class: "sum" }, note)] : []), ...(words ? [sum] : []));
+    return make("li", { class: "step" }, text, make("div", { class: "pictures" }, ...figures));
+  }
+
+  /** The products of one query and one key, a bar for each feature. */
+  productsFigure({ caption }) {
+    const canvas = make("canvas", { role: "img", "data-matrix": "products" });
+    this.products = { canvas, caption };
+    return make("figure", {}, make("figcaption", {}, caption), canvas);
+  }
+
+  drawProducts() {
+    const { walk } = this, { canvas } = this.products;
+    const { i, j } = this.pair();
+    const terms = Array.from(walk.q[i], (x, c) => x * walk.k[j][c]);
+    const most = Math.max(...terms.map(Math.abs), 1e-9);
+    const width = Math.min(this.room, 340), height = 92, step = width / terms.length;
+    canvas.style.width = `${width}px`;
+    const context = sized(canvas, width, height);
+    context.clearRect(0, 0, width, height);
+    const pen = new CanvasPen(context);
+    terms.forEach((x, c) => {
+      const size = (Math.abs(x) / most) * 40;
+      pen.rect(c * step, x < 0 ? 46 : 46 - size, Math.max(step - 1, 0.8), size, css(signedColour(x < 0 ? -1 : 1)));
+    });
+    pen.line([[0, 46], [width, 46]], variable("--line"));
+    canvas.setAttribute("aria-label", `${terms.length} products, the largest ${shortNumber(most)}`);
+  }
+
+  resize() {
+    if (!this.walk) return;
+    const pictures = this.place.querySelector(".pictures");
+    this.room = pictures.clientWidth;
+    if (!this.room) return;
+    for (const matrix of this.matrices) matrix.draw(matrix.columns ? Math.min(this.room, 560) : this.room);
+    this.drawProducts();
+  }
+
+  follow() {
+    if (!this.walk || !this.room) return;
+    for (const matrix of this.matrices) matrix.drawMark();
+    for (const write of this.sums) write();
+    this.drawProducts();
+    const { query, key } = this.pair();
+    const [first, second] = byId("walk-controls").querySelectorAll("select");
+    if (first) [first.value, second.value] = [String(query), String(key)];
+  }
+}
+
+/** The products that matter most, and what the others add up to. */
+function largestProducts(q, k) {
+  const terms = Array.from(q, (x, c) => [x, k[c], x * k[c]]).sort((a, b) => Math.abs(b[2]) - Math.abs(a[2]));
+  const shown = terms.slice(0, 2);
+  const rest = terms.slice(2).reduce((sum, [, , x]) => sum + x, 0);
+  const bracket = (x) => (x < 0 ? `(${fixed(x, 2)})` : fixed(x, 2));
+  const text = shown.map(([a, b]) => `${bracket(a)} \u00d7 ${bracket(b)}`).join(" + ");
+  return [make("span", { class: "number" }, text), terms.length > 2 ? ` + ${terms.length - 2} more (${fixed(rest, 2)})` : ""];
+}
+
+function softmaxWords(walk, i, j, said) {
+  const weight = walk.weights[i][j];
+  if (weight === null) return ["Hidden: exp(\u2212\u221e) = 0, so the weight is ", ...said("", "0")];
+  const logit = walk.masked[i][j];
+  if (walk.partial) return [`exp(${fixed(logit)} \u2212 ${fixed(walk.lse)}) = `, ...said("", fixed(weight, 4)), `, where ${fixed(walk.lse)} is the logarithm of the sum over all keys.`];
+  const { peak, total } = walk.soft[i];
+  return [`exp(${fixed(logit)}) / \u03a3 = ${shortNumber(Math.exp(logit - peak))} / ${shortNumber(total)} = `, ...said("", fixed(weight, 4)),
+    ` (both sides divided by exp(${fixed(peak)}), the largest of the row, so that nothing overflows).`];
+}
+
+function mixWords(walk, i, reading, said) {
+  const terms = walk.weights[i].map((weight, j) => [weight ?? 0, j]).sort((a, b) => b[0] - a[0]);
+  const shown = terms.slice(0, 3).filter(([weight]) => weight > 0);
+  const rest = 1 - shown.reduce((sum, [weight]) => sum + weight, 0);
+  const text = shown.map(([weight, j]) => `${fixed(weight, 3)} \u00d7 \u201c${cut(reading.keys[walk.keys[j]], 12)}\u201d`).join(" + ");
+  return [`O of \u201c${cut(reading.tokens[walk.queries[i]], 16)}\u201d = ${text}`, rest > 0.0005 ? ` + ${fixed(rest, 3)} \u00d7 others` : "", "; its first number is ", ...said("", fixed(walk.out[i][0]))];
+}
