@@ -20,7 +20,10 @@ def make_gpt2(folder, *, seed=0, tokenizer=True):
     vocabulary = {token: i for i, token in enumerate([*vocabulary, "<|endoftext|>"])}
     config |= {"n_positions": POSITIONS, "vocab_size": len(vocabulary)}
     config |= {"eos_token_id": vocabulary["<|endoftext|>"]}
-    shapes = {"wte.weight": (len(vocabulary), WIDTH), "wpe.weight": (POSITIONS, WIDTH)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "wte.weight": (len(vocabulary), WIDTH),
+        "wpe.weight": (POSITIONS, WIDTH),
+    }
     for i in range(LAYERS):
         for name, inputs, outputs in (
             ("attn.c_attn", WIDTH, 3 * WIDTH),
@@ -50,7 +53,9 @@ def make_bert(folder, *, seed=1):
     config |= {"num_hidden_layers": LAYERS, "intermediate_size": 37, "vocab_size": len(words)}
     config |= {"max_position_embeddings": 64, "type_vocab_size": 2}
     rows = {"word": len(words), "position": 64, "token_type": 2}
-    shapes = {f"embeddings.{x}_embeddings.weight": (n, WIDTH) for x, n in rows.items()}
+    shapes: dict[str, tuple[int, ...]] = {
+        f"embeddings.{x}_embeddings.weight": (n, WIDTH) for x, n in rows.items()
+    }
     norms = ["embeddings.LayerNorm"]
     for i in range(LAYERS):
         layer = f"encoder.layer.{i}"

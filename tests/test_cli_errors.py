@@ -91,7 +91,9 @@ def test_a_head_that_is_not_there(folder, head, tmp_path):
 
 def test_a_text_that_is_too_long(folder, tmp_path):
     long = " ".join(["the"] * (POSITIONS + 1))
-    assert f"positions for {POSITIONS} tokens" in told("see", folder, long, "--steps", "--layer", 0, "--head", 0)
+    assert f"positions for {POSITIONS} tokens" in told(
+        "see", folder, long, "--steps", "--layer", 0, "--head", 0
+    )
     assert "ask for fewer" in told("generate", folder, "the cat", "--tokens", POSITIONS)
 
 

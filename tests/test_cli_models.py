@@ -1,6 +1,7 @@
 """`see`, `heads` and `generate` on small checkpoints, with NumPy beside them."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from small_checkpoints import HEADS, LAYERS, WIDTH, make_bert, make_gpt2
 from tokenizers import Tokenizer
 from typer.testing import CliRunner
 
-from jaxattn import models, viewer
+from jaxattn import viewer
 from jaxattn.cli import checkpoint
 from jaxattn.cli.app import app
 from jaxattn.models.visit import visit
@@ -82,7 +83,9 @@ def numpy_statistics(scores, weights, ids):
     p = weights[:, :, 1:]
     back = back[1:]
     entropy = -(p * np.log(np.where(p > 0, p, 1))).sum(-1).mean(-1)
-    after = np.array([[j > 0 and ids[j - 1] == ids[i] and j <= i for j in range(t)] for i in range(t)])
+    after = np.array(
+        [[j > 0 and ids[j - 1] == ids[i] and j <= i for j in range(t)] for i in range(t)]
+    )
     repeats = after.any(axis=1)
     on = lambda which: np.where(which, p, 0).sum(-1).mean(-1)
     return {
@@ -144,9 +147,8 @@ def test_generate_is_greedy_and_numpy_agrees(gpt2):
 
 def test_generate_depends_on_the_seed_alone(gpt2):
     folder, _ = gpt2
-    say = lambda seed: invoke(
-        "generate", folder, input="the cat\n", *("--temperature", 2, "--top-k", 40, "--seed", seed)
-    )
+    options = ("--temperature", 2, "--top-k", 40)
+    say = lambda seed: invoke("generate", folder, *options, "--seed", seed, input="the cat\n")
     assert say(1) == say(1) != say(2)
 
 
@@ -162,11 +164,11 @@ def test_steps_print_the_numbers_of_the_head(gpt2):
     rows = [line.split()[1:] for line in pick("Weights").splitlines()[1:]]
     for i, row in enumerate(rows):
         assert len(row) == i + 1  # what is masked is blank
-        np.testing.assert_allclose(np.float64(row), weights[1, 2, i, : i + 1], atol=6e-4)
+        np.testing.assert_allclose(np.array(row, float), weights[1, 2, i, : i + 1], atol=6e-4)
     row = pick("Masked").splitlines()[-1].split()[1:]
-    np.testing.assert_allclose(np.float64(row), scores[1, 2, -1], atol=6e-3)
-    row = pick("Out").splitlines()[-1].split()[1:]
-    np.testing.assert_allclose(np.float64([x for x in row if x != "…"])[:3], outs[1, 2, -1, :3], atol=6e-3)
+    np.testing.assert_allclose(np.array(row, float), scores[1, 2, -1], atol=6e-3)
+    row = pick("Out").splitlines()[-1].split()[1:4]
+    np.testing.assert_allclose(np.array(row, float), outs[1, 2, -1, :3], atol=6e-3)
 
 
 def read(folder, text, **options):
@@ -187,16 +189,14 @@ def test_a_reading_of_a_model_is_what_numpy_finds(gpt2, text):
     _, weights, outs, logits = numpy_gpt2(tensors, ids)
     np.testing.assert_allclose(reading.maps, weights, atol=2e-5)
     np.testing.assert_allclose(reading.received, weights.sum(axis=2), atol=1e-4)
-    steps = reading.steps
-    assert steps is not None
+    steps: Any = reading.steps
     if text == TEXT:
         got = reading.maps @ steps.v
     else:
         got, outs = steps.out, outs[:, :, steps.queries]
         assert steps.queries[0] == t - 1
     np.testing.assert_allclose(got, outs, atol=2e-4)
-    following = reading.next_tokens
-    assert following is not None
+    following: Any = reading.next_tokens
     chances = softmax(logits)
     top = -np.sort(-chances)[:, :10]
     at = following.temperatures.index(1.0)
@@ -211,9 +211,9 @@ def test_a_reading_of_a_model_is_what_numpy_finds(gpt2, text):
 
 def test_logits_come_in_parts(gpt2, monkeypatch):
     folder, _ = gpt2
-    whole = read(folder, TEXT).next_tokens
+    whole: Any = read(folder, TEXT).next_tokens
     monkeypatch.setattr("jaxattn.viewer._model.MOST_LOGITS", 4 * whole.vocabulary)
-    parts = read(folder, TEXT).next_tokens
+    parts: Any = read(folder, TEXT).next_tokens
     np.testing.assert_allclose(parts.rest, whole.rest, rtol=1e-5)
     np.testing.assert_array_equal(parts.rank, whole.rank)
     assert parts.tokens == whole.tokens
@@ -245,7 +245,7 @@ def test_a_page_and_pictures_are_written(gpt2, bert, tmp_path):
     said = invoke("see", folder, TEXT, "--html", page, "--png", grid)
     assert f"Wrote {page}" in said
     assert f"Wrote {grid}" in said
-    assert "·cat" in page.read_text() or "cat" in page.read_text()
+    assert "cat" in page.read_text()
     said = invoke("see", folder, TEXT, "--layer", 1, "--head", 2, "--png", large)
     assert not (tmp_path / "attention.html").exists()
     for path in (grid, large):

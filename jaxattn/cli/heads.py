@@ -27,7 +27,17 @@ Columns, means over the queries that see more than one key:
   largest    the largest logit
 Layers and heads count from 0."""
 
-COLUMNS = "entropy spread sink previous itself next induction distance largest".split()
+COLUMNS = [
+    "entropy",
+    "spread",
+    "sink",
+    "previous",
+    "itself",
+    "next",
+    "induction",
+    "distance",
+    "largest",
+]
 
 
 def heads(

@@ -98,7 +98,10 @@ def _check_place(path: Path) -> None:
 
 
 def _check_head(model: Any, layer: int | None, head: int | None) -> None:
-    for name, index, count in (("layer", layer, model.info.layers), ("head", head, model.info.heads)):
+    for name, index, count in (
+        ("layer", layer, model.info.layers),
+        ("head", head, model.info.heads),
+    ):
         if index is not None and index >= count:
             raise ValueError(f"this model has {name}s 0 to {count - 1}, got --{name} {index}")
 

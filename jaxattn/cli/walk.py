@@ -1,6 +1,7 @@
 """`--steps`: one head from X to what it adds, as text, with every shape."""
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -27,11 +28,11 @@ def walk(reading: Any, weights: Any, layer: int, head: int) -> Iterator[str]:
         raise ValueError(
             f"--steps prints heads of at most 32 tokens, got {t}; cut the text, or open the page"
         )
-    q, k, v = (np.float64(x[layer, head]) for x in (steps.q, steps.k, steps.v))
-    x, scale = np.float64(steps.x[layer]), float(steps.scale[layer])
+    q, k, v = (_wide(x[layer, head]) for x in (steps.q, steps.k, steps.v))
+    x, scale = _wide(steps.x[layer]), float(steps.scale[layer])
     allowed = reading.pairs[layer, head] > 0
-    given = np.float64(reading.maps[layer, head])
-    w_o = np.float64(weights.w_o)
+    given = _wide(reading.maps[layer, head])
+    w_o = _wide(weights.w_o)
     yield f"{reading.name}, layer {layer}, head {head}, {t} tokens"
     yield _features(f"X, what the head reads: {_shape(x)}", x, tokens)
     for name, each, bias in (("Q", q, "b_q"), ("K", k, "b_k"), ("V", v, "b_v")):
@@ -47,7 +48,7 @@ def walk(reading: Any, weights: Any, layer: int, head: int) -> Iterator[str]:
     scaled = raw * scale
     yield _pairs(f"Scaled = scores · {scale:.6g}", scaled, tokens)
     if steps.logits is not None:
-        scaled = np.float64(steps.logits[layer, head])
+        scaled = _wide(steps.logits[layer, head])
         yield _pairs("Logits, after what the notes say", scaled, tokens, allowed)
     if allowed.all():
         yield "Masked: nothing, every query sees every key"
@@ -59,6 +60,10 @@ def walk(reading: Any, weights: Any, layer: int, head: int) -> Iterator[str]:
     added = out @ w_o
     title = f"Added = out W_o of this head: {_shape(out)} · {_shape(w_o)} = {_shape(added)}"
     yield _features(title, added, tokens)
+
+
+def _wide(x: Any) -> np.ndarray:
+    return np.asarray(x, np.float64)
 
 
 def _shape(x: Any) -> str:
@@ -100,7 +105,7 @@ def _table(
     number = lambda i, j: f"{x[i, j]:.{digits}f}" if see(i, j) else ""
     cells = [["", *(columns[j] for j in shown)]]
     cells += [[row, *(number(i, j) for j in shown)] for i, row in enumerate(rows)]
-    gap = next((i for i, (a, b) in enumerate(zip(shown, shown[1:], strict=False)) if b > a + 1), None)
+    gap = next((i for i, (a, b) in enumerate(pairwise(shown)) if b > a + 1), None)
     if gap is not None:
         cells = [[*row[: gap + 2], "…", *row[gap + 2 :]] for row in cells]
     wide = [max(cell_len(row[i]) for row in cells) for i in range(len(cells[0]))]

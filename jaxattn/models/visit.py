@@ -62,4 +62,8 @@ def _layer(layer: Layer, x: Any, turn: Any, padding: Any, observe: Any) -> Any:
     attended, _, observed = attend(q, k, v, observe=observe, **options)
     options["score"] = attention.score
     out = attention.join(attended)
-    return layer.join(x, out), Steps(x, read, q, k, v, **options, attended=attended, out=out), observed
+    return (
+        layer.join(x, out),
+        Steps(x, read, q, k, v, **options, attended=attended, out=out),
+        observed,
+    )
