@@ -26,8 +26,9 @@ def rope(kind, theta=1000.0, **more):
 LLAMA3 = rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0)
 LLAMA3["rope_parameters"]["original_max_position_embeddings"] = 16
 YARN = rope("yarn", factor=4.0, original_max_position_embeddings=16)
-FACTORS = {"short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [1.0, 1.5, 3.0, 4.0]}
-LONGROPE = rope("longrope", original_max_position_embeddings=16, factor=4.0, **FACTORS)
+LONGROPE = rope("longrope", original_max_position_embeddings=16, factor=4.0)
+LONGROPE["rope_parameters"]["short_factor"] = [1.0, 1.1, 1.2, 1.3]
+LONGROPE["rope_parameters"]["long_factor"] = [1.0, 1.5, 3.0, 4.0]
 TWO = {
     "rope_parameters": {
         SLIDING: {"rope_type": "default", "rope_theta": 100.0},
@@ -56,6 +57,7 @@ CASES = [
     Case("bert-untied", "bert", ENCODER | {"tie_word_embeddings": False}, True),
     Case("bert-relu", "bert", ENCODER | {"hidden_act": "relu", "type_vocab_size": 3}, True),
     Case("roberta", "roberta", ENCODER | {"pad_token_id": 1}),
+    Case("roberta-untied", "roberta", ENCODER | {"tie_word_embeddings": False}, True),
     Case("roberta-pad-4", "roberta", ENCODER | {"pad_token_id": 4, "type_vocab_size": 1}, True),
     Case("distilbert", "distilbert", DISTIL),
     Case("distilbert-untied", "distilbert", DISTIL | {"tie_word_embeddings": False}, True),
@@ -84,6 +86,13 @@ CASES = [
         DECODER | {"num_hidden_layers": 3, "sliding_window": 5, "query_pre_attn_scalar": 10},
     ),
     Case(
+        "gemma2-capped",
+        "gemma2",
+        DECODER
+        | {"attn_logit_softcapping": 4.5, "final_logit_softcapping": 7.0, "sliding_window": 9},
+        True,
+    ),
+    Case(
         "gemma2-uncapped",
         "gemma2",
         DECODER
@@ -98,9 +107,7 @@ CASES = [
     Case(
         "gemma3-capped",
         "gemma3_text",
-        DECODER
-        | {"num_hidden_layers": 7, "sliding_window": 9}
-        | {"attn_logit_softcapping": 4.5, "final_logit_softcapping": 7.0},
+        DECODER | {"num_hidden_layers": 7, "sliding_window": 9} | {"final_logit_softcapping": 7.0},
         True,
     ),
     Case("neox", "gpt_neox", NEOX),
@@ -141,9 +148,9 @@ def make(case, folder):
             noise = torch.randn(parameter.shape, generator=generator)
             norm = "norm" in name.lower() or "ln_" in name
             if norm and name.endswith("weight"):
-                parameter.copy_((0.0 if "gemma" in case.model_type else 1.0) + 0.3 * noise)
+                parameter.copy_((0.0 if "gemma" in case.model_type else 1.0) + 0.33 * noise)
             else:
-                parameter.copy_(0.4 * noise)
+                parameter.copy_(0.33 * noise)
     model.save_pretrained(folder)
     return model
 

@@ -1,5 +1,7 @@
 """Every family gives what transformers gives: hidden states, weights, logits, also from a cache."""
 
+from typing import Any
+
 import checkpoints
 import jax.numpy as jnp
 import numpy as np
@@ -38,12 +40,16 @@ def pair(request, tmp_path_factory):
     return Pair(request.param, tmp_path_factory.mktemp(request.param.name))
 
 
+few = pytest.mark.sampled(3)
+"""Of what is shared by all families, a few of them are enough for every day."""
+
+
 def by_length(case):
     """Whether angles depend on the length of the sequence."""
     return "dynamic" in case.name or "longrope" in case.name
 
 
-def assert_close(got, want, where=...):
+def assert_close(got, want, where: Any = ...):
     """To 1e-5 of the largest number."""
     got, want = np.asarray(got, np.float64)[where], np.asarray(want, np.float64)[where]
     assert np.isfinite(want).all()
@@ -66,6 +72,7 @@ def test_all_hidden_states_weights_and_logits(pair):
     assert_close(pair.ours.logits(hidden[:, -1]), want.logits[:, -1])
 
 
+@few
 def test_padding_on_either_side(pair):
     """Tokens are numbered without it, as `generate` of transformers does."""
     ids, padding = checkpoints.tokens(3, T, seed=1), np.ones((3, T), bool)
@@ -98,6 +105,7 @@ def test_a_cache_gives_the_logits_of_one_pass(pair):
         assert_close(pair.ours.logits(hidden), want[:, first:last])
 
 
+@few
 def test_steps_show_the_inputs_of_attention(pair):
     ids, layer = checkpoints.tokens(2, T), pair.ours.info.layers - 1
     steps = pair.ours.steps(ids, layer)
@@ -128,6 +136,7 @@ def test_steps_show_the_inputs_of_attention(pair):
     assert_close(sum(heads) + (0 if bias is None else bias[...]), steps.out)
 
 
+@few
 def test_unbatched_is_one_of_a_batch(pair):
     ids = checkpoints.tokens(2, T)
     assert_close(pair.ours(ids[0]).hidden, pair.ours(ids).hidden[0])

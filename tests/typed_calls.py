@@ -4,8 +4,11 @@ See test_types.py: run under runtime checks of every annotation, and checked by 
 mode. Annotations are checked while programs are made, so that few are compiled.
 """
 
+import json
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,7 +19,7 @@ from flax import nnx
 
 import jaxattn as ja
 from jaxattn import cache as kv
-from jaxattn import compat, nn, recipes, rope, steps
+from jaxattn import compat, models, nn, recipes, rope, steps
 from jaxattn import observe as see
 from jaxattn.masks import BoundMask
 from jaxattn.models import language
@@ -317,7 +320,43 @@ def flax() -> None:
     print(out.shape, seen, cache, nn.attention_fn(observe=wanted))
 
 
-def models() -> None:
+def write_gpt2(folder: Path) -> None:
+    """Of one layer, and zeros: a header of names, and the numbers."""
+    shapes = {"wte.weight": (7, 8), "wpe.weight": (9, 8)}
+    for name, a, b in (("attn.c_attn", 8, 24), ("attn.c_proj", 8, 8), ("mlp.c_fc", 8, 32)):
+        shapes |= {f"h.0.{name}.weight": (a, b), f"h.0.{name}.bias": (b,)}
+    shapes |= {"h.0.mlp.c_proj.weight": (32, 8), "h.0.mlp.c_proj.bias": (8,)}
+    for name in ("h.0.ln_1", "h.0.ln_2", "ln_f"):
+        shapes |= {f"{name}.weight": (8,), f"{name}.bias": (8,)}
+    header: dict[str, Any] = {}
+    size = 0
+    for name, shape in shapes.items():
+        end = size + 4 * int(np.prod(shape))
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [size, end]}
+        size = end
+    text = json.dumps(header).encode()
+    data = len(text).to_bytes(8, "little") + text + bytes(size)
+    (folder / "model.safetensors").write_bytes(data)
+    config = {"model_type": "gpt2", "vocab_size": 7, "n_embd": 8, "n_head": 2, "n_layer": 1}
+    (folder / "config.json").write_text(json.dumps(config | {"n_positions": 9}))
+
+
+def checkpoint() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        write_gpt2(Path(folder))
+        model = models.load(folder)
+    ids = ids_of_7[:, :4]
+    hidden, seen = model(ids, padding=ids > 0, observe={"entropy": see.Entropy()})
+    print(seen[0]["entropy"], model.logits(hidden[:, -1]), model.hidden_states(jnp.asarray(ids)))
+    print(model.steps(ids[0], 0).q.shape, model.info.width)
+    decoded = model.decode(ids, model.empty_caches((B,), 8), count=np.array([3, 4]))
+    print(decoded.hidden.shape, len(decoded.caches))
+    sampling = models.Sampling(temperature=0.5, top_k=3, top_p=0.9)
+    for made in models.generate(model, ids, most=2, sampling=sampling, key=jax.random.key(0)):
+        print(made.tolist(), sampling.probabilities(np.zeros((B, 7), np.float32)))
+
+
+def small_model() -> None:
     config = language.Config(vocabulary=7, width=8, layers=1, heads=2, window=4)
     model, ids = language.LanguageModel(config, rngs=nnx.Rngs(0)), jnp.asarray(ids_of_7)
     optimizer = nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)
@@ -351,7 +390,8 @@ def main() -> None:
     own()
     flax()
     recipe()
-    models()
+    small_model()
+    checkpoint()
 
 
 if __name__ == "__main__":

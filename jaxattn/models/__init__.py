@@ -6,8 +6,8 @@
 Needs Flax and tokenizers: `pip install "jaxattn[models]"`.
 """
 
+from jaxattn.models.families import load
 from jaxattn.models.generate import GREEDY, Sampling, generate
-from jaxattn.models.load import load
 from jaxattn.models.tokenizer import load_tokenizer
 from jaxattn.models.visit import Visit, visit
 

@@ -13,7 +13,7 @@ EXTRAS = (
     r"(.*\.)?embeddings\.(position_ids|token_type_ids)",
     r"(.*\.)?pooler\..*",
     r"cls\.seq_relationship\..*",
-    r"cls\.predictions\.decoder\.(weight|bias)",
+    r"cls\.predictions\.(bias|decoder\.weight|decoder\.bias)",
 )
 
 
@@ -27,9 +27,10 @@ def build(config: Config, weights: Weights) -> Model:
     if weights.has_prefix("cls.predictions."):
         own = weights.under("cls.predictions.")
         tied = config.flag("tie_word_embeddings", default=True)
+        apart = not tied and "decoder.bias" in own
         model.head = Head(
             None if tied else own.take("decoder.weight", vocabulary, width),
-            bias=own.take("bias", vocabulary),
+            bias=own.take("decoder.bias" if apart else "bias", vocabulary),
             transform=Linear.take(own.under("transform.dense."), width, width),
             activation=config.choice("hidden_act", of=ACTIVATIONS, default="gelu"),
             norm=LayerNorm.take(own.under("transform.LayerNorm."), width, eps),

@@ -33,7 +33,8 @@ def build_gemma2(config: Config, weights: Weights) -> Model:
 def build_gemma3(config: Config, weights: Weights) -> Model:
     sizes = Sizes.read(config, 256)
     ropes = {kind: _rope(config, sizes.features, kind) for kind in (FULL, SLIDING)}
-    caps = config.get("attn_logit_softcapping"), config.get("final_logit_softcapping")
+    config.refuse("attn_logit_softcapping")  # no model has it, and published code ignores it
+    caps = None, config.get("final_logit_softcapping")
     every = config.size("sliding_window_pattern", default=6)
     return _build("gemma3_text", config, weights, sizes, ropes, every, True, *caps)
 

@@ -95,7 +95,7 @@ def generate(
         model.logits(ids)  # says what is missing
     lengths = np.full(batch, t) if count is None else np.broadcast_to(count, batch)
     integers(lengths, "count")
-    if lengths.size and not (1 <= lengths.min() and lengths.max() <= t):
+    if lengths.size and not (lengths.min() >= 1 and lengths.max() <= t):
         raise ValueError(
             f"a count is from 1 to the {t} tokens of a prompt, got {lengths.min()} to "
             f"{lengths.max()}"

@@ -9,7 +9,7 @@ from jaxattn.models.weights import Weights
 EXTRAS = (
     r"(.*\.)?embeddings\.(position_ids|token_type_ids)",
     r"(.*\.)?pooler\..*",
-    r"lm_head\.decoder\.(weight|bias)",
+    r"lm_head\.(bias|decoder\.weight|decoder\.bias)",
 )
 
 
@@ -22,9 +22,10 @@ def build(config: Config, weights: Weights) -> Model:
     if weights.has_prefix("lm_head."):
         own = weights.under("lm_head.")
         tied = config.flag("tie_word_embeddings", default=True)
+        apart = not tied and "decoder.bias" in own
         model.head = Head(
             None if tied else own.take("decoder.weight", vocabulary, width),
-            bias=own.take("bias", vocabulary),
+            bias=own.take("decoder.bias" if apart else "bias", vocabulary),
             transform=Linear.take(own.under("dense."), width, width),
             activation=ACTIVATIONS["gelu"],  # whatever the config says
             norm=LayerNorm.take(own.under("layer_norm."), width, eps),
