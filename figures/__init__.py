@@ -9,7 +9,7 @@ that knows a text by heart.
   recall.py     a head written by hand, and what it looks at in a text (no matplotlib)
   induction.py  a transformer whose training forms induction heads: `python -m figures.induction`
   reading.py    a model that knows the licence by heart: `python -m figures.reading`
-  draw.py       arrays onto an `Axes` (no files)
+  draw.py       what `jaxattn.plot` has not: arrays onto an `Axes` (no files)
   page.py       a figure laid out in inches
   story.py      composes the walk-through on one page
   long.py       composes the map of a long text

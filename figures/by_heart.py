@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
@@ -13,8 +12,9 @@ from figures.draw import ACCENT, INK, SOFT
 from figures.emergence import heading, name
 from figures.page import Page
 from figures.reading import COPIED, LEARNT, PART_NAMES, PASSAGE, PROMPT, TEXT, WINDOW, Recital
+from jaxattn import plot
 
-ROOTS = PowerNorm(0.5, 0, 1)  # of the maps: the root of the weight, so that small ones are seen
+ROOTS = plot.norms.power(0.5)  # of the maps: the root of the weight, so that small ones are seen
 COLORS = ("#004d80", "#3d9bd1", "#f0b95a", "#d9d9d9")  # of the parts, from near to far
 DPI = 260  # 5 pixels to a cell of the small maps
 TOP, SIDE, STEP = 1.42, 0.94, (0.99, 1.145)  # of the maps of all heads
@@ -91,8 +91,8 @@ def closest(page: Page, seen: Recital) -> None:
     ax.tick_params(length=0, pad=2)
     ax.set_xlabel("Key (columns)", labelpad=2)
     ax.set_ylabel("Query (rows)", labelpad=3)
-    bar = draw.draw_scale(page.axes(LEFT + 2.05, TOP + 0.35, 1.7, 0.09), image, across=True)
-    bar.set_ticks([0, 0.1, 0.5, 1], labels=["0", "0.1", "0.5", "1"])
+    bar = plot.colorbar(page.axes(LEFT + 2.05, TOP + 0.35, 1.7, 0.09), image, across=True)
+    draw.align_numbers(bar, "right", "left", "left")
     bar.set_label("Weight, coloured by its root", size=7.5)
     words = (
         f"No head copies: what came next after the same {COPIED} characters before\n"
@@ -104,9 +104,7 @@ def closest(page: Page, seen: Recital) -> None:
 
 def draw_map(ax: Axes, weights: np.ndarray) -> AxesImage:
     """The weights of one head, and what is masked."""
-    image = draw.draw_cells(ax, draw.hide(weights, data.causal(len(weights))), draw.UNIT, "viridis")
-    image.set_norm(ROOTS)
-    return image
+    return plot.cells(ax, plot.hide(weights, data.causal(len(weights))), ROOTS)
 
 
 def draw_parts(ax: Axes, parts: np.ndarray) -> None:

@@ -9,11 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from figures import data, draw, induction
+from figures import data, induction
 from figures.data import Emergence
 from figures.draw import ACCENT, INK, SOFT
 from figures.induction import LENGTH, PERIOD, SEQUENCES, VOCABULARY, Numbers
 from figures.page import Page
+from jaxattn import plot
 
 BLUE, BAND, OTHER, BARS = "#0072b2", "#f6ead7", "#999999", "#8795a3"
 DASHES = ("-", (0, (2.5, 1.2)))  # of the lines of layers 1 and 2
@@ -154,12 +155,12 @@ def maps(page: Page, seen: Emergence) -> None:
             ax.set_xlabel("Key (columns)" if row else "")
     assert image is not None
     bar = page.axes(LEFTS[1] + SIDE + 0.07, TOP, 0.09, 2 * SIDE + GAP)
-    draw.draw_scale(bar, image, "Weight")
+    plot.colorbar(bar, image, "Weight")
 
 
 def draw_map(ax: Axes, weights: Float[np.ndarray, "t s"]) -> AxesImage:
     """The weights of one head, and a line where the tokens begin again."""
-    image = draw.draw_cells(ax, draw.hide(weights, data.causal(LENGTH)), draw.UNIT, "viridis")
+    image = plot.cells(ax, plot.hide(weights, data.causal(LENGTH)), plot.norms.unit())
     ax.tick_params(length=2.5, pad=2)
     for line in (ax.axhline, ax.axvline):
         line(PERIOD - 0.5, color="white", linewidth=0.6)

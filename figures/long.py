@@ -5,18 +5,18 @@ from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from figures import draw, recall
 from figures.draw import INK, SOFT
 from figures.page import Page
 from figures.recall import Look
+from jaxattn import plot
 
 SIDE, TOP, DPI = 3.2, 1.9, 320  # of the maps: 4 pixels to a cell of 256, 8 to one of 128
 LEFTS = (0.675, 5.2)
 GAP, BESIDE = 0.05, 0.42  # between a map and its marginals, and how high or wide these are
-SHARES = LogNorm(1e-4, 1)  # 1 is all that a query has to give, whatever row 0 holds
+SHARES = plot.norms.log(1e-4)  # 1 is all that a query has to give, whatever row 0 holds
 
 
 def long_map() -> Figure:
@@ -50,7 +50,8 @@ def long_map() -> Figure:
     label_steps(ax, far, steps)
     label_places(ax, far, {start: f"{start:,}" for start in range(0, n, reading)}, room=0.42)
     scale = page.axes(LEFTS[0], TOP + SIDE + 0.5, SIDE, 0.08)
-    draw.draw_decades(scale, ax.images[0], "Share of a query's weight in a cell")
+    bar = plot.colorbar(scale, ax.images[0], "Share of a query's weight in a cell", across=True)
+    draw.align_numbers(bar, "right", "left", "left")
 
     heading = f"{len(near.text)} tokens: a clause that repeats itself"
     ax = draw_look(page, LEFTS[1], near, heading)
@@ -73,11 +74,11 @@ def draw_look(page: Page, left: float, seen: Look, heading: str, more: str = "")
     page.text(left, TOP - BESIDE - 0.14, label, size=7.5, color=SOFT)
     ax = page.axes(left, TOP, SIDE, SIDE)
     seeable = np.tri(len(seen.weights), dtype=bool)  # a cell in which any query may see any key
-    draw.draw_cells(ax, draw.hide(seen.weights, seeable), SHARES, "viridis")
+    plot.cells(ax, plot.hide(seen.weights, seeable), SHARES)
     ax.set(xlabel="Key (columns)", ylabel="Query (rows)")
 
     above = page.axes(left, TOP - GAP - BESIDE, SIDE, BESIDE)
-    draw.draw_marginal(above, seen.received)
+    plot.marginal(above, seen.received)
     powers = np.log10(np.nanmean(seen.received, axis=1))
     low, high = int(np.floor(powers.min())), int(np.ceil(powers.max()))
     ticks = [10.0**power for power in range(high, low, -2)]
@@ -85,7 +86,7 @@ def draw_look(page: Page, left: float, seen: Look, heading: str, more: str = "")
     above.minorticks_off()
 
     beside = page.axes(left + SIDE + GAP, TOP, BESIDE, SIDE)
-    draw.draw_marginal(beside, seen.entropy, rows=True)
+    plot.marginal(beside, seen.entropy, rows=True)
     most = np.nanmax(seen.entropy)
     beside.set(xlim=(0, 1.05 * most), xticks=[0, int(most)], xlabel="Entropy\n(nats)")
     return ax
@@ -118,5 +119,5 @@ def place(position: float, seen: Look) -> float:
 def words(text: str, shortest: int = 5) -> dict[float, str]:
     """The words of at least so many letters by their middle; repeated ones are numbered."""
     found = [word for word in re.finditer(r"\w+", text) if len(word.group()) >= shortest]
-    labels = draw.readable([word.group() for word in found])
+    labels = plot.readable([word.group() for word in found])
     return {(w.start() + w.end()) / 2: label for w, label in zip(found, labels, strict=True)}

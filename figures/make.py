@@ -18,6 +18,7 @@ from figures.long import long_map
 from figures.model import NEXT
 from figures.page import Page
 from figures.story import walkthrough
+from jaxattn import plot
 
 ROW = 0.115  # the height of a row that carries a 7.5 pt label
 STYLE = Path(__file__).with_name("style.mplstyle")
@@ -32,14 +33,14 @@ def embeddings() -> Figure:
         "9 × 768, wrapped into three bands of 256 columns. "
         "The numbers start at random and are moved by training.",
     )
-    norm, image = draw.centred(walk.x), None
+    norm, image = plot.norms.centred(walk.x), None
     for i in range(3):
         first = i * 256
         ax = page.axes(0.9, 0.9 + i * 1.3, 7.4, 9 * ROW)
         image = draw.draw_features(ax, walk.x[:, first : first + 256], walk.tokens, norm)
         number_columns(ax, first, 256, every=64)
     assert image is not None
-    draw.draw_scale(page.axes(8.45, 0.9, 0.1, 2.6 + 9 * ROW), image)
+    plot.colorbar(page.axes(8.45, 0.9, 0.1, 2.6 + 9 * ROW), image)
     return page.figure
 
 
@@ -62,7 +63,7 @@ def projections() -> Figure:
         f"The cosine of the two framed rows is {cosine:.3f}.",
     )
     parts = {name: getattr(walk, name.lower())[walk.shown] for name in "QKV"}
-    norm, image = draw.centred(*parts.values()), None
+    norm, image = plot.norms.centred(*parts.values()), None
     for i, (name, part) in enumerate(parts.items()):
         top = 0.9 + i * 1.2
         ax = page.axes(1.05, top, 64 * ROW, 9 * ROW)
@@ -71,7 +72,7 @@ def projections() -> Figure:
     page.box(1.05, 0.9 + 8 * ROW, 64 * ROW, ROW, **FRAME)
     page.box(1.05, 0.9 + 1.2, 64 * ROW, ROW, **FRAME)
     assert image is not None
-    draw.draw_scale(page.axes(8.52, 0.9, 0.1, 2.4 + 9 * ROW), image)
+    plot.colorbar(page.axes(8.52, 0.9, 0.1, 2.4 + 9 * ROW), image)
     return page.figure
 
 
@@ -86,9 +87,11 @@ def scores() -> Figure:
         "Dividing by √64 = 8 changes no colour, because the colour scale is divided by 8 with it. "
         "Grey: masked.",
     )
-    raw, scaled, masked = (a[h] for a in (walk.raw, walk.scaled, walk.masked))
-    norms = [draw.centred(raw), draw.divided(draw.centred(raw), 8)]
-    logits = ((raw, norms[0]), (scaled, norms[1]), (masked, norms[1]))
+    raw = plot.norms.centred(walk.raw[h])
+    scaled = plot.norms.divided(raw, 8)
+    weights = plot.hide(walk.weights[h], walk.allowed)
+    matrices = (walk.raw[h], walk.scaled[h], plot.hide(walk.masked[h], None), weights)
+    norms = (raw, scaled, scaled, plot.norms.unit())
     names = (
         ("1", r"$Q\,K^\mathsf{T}$", "raw scores"),
         ("2", r"$Q\,K^\mathsf{T}/\sqrt{64}$", "scaled scores"),
@@ -98,16 +101,13 @@ def scores() -> Figure:
     for i, (count, name, note) in enumerate(names):
         left, top = 0.95 + (i % 2) * (side + 0.98), 1.2 + (i // 2) * (side + 0.42)
         ax = page.axes(left, top, side, side)
-        if i < 3:
-            image = draw.draw_logits(ax, logits[i][0], walk.tokens, logits[i][1])
-        else:
-            image = draw.draw_weights(ax, walk.weights[h], walk.tokens, walk.allowed)
-        draw.label_tokens(ax, walk.tokens, rows=i % 2 == 0, columns=i // 2 == 1)
+        image = draw.draw_matrix(ax, matrices[i], norms[i], digits=1 if i < 3 else 2)
+        plot.tokens(ax, walk.tokens, rows=i % 2 == 0, columns=i // 2 == 1)
         ax.set_ylabel("Query (rows)" if i % 2 == 0 else "")
         ax.set_xlabel("Key (columns)" if i // 2 == 1 else "")
         page.text(left, top - 0.09, f"{count}  {name}", size=9.5, weight="bold")
         page.text(left + side, top - 0.09, note, size=8, color=draw.SOFT, ha="right")
-        draw.draw_scale(page.axes(left + side + 0.08, top, 0.09, side), image)
+        plot.colorbar(page.axes(left + side + 0.08, top, 0.09, side), image)
     return page.figure
 
 
@@ -126,17 +126,16 @@ def heads() -> Figure:
         row, column = divmod(h, 4)
         left, top = 0.95 + column * (side + 0.22), 1.05 + row * step
         ax = page.axes(left, top, side, side)
-        image = draw.draw_weights(
-            ax, walk.weights[h], walk.tokens, walk.allowed, values=False, gutter=0.4
-        )
-        draw.label_tokens(ax, walk.tokens, rows=column == 0, columns=row == 2)
+        weights = plot.hide(walk.weights[h], walk.allowed)
+        image = plot.cells(ax, weights, plot.norms.unit(), gutter=0.4)
+        plot.tokens(ax, walk.tokens, rows=column == 0, columns=row == 2)
         draw.draw_peak(ax, walk.weights[h], row=-1)
         weight = "bold" if h == walk.shown else "normal"
         page.text(left, top - 0.06, f"Head {h + 1}", size=8.5, weight=weight)
     page.text(0.15, 1.05 + 1.5 * step, "Query (rows)", rotation=90, va="center", ha="center")
     page.text(0.95 + 2 * side + 0.33, 7.52, "Key (columns)", ha="center")
     assert image is not None
-    draw.draw_scale(page.axes(8.44, 1.05, 0.1, 2 * step + side), image, "Weight")
+    plot.colorbar(page.axes(8.44, 1.05, 0.1, 2 * step + side), image, "Weight")
     return page.figure
 
 
@@ -149,7 +148,7 @@ def outputs() -> Figure:
         "Every head puts out 9 × 64; side by side they are 9 × 768 again",
         "Each output is the head's weights times its V. One colour scale.",
     )
-    norm, image = draw.centred(walk.concat), None
+    norm, image = plot.norms.centred(walk.concat), None
     for h in range(data.HEADS):
         row, column = divmod(h, 4)
         left, top = 0.75 + column * (width + gap), 1.05 + row * 1.35
@@ -162,7 +161,7 @@ def outputs() -> Figure:
     number_columns(ax, 0, data.WIDTH, every=data.HEAD_WIDTH)
     page.text(0.75, top - 0.06, "All heads side by side", size=8.5, weight="bold")
     assert image is not None
-    draw.draw_scale(page.axes(8.51, 1.05, 0.09, top + height - 1.05), image)
+    plot.colorbar(page.axes(8.51, 1.05, 0.09, top + height - 1.05), image)
     return page.figure
 
 
@@ -181,8 +180,9 @@ def next_word() -> Figure:
     words = data.top_words(word.chances_after, 8)
     for i, when in enumerate(("Before training", "After training")):
         ax = page.axes(lefts[i], 1.1, side, side)
-        image = draw.draw_weights(ax, weights[i], word.tokens, word.allowed)
-        draw.label_tokens(ax, word.tokens, rows=i == 0)
+        shown = plot.hide(weights[i], word.allowed)
+        image = draw.draw_matrix(ax, shown, plot.norms.unit(), digits=2)
+        plot.tokens(ax, word.tokens, rows=i == 0)
         ax.set_xlabel("Key (columns)")
         ax.set_ylabel("Query (rows)" if i == 0 else "")
         ax.set_title(when, weight="bold")
@@ -192,7 +192,7 @@ def next_word() -> Figure:
         if i:
             ax.set_yticks([])
         ax.set_xlabel("Probability")
-    draw.draw_scale(page.axes(lefts[1] + side + 0.08, 1.1, 0.09, side), image)
+    plot.colorbar(page.axes(lefts[1] + side + 0.08, 1.1, 0.09, side), image)
     ax = page.axes(7.25, 1.1, 1.55, side)
     draw.draw_losses(ax, word.losses, word.best)
     ax.set_title("Training", weight="bold")

@@ -7,6 +7,7 @@ from figures import data, draw
 from figures.draw import ACCENT, INK, SOFT
 from figures.model import NEXT
 from figures.page import Page
+from jaxattn import plot
 
 CELL = 0.115
 SIDE = 9 * CELL  # every matrix of nine rows is this high, so tokens line up across the page
@@ -54,7 +55,7 @@ def name(page: Page, x: float, top: float, label: str, shape: str, color: str = 
 
 def scale(page: Page, image: AxesImage, left: float, top: float, width: float) -> None:
     """A slim colour bar below a matrix."""
-    draw.draw_scale(page.axes(left, top + 0.06, width, 0.055), image, across=True)
+    plot.colorbar(page.axes(left, top + 0.06, width, 0.055), image, across=True)
 
 
 def weight(page: Page, x: float, top: float, height: float, label: str, shape: str) -> None:
@@ -70,12 +71,12 @@ def project(page: Page, walk: data.Walk) -> None:
     step(page, LEFT, 0.98, 1, "Project every token")
     middle, right = TOPS[1] + SIDE / 2, LEFT + WIDE
     ax = page.axes(LEFT, TOPS[1], WIDE, SIDE)
-    image = draw.draw_features(ax, walk.x[:, :64], walk.tokens, draw.centred(walk.x))
+    image = draw.draw_features(ax, walk.x[:, :64], walk.tokens, plot.norms.centred(walk.x))
     name(page, LEFT, TOPS[1], "X", "9 × 768")
     scale(page, image, LEFT, TOPS[1] + SIDE, WIDE)
     page.text(LEFT + WIDE / 2, TOPS[1] + SIDE + 0.4, "64 of 768 columns", size=7.5, **GREY)
     parts = [part[walk.shown] for part in (walk.q, walk.k, walk.v)]
-    norm = draw.centred(*parts)
+    norm = plot.norms.centred(*parts)
     page.arrow((right + 0.06, middle), (FORK, middle), head=False)
     for part, letter, top in zip(parts, "QKV", TOPS, strict=True):
         level = top + SIDE / 2
@@ -94,17 +95,16 @@ def score(page: Page, walk: data.Walk) -> None:
     for top in TOPS[:2]:
         start = (PROJECTED + WIDE + 0.06, top + SIDE / 2)
         page.arrow(start, (JOIN, start[1]), (JOIN, middle), (JOIN + 0.16, middle))
-    logits = (walk.raw[h], walk.scaled[h], walk.masked[h])
-    raw = draw.centred(walk.raw[h])
-    norms = (raw, draw.divided(raw, 8), draw.divided(raw, 8))
+    weights = plot.hide(walk.weights[h], walk.allowed)
+    matrices = (walk.raw[h], walk.scaled[h], plot.hide(walk.masked[h], None), weights)
+    raw = plot.norms.centred(walk.raw[h])
+    scaled = plot.norms.divided(raw, 8)
+    norms = (raw, scaled, scaled, plot.norms.unit())
     labels = (r"$\mathbf{Q}\,\mathbf{K}^\mathsf{T}$", "scaled", "masked", "weights")
     for i, (left, label) in enumerate(zip(SQUARES, labels, strict=True)):
         ax = page.axes(left, SCORES, SIDE, SIDE)
-        if i < 3:
-            image = draw.draw_logits(ax, logits[i], walk.tokens, norms[i], None, gutter=0.4)
-        else:
-            image = draw.draw_weights(ax, walk.weights[h], walk.tokens, walk.allowed, False, 0.4)
-        draw.label_tokens(ax, walk.tokens, rows=i == 0, upright=True)
+        image = plot.cells(ax, matrices[i], norms[i], gutter=0.4)
+        plot.tokens(ax, walk.tokens, rows=i == 0)
         name(page, left, SCORES, label, "9 × 9")
         scale(page, image, left, SCORES + SIDE + 0.55, SIDE)
     for left, label in zip(SQUARES[1:], ("÷ √64", "mask", "softmax"), strict=True):
@@ -133,7 +133,7 @@ def mix(page: Page, walk: data.Walk) -> None:
     ring = {"boxstyle": "circle,pad=0.12", "facecolor": "white", "edgecolor": INK, "linewidth": 0.9}
     page.text(node, level, "×", size=12, ha="center", va="center", bbox=ring)
     page.arrow((node + 0.13, level), (left - 0.05, level))
-    norm = draw.centred(walk.concat)
+    norm = plot.norms.centred(walk.concat)
     draw.draw_features(page.axes(left, TOPS[2], WIDE, SIDE), walk.mixed[walk.shown], None, norm)
     page.box(left, TOPS[2], WIDE, SIDE, fill=False, edgecolor=ACCENT, linewidth=1.6)
     name(page, left, TOPS[2], f"head {walk.shown + 1}", "9 × 64", ACCENT)
@@ -145,7 +145,7 @@ def combine(page: Page, walk: data.Walk) -> None:
     slot, h, level = width / data.HEADS, walk.shown, BOTTOM + SIDE / 2
     step(page, LEFT, BOTTOM - 0.46, 4, "Put the heads side by side")
     ax = page.axes(LEFT, BOTTOM, width, SIDE)
-    image = draw.draw_features(ax, walk.concat, walk.tokens, draw.centred(walk.concat))
+    image = draw.draw_features(ax, walk.concat, walk.tokens, plot.norms.centred(walk.concat))
     for i in range(data.HEADS):
         mark = {"weight": "bold", "color": ACCENT} if i == h else {"color": SOFT}
         page.text(LEFT + (i + 0.5) * slot, BOTTOM - 0.06, str(i + 1), size=7.5, ha="center", **mark)
@@ -167,7 +167,7 @@ def combine(page: Page, walk: data.Walk) -> None:
     weight(page, 6.23, BOTTOM + 0.06, SIDE - 0.12, "W_o", "768 × 768")
     page.arrow((6.42, level), (OUT - 0.04, level))
     ax = page.axes(OUT, BOTTOM, WIDE, SIDE)
-    image = draw.draw_features(ax, walk.out[:, :64], None, draw.centred(walk.out))
+    image = draw.draw_features(ax, walk.out[:, :64], None, plot.norms.centred(walk.out))
     name(page, OUT, BOTTOM, "out", "9 × 768")
     scale(page, image, OUT, BOTTOM + SIDE, WIDE)
     page.text(OUT + WIDE / 2, BOTTOM + SIDE + 0.4, "64 of 768 columns", size=7.5, **GREY)

@@ -8,13 +8,12 @@ from itertools import combinations
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from matplotlib.text import Text
 
 from figures import data, draw, make, model
 from figures.__main__ import main
+from jaxattn import plot
 
 T, M, H, D = 9, 768, 12, 64
 SMALL = {"width": 48, "head_width": 16, "heads": 1, "count": 120, "rate": 1e-2}
@@ -37,11 +36,6 @@ def assert_near(got: np.ndarray, want: np.ndarray, terms: int) -> None:
     """Equal up to the rounding of float32 sums of `terms` numbers, of the size of the largest."""
     bound = terms * np.finfo(np.float32).eps * max(1.0, float(np.abs(want).max()))
     assert np.abs(got - want).max() <= bound
-
-
-def drawn(image: AxesImage) -> np.ndarray:
-    """What the image holds, NaN where it is blank."""
-    return np.ma.filled(np.ma.asarray(image.get_array(), float), np.nan)
 
 
 # The corpus and the arrays
@@ -152,66 +146,6 @@ def test_the_loss_agrees_with_numpy_and_the_filling_does_not_count():
 # Drawing
 
 
-def test_draw_weights_blanks_what_is_masked(ax):
-    walk = data.walkthrough()
-    image = draw.draw_weights(ax, walk.weights[0], walk.tokens, walk.allowed)
-    shown = drawn(image)
-    assert (np.isnan(shown) == ~walk.allowed).all()
-    assert (shown[walk.allowed] == walk.weights[0][walk.allowed]).all()
-    assert image.cmap(np.ma.masked) == to_rgba(draw.MASKED)
-    assert draw.MASKED not in {image.cmap(0.0), image.cmap(1.0)}
-    assert image.get_clim() == (0, 1)
-    assert image.get_cmap().name == "viridis"
-    assert image.get_interpolation() == "nearest"
-    assert len(ax.texts) == T * (T + 1) // 2  # a value in every cell that is seen, in no other
-
-
-def test_draw_logits_blanks_minus_infinity(ax):
-    walk = data.walkthrough()
-    norm = draw.centred(walk.masked[0])
-    shown = drawn(draw.draw_logits(ax, walk.masked[0], walk.tokens, norm))
-    assert (np.isnan(shown) == ~walk.allowed).all()
-
-
-def test_tokens_are_on_the_right_axes_when_lengths_differ(ax):
-    draw.draw_cells(ax, np.zeros((3, 3)), draw.UNIT, "viridis")
-    draw.label_tokens(ax, ("a", "b", "a"))
-    assert [t.get_text() for t in ax.get_yticklabels()] == ["a (1)", "b", "a (2)"]
-    for label in ax.get_xticklabels():
-        assert label.get_rotation() == 45
-        assert label.get_ha() == "right"
-        assert label.get_rotation_mode() == "anchor"
-    draw.label_tokens(ax, ("x", "y", "z"), columns=False)
-    assert [t.get_text() for t in ax.get_yticklabels()] == ["x", "y", "z"]
-    assert not ax.get_xticklabels()
-
-
-def test_query_zero_is_at_the_top_and_key_zero_at_the_left(ax):
-    draw.draw_weights(ax, np.eye(3), ("a", "b", "c"))
-    assert ax.transData.transform((0, 0))[1] > ax.transData.transform((0, 2))[1]
-    assert ax.transData.transform((0, 0))[0] < ax.transData.transform((2, 0))[0]
-
-
-def test_readable():
-    assert draw.readable([" the", "\n", "x", "x"]) == ["·the", "⏎", "x (1)", "x (2)"]
-
-
-def test_centred_covers_every_finite_value():
-    norm = draw.centred(np.array([0.0, -3.123, -np.inf]), np.array([1.0, np.nan]))
-    assert (norm.vmin, norm.vmax) == (-3.2, 3.2)
-    assert draw.divided(norm, 8).vmax == pytest.approx(0.4)
-
-
-def test_numbers():
-    assert [draw.number(x, 1) for x in (-0.01, -2.25, 3.0)] == ["0.0", "−2.2", "3.0"]
-
-
-def test_values_contrast_with_their_cells(ax):
-    image = draw.draw_weights(ax, np.array([[0.0, 1.0]]), ("a",))
-    dark, light = draw.draw_values(ax, image, 2)
-    assert (dark.get_color(), light.get_color()) == ("white", "black")
-
-
 def test_draw_chances_marks_the_word_by_more_than_colour(ax):
     bars = draw.draw_chances(ax, ["a", "engine"], np.array([0.2, 0.8]), "engine")
     names = ax.get_yticklabels()
@@ -221,19 +155,12 @@ def test_draw_chances_marks_the_word_by_more_than_colour(ax):
     assert bars[0].get_facecolor() != bars[1].get_facecolor()
 
 
-def test_draw_scale_prints_its_range(ax):
-    figure = ax.figure
-    image = draw.draw_features(ax, np.array([[-2.0, 1.0]]), None, draw.centred(np.array([2.0])))
-    bar = draw.draw_scale(figure.add_axes((0.9, 0.1, 0.02, 0.8)), image)
-    labels = [label.get_text() for label in bar.ax.get_yticklabels()]
-    assert labels == ["−2", "0", "2"]
-
-
 def test_drawing_writes_and_reads_no_file(ax, monkeypatch):
     walk, word = data.walkthrough(), data.next_word()
+    unit, centred = plot.norms.unit(), plot.norms.centred(walk.x)
     monkeypatch.setattr("builtins.open", lambda *_, **__: pytest.fail("drawing opened a file"))
-    draw.draw_weights(ax, walk.weights[0], walk.tokens, walk.allowed)
-    draw.draw_features(ax, walk.x, walk.tokens, draw.centred(walk.x))
+    draw.draw_matrix(ax, plot.hide(walk.weights[0], walk.allowed), unit, digits=2)
+    draw.draw_features(ax, walk.x, walk.tokens, centred)
     draw.draw_losses(ax, word.losses, word.best)
 
 

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 from matplotlib import style
 from matplotlib.axes import Axes
-from matplotlib.colorbar import Colorbar
 from matplotlib.figure import Figure
 from test_figures import assert_legible
 
-from figures import draw, long, make, recall
+from figures import long, make, recall
 from figures.page import Page
 
 T, CELLS = 331, 23  # primes: 23 cells of 15 queries each, the last of one
@@ -129,23 +128,6 @@ def test_words_are_named_at_their_middle_and_numbered():
         11.5: "light",
         17.5: "again (2)",
     }
-
-
-def test_a_marginal_shows_the_mean_and_the_range():
-    ax = Figure().add_subplot()
-    line = draw.draw_marginal(ax, np.array([[1.0, 3.0], [5.0, np.nan]]))
-    means, edges, _ = line.get_data()
-    assert list(means) == [2, 5]
-    assert list(edges) == [-0.5, 0.5, 1.5]
-
-
-def test_the_colour_bar_states_its_floor():
-    figure = Figure()
-    image = draw.draw_cells(figure.add_subplot(), np.ones((2, 2)), long.SHARES, "viridis")
-    bar = draw.draw_decades(figure.add_axes((0, 0, 1, 0.1)), image, "Share")
-    assert isinstance(bar, Colorbar)
-    labels = [label.get_text() for label in bar.ax.get_xticklabels()]
-    assert labels == ["≤ 0.0001", "0.001", "0.01", "0.1", "1"]
 
 
 def test_the_head_needs_no_matplotlib():

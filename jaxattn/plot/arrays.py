@@ -31,6 +31,14 @@ def shaped(given: Numbers, name: str, axes: str, remedy: str) -> np.ndarray:
     return array
 
 
-def counted(names: Sequence[str] | int) -> int:
-    """How many tokens there are: they, or their count, were given."""
-    return names if isinstance(names, int) else len(names)
+Tokens: TypeAlias = Sequence[str] | int
+"""Tokens, or how many there are."""
+
+
+COUNT = (int, np.integer)
+"""The types that say how many there are."""
+
+
+def counted(names: Tokens) -> int:
+    """How many tokens there are."""
+    return int(names) if isinstance(names, COUNT) else len(names)

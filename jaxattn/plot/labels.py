@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 from jaxattn.observe.map import count_of, side_of
-from jaxattn.plot.arrays import counted
+from jaxattn.plot.arrays import COUNT, Tokens, counted
 
 SLANTED, UPRIGHT = 32, 64  # up to so many columns every token is named, slanted, then upright
 SMALLEST = 6.0  # of a label, in points
@@ -23,7 +24,12 @@ def readable(tokens: Sequence[str]) -> list[str]:
     """Labels: a space as ·, a newline as ⏎, and repeated tokens numbered in their order.
 
     What does not print is written as Python writes it, and nothing as ∅. A long token is cut.
+
+    Raises:
+      TypeError: a token is not a string.
     """
+    if wrong := next((token for token in tokens if not isinstance(token, str)), None):
+        raise TypeError(f"tokens are strings, got {wrong!r} among them; decode ids first")
     total, seen, labels = Counter(tokens), Counter(), []
     for token in tokens:
         seen[token] += 1
@@ -36,12 +42,12 @@ def readable(tokens: Sequence[str]) -> list[str]:
 
 def tokens(
     ax: Axes,
-    tokens: Sequence[str] | int,
-    keys: Sequence[str] | int | None = None,
+    tokens: Tokens,
+    keys: Tokens | None = None,
     *,
     rows: bool = True,
     columns: bool = True,
-) -> None:
+) -> list[Text]:
     """Names the rows and the columns of a map of queries and keys, or leaves an axis bare.
 
     Up to 32 tokens all are named, slanted below the columns where there is room, else upright; up
@@ -51,6 +57,7 @@ def tokens(
 
     tokens: those of the queries, or how many there are, to name positions.
     keys: those of the keys, if they are others.
+    Returns: the labels of the rows, and of the columns.
     Raises:
       ValueError: they are not as many as rows or columns, nor what those can be pooled from.
     """
@@ -60,22 +67,19 @@ def tokens(
     if None not in sizes:  # one size for both
         for axis in (ax.yaxis, ax.xaxis):
             axis.set_tick_params(labelsize=min(sizes))  # pyright: ignore[reportArgumentType]
+    return [*ax.get_yticklabels(), *ax.get_xticklabels()]
 
 
-def sides(rows: int, columns: int, tokens: Any, keys: Any = None) -> tuple[int, int]:
+def sides(rows: int, columns: int, tokens: Tokens, keys: Tokens) -> tuple[int, int]:
     """How many queries and keys are in a cell of a map of so many rows and columns.
 
     Raises:
       ValueError: as `tokens`.
     """
-    keys = tokens if keys is None else keys
-    given = (("queries", "rows", rows, tokens), ("keys", "columns", columns, keys))
-    return tuple(_side(*each) for each in given)  # pyright: ignore[reportReturnType]
+    return _side("queries", "rows", rows, tokens), _side("keys", "columns", columns, keys)
 
 
-def _side(of: str, along: str, cells: int, names: Sequence[str] | int | None) -> int:
-    if names is None:
-        return 1
+def _side(of: str, along: str, cells: int, names: Tokens) -> int:
     count = counted(names)
     side = side_of(count, cells)
     if count_of(count, cells) != cells:
@@ -86,7 +90,7 @@ def _side(of: str, along: str, cells: int, names: Sequence[str] | int | None) ->
     return side
 
 
-def _label(axis: Any, names: Sequence[str] | int | None) -> float | None:
+def _label(axis: Any, names: Tokens | None) -> float | None:
     """Labels one axis, if there are names, and says in what size; None of positions too."""
     down = axis.axis_name == "y"
     if names is None:
@@ -96,7 +100,7 @@ def _label(axis: Any, names: Sequence[str] | int | None) -> float | None:
     cells = round(abs(np.subtract(*(ax.get_ylim() if down else ax.get_xlim()))))
     side = _side(*(("queries", "rows") if down else ("keys", "columns")), cells, names)
     place = lambda i: (i + 0.5) / side - 0.5 if side > 1 else i
-    if isinstance(names, int):
+    if isinstance(names, COUNT):
         found = MaxNLocator(POSITIONS, integer=True, steps=[1, 2, 5, 10]).tick_values(0, names - 1)
         shown = [int(x) for x in found if 0 <= x < names]
         axis.set_ticks([place(i) for i in shown], [f"{i:,}" for i in shown])

@@ -14,11 +14,11 @@ from matplotlib.patches import StepPatch
 
 from jaxattn.observe.map import SHARE, Reduce
 from jaxattn.plot import matrix
-from jaxattn.plot.arrays import Numbers, counted, shaped
+from jaxattn.plot.arrays import Numbers, Tokens, counted, shaped
 from jaxattn.plot.maps import fill
 from jaxattn.plot.marginals import folded, marginal
 from jaxattn.plot.page import SMALL, Page
-from jaxattn.plot.picture import Tokens, picture
+from jaxattn.plot.picture import picture
 from jaxattn.plot.scales import colorbar
 
 GAP, BESIDE, BAR, ROOM = 4.0, 34.0, 8.0, 44.0  # points: to a marginal, its width; a bar, its labels
@@ -89,13 +89,13 @@ def head(
     drawn: dict[str, StepPatch | None] = {"received": None, "entropy": None}
     if of_keys is not None:
         top = page.axes(before, above - gap - beside, width, beside)
-        side = -(-len(of_keys) // image.get_array().shape[1])
+        side = -(-len(of_keys) // matrix.held(image).shape[1])
         drawn["received"] = marginal(top, folded(of_keys, side))
         _scale_received(top, of_keys)
         page.text(before, above - gap - beside - 4 * page.point, "Attention received", size=SMALL)
     if of_queries is not None:
         side_axes = page.axes(right + gap, above, beside, height)
-        side = -(-len(of_queries) // image.get_array().shape[0])
+        side = -(-len(of_queries) // matrix.held(image).shape[0])
         drawn["entropy"] = marginal(side_axes, folded(of_queries, side), rows=True)
         _scale_entropy(side_axes, of_queries)
         right += gap + beside

@@ -7,8 +7,8 @@ from matplotlib.image import AxesImage
 
 from jaxattn.observe.map import SHARE, Reduce
 from jaxattn.plot import labels, matrix
-from jaxattn.plot.arrays import Numbers
-from jaxattn.plot.picture import Picture, Tokens, picture
+from jaxattn.plot.arrays import Numbers, Tokens
+from jaxattn.plot.picture import Picture, picture
 
 GUTTERS = ((16.0, 0.8), (8.0, 0.4))  # points to a cell from which lines are so wide
 PRINTED, ROOM = 12, 17.0  # up to so many tokens values are printed, in cells of so many points

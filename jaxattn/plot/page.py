@@ -3,6 +3,7 @@
 Cells have whole pixels, so that all of a map are alike.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -55,6 +56,16 @@ class Page:
         for artist in artists:
             artist.remove()
             self.drawn.remove(artist)
+
+    def shift(self, texts: Iterable[Text], right: float) -> None:
+        """Moves texts to the right."""
+        for text in texts:
+            x, y = text.get_position()
+            text.set_position((x + right / self.width, y))
+
+    def bottom(self, text: Text) -> float:
+        """How far down a text of any axes goes."""
+        return self.figure.bbox.y1 - text.get_window_extent().y0
 
     def centre(self) -> None:
         """Moves all by whole pixels, so that as much is free at one side as at the other."""

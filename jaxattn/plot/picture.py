@@ -1,7 +1,6 @@
 """Weights with what their rows and columns are of, in cells as large as can be seen."""
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,13 +9,12 @@ from matplotlib.colors import Normalize
 
 from jaxattn.observe.map import PEAK, Reduce
 from jaxattn.plot import norms
-from jaxattn.plot.arrays import Numbers, counted, shaped
+from jaxattn.plot.arrays import Numbers, Tokens, counted, shaped
 from jaxattn.plot.labels import SLANTED, sides
 from jaxattn.plot.matrix import hide
 from jaxattn.plot.pooling import pooled, shown
 
 FEWEST = 4  # pixels to a cell
-Tokens = Sequence[str] | int
 
 
 class Picture(NamedTuple):
@@ -54,7 +52,8 @@ class Picture(NamedTuple):
     @property
     def sides(self) -> tuple[int, int]:
         """How many queries and keys are in a cell."""
-        return sides(*self.array.shape[-2:], self.tokens, self.keys)
+        rows, columns = self.array.shape[-2:]
+        return sides(rows, columns, self.tokens, self.keys)
 
     def pooled(self, many: int) -> "Picture":
         """With `many` rows and columns to a cell."""
@@ -101,9 +100,8 @@ def picture(
     """
     array = shaped(weights, "weights", axes, remedy)
     rows, columns = array.shape[-2:]
-    if keys is None:
-        keys = columns if tokens is None else tokens
-    tokens = rows if tokens is None else tokens
-    sides(rows, columns, tokens, keys)  # or an error
+    of_queries: Tokens = rows if tokens is None else tokens
+    of_keys: Tokens = (columns if tokens is None else tokens) if keys is None else keys
+    sides(rows, columns, of_queries, of_keys)  # or an error
     may = None if allowed is None else shown(allowed, rows, columns)
-    return Picture(hide(array, may), tokens, keys, reduce)
+    return Picture(hide(array, may), of_queries, of_keys, reduce)

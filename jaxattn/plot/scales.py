@@ -19,7 +19,7 @@ def colorbar(cax: Axes, image: AxesImage, label: str = "", *, across: bool = Fal
     cax: what it fills. across: whether it lies level.
     """
     norm = image.norm
-    low, high = ends(norm)
+    low, high = ends(norm)  # pyright: ignore[reportArgumentType]
     bar = cax.figure.colorbar(
         image, cax=cax, orientation="horizontal" if across else "vertical", ticks=[low, high]
     )

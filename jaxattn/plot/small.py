@@ -9,14 +9,15 @@ from matplotlib.colorbar import Colorbar
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.image import AxesImage
+from matplotlib.text import Text
 
 from jaxattn.observe.map import SHARE, Reduce
 from jaxattn.plot import labels, matrix
-from jaxattn.plot.arrays import Numbers, counted, shaped
+from jaxattn.plot.arrays import COUNT, Numbers, Tokens, counted, shaped
 from jaxattn.plot.labels import LEADING, SMALLEST
 from jaxattn.plot.norms import power
 from jaxattn.plot.page import MARGIN, SMALL, Page
-from jaxattn.plot.picture import Picture, Tokens, picture
+from jaxattn.plot.picture import Picture, picture
 from jaxattn.plot.scales import colorbar
 
 SOFT = "#666666"
@@ -87,19 +88,23 @@ def heads(
     left = before + edge
     seen, norm = whole.pooled(many), norm or power()
     images: dict[tuple[int, ...], AxesImage] = {}
+    named: list[Text] = []
     for (row, column), head in zip(np.ndindex(count), places, strict=True):
         ax = page.axes(left + column * (width + gap), above + row * (height + down), width, height)
         images[head] = matrix.cells(ax, seen.array[head], norm)
         if edge:
             rows, columns = column == 0, row == count[0] - 1
-            labels.tokens(ax, seen.tokens, seen.keys, rows=rows, columns=columns)
+            named += labels.tokens(ax, seen.tokens, seen.keys, rows=rows, columns=columns)
+    for text in named:
+        text.set_fontsize(min(other.get_fontsize() for other in named))
     step = width + gap, height + down
     if order is None:
         _number(page, count, (left, above), step, edge)
     else:
         _name(page, places, ranks, statistic, (left, above), step, width)
     bottom = above + count[0] * step[1] - down
-    page.text(left, bottom + edge + 5 * point, _caption(seen), size=SMALL, va="top", color=SOFT)
+    lowest = max([bottom, *(page.bottom(text) for text in named)])
+    page.text(left, lowest + 5 * point, _caption(seen), size=SMALL, va="top", color=SOFT)
     side = left + count[1] * step[0] + BAR * point
     scale = colorbar(page.axes(side, above, BAR * point, bottom - above), images[0, 0])
     scale.set_label(seen.what(), size=SMALL)
@@ -109,7 +114,7 @@ def heads(
 
 def _widest(page: Page, whole: Picture) -> float:
     """The pixels of the longest label, if there are names; 0 if not."""
-    if isinstance(whole.tokens, int) or isinstance(whole.keys, int):
+    if isinstance(whole.tokens, COUNT) or isinstance(whole.keys, COUNT):
         return 0.0
     names = {*labels.readable(whole.tokens), *labels.readable(whole.keys)}
     texts = [page.text(0, 0, name) for name in sorted(names, key=len)[-LONG:]]
@@ -140,10 +145,13 @@ def _name(
         name = f"{head[0] + 1}.{head[1] + 1}"
         value = matrix.number(float(ranks[head]), 2)
         names.append(page.text(left, baseline, name, size=TINY))
-        values.append(page.text(left + width, baseline, value, size=TINY, ha="right", color=SOFT))
+        values.append(page.text(left, baseline, value, size=TINY, color=SOFT))
     widest = [max(text.get_window_extent().width for text in texts) for texts in (names, values)]
-    if sum(widest) + TINY * page.point > width:
+    space = 0.6 * TINY * page.point
+    if sum(widest) + 2 * space > width:
         page.remove(*values)
+    else:
+        page.shift(values, widest[0] + space)
     heading = f"Layer.head, by {statistic}, the largest first"
     page.text(start[0], start[1] - 2 * LINE * page.point, heading, size=SMALL)
 
@@ -181,7 +189,7 @@ def _caption(seen: Picture) -> str:
 def _ends(tokens: Tokens, side: int) -> str:
     """How many tokens there are, the first and the last, and how many are in a cell."""
     words = f"{counted(tokens):,} token{'s' if counted(tokens) > 1 else ''}"
-    if not isinstance(tokens, int):
+    if not isinstance(tokens, COUNT):
         names = labels.readable([tokens[0], tokens[-1]])
         words += f", {names[0]} to {names[1]}" if len(tokens) > 1 else f", {names[0]}"
     return words + (f", {side} to a cell" if side > 1 else "")

@@ -57,7 +57,7 @@ def table(
         bars[name] = ax.barh(places, 0.5 * parts, 0.7, left=column + 0.4, color=COLORS[0])
         words = [number(float(x), digits) if np.isfinite(x) else "—" for x in flat]
         texts[name] = [
-            ax.text(column + 0.36, y, word, ha="right", va="center_baseline", size=7.5)
+            ax.text(column + 0.36, float(y), word, ha="right", va="center_baseline", size=7.5)
             for y, word in zip(places, words, strict=True)
         ]
         ax.text(
