@@ -20,6 +20,7 @@ from pathlib import Path
 import jax
 import pytest
 
+CHROMIUM = Path("/usr/bin/chromium")
 MAPS = Path("/proc/self/maps")
 MOST_MAPS = 40_000  # of memory, of which Linux gives a process 65,530
 
@@ -61,6 +62,20 @@ def pytest_configure(config):
         scope = made_for(platform)
         scope.__enter__()
         config.add_cleanup(lambda: scope.__exit__(None, None, None))
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """One browser for all tests of pages. Its own downloads and reports are off."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if not CHROMIUM.exists():
+        pytest.skip(f"there is no {CHROMIUM} to open pages in")
+    off = "background-networking", "component-update", "sync", "gpu", "quic"
+    flags = ["--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in off)]
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=str(CHROMIUM), headless=True, args=flags)
+        yield browser
+        browser.close()
 
 
 @pytest.hookimpl(optionalhook=True)

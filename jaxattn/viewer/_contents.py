@@ -9,6 +9,7 @@ from jaxattn.viewer._labels import readable
 from jaxattn.viewer._reading import NAMES, NextTokens, Opened, Reading, Steps
 
 MOST_STEPS = 4_000_000  # bytes of numbers, for the walk through all heads
+MOST_OPENED = 800_000  # the same, where tokens are many and other numbers need the room
 
 
 def contents(reading: Reading) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
@@ -93,7 +94,7 @@ def _fitting(steps: Opened) -> Opened:
     per_query = ("keys", "weights", "lse", "q", "k", "v", "out")
     chosen = {name: x for name, x in steps._asdict().items() if name in per_query and x is not None}
     one = sum(4 * x[:, :, 0].size for x in chosen.values())
-    many = min(len(steps.queries), MOST_STEPS // 4 // max(one, 1))
+    many = min(len(steps.queries), MOST_OPENED // max(one, 1))
     cut = {name: x[:, :, :many] for name, x in chosen.items()}
     return steps._replace(queries=steps.queries[:many], **cut)
 

@@ -11,7 +11,7 @@ from jaxattn.observe.map import count_of, side_of
 from jaxattn.observe.queries import Tops
 from jaxattn.viewer._labels import ids_of
 from jaxattn.viewer._looks import Looks, only_first
-from jaxattn.viewer._wanted import TOP, is_short, opened_queries
+from jaxattn.viewer._wanted import is_short, opened_queries, top_count
 
 
 def observed(
@@ -34,7 +34,7 @@ def observed(
     live = np.asarray(allowed.any(axis=-1))
     surprise = -np.where(p > 0, p * np.log(np.where(p > 0, p, 1)), 0).sum(axis=-1)
     surprise[np.isnan(p).any(axis=-1)] = np.nan
-    count = min(TOP, s)
+    count = top_count(t, s)
     ranked = np.where(allowed & ~np.isnan(p), p, -1)
     order = np.argsort(-ranked, axis=-1, kind="stable")[..., :count]
     best = np.take_along_axis(ranked, order, axis=-1)

@@ -9,7 +9,7 @@ from jaxattn._score import items_of
 from jaxattn.scores import ALiBi, Bias, RelativeBias, SoftCap
 from jaxattn.viewer._arrays import plain
 from jaxattn.viewer._reading import Opened, Steps
-from jaxattn.viewer._wanted import TOP, is_short, opened_queries
+from jaxattn.viewer._wanted import is_short, opened_queries, top_count
 
 
 def steps_of(
@@ -27,7 +27,7 @@ def steps_of(
     given = [getattr(layer, "scale", None) for layer in layers]
     scale = np.array([q.shape[-1] ** -0.5 if x is None else float(x) for x in given])
     if not is_short(t, k.shape[2]):
-        return _open(q, k, v, scale, seen, opened_queries(t, opened))
+        return _open(q, k, v, scale, seen, t, opened_queries(t, opened))
     xs = [getattr(layer, "x", None) for layer in layers]
     x = None if any(one is None for one in xs) else np.stack([_unbatched(one, 2) for one in xs])
     sinks = [getattr(layer, "sinks", None) for layer in layers]
@@ -49,12 +49,13 @@ def _open(
     v: np.ndarray | None,
     scale: np.ndarray,
     seen: Sequence[Mapping[str, Any]],
+    t: int,
     queries: Sequence[int],
 ) -> Opened:
     which = np.array(queries, int)
     rows = np.stack([each["rows"] for each in seen])  # [l h n s]
     lse = np.moveaxis(np.stack([each["lse"] for each in seen])[:, which], 2, 1)
-    count = min(TOP, rows.shape[-1])
+    count = top_count(t, rows.shape[-1])
     keys = np.argsort(-rows, axis=-1, kind="stable")[..., :count]
     weights = np.take_along_axis(rows, keys, axis=-1)
     chosen = lambda x: np.take_along_axis(x[:, :, None], keys[..., None], axis=3)

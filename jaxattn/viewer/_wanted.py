@@ -11,7 +11,7 @@ from jaxattn.viewer._looks import Cells, LooksAt
 
 EXACT = 128  # tokens, up to which every pair has a cell of its own
 SHORT = 32  # tokens, up to which every pair is opened down to its arithmetic
-TOP = 8  # keys with the largest weights, of a query
+TOP, TOP_OF_MANY = 8, 5  # keys with the largest weights, of a query, and of one of many
 
 
 def wanted(
@@ -45,7 +45,7 @@ def wanted(
         "pairs": Cells(cells),
         "entropy": Entropy(),
         "received": Received(),
-        "top": TopKeys(min(TOP, len(others))),
+        "top": TopKeys(top_count(len(queries), len(others))),
         "looks": LooksAt(ids, before, placed),
         "largest": MaxLogit(),
         "lse": LogSumExp(),
@@ -59,6 +59,11 @@ def wanted(
 
 def is_short(t: int, s: int) -> bool:
     return max(t, s) <= SHORT
+
+
+def top_count(t: int, s: int) -> int:
+    """How many keys are kept of a query."""
+    return min(TOP if max(t, s) <= EXACT else TOP_OF_MANY, s)
 
 
 def opened_queries(t: int, opened: Sequence[int] | None) -> tuple[int, ...]:

@@ -28,6 +28,12 @@ function shortNumber(x) {
   return text.replace("-", "\u2212");
 }
 
+/** An exact weight, in four digits. */
+const exactNumber = (x) => (x !== 0 && x < 0.001 ? x.toExponential(3).replace("-", "\u2212") : x.toPrecision(4));
+
+/** A tick of a scale, in as few digits as tell it. */
+const tick = (x) => String(Number(x.toPrecision(2)));
+
 /** A number with so many decimals. */
 function fixed(x, decimals = 3) {
   if (!Number.isFinite(x)) return shortNumber(x);
@@ -35,7 +41,7 @@ function fixed(x, decimals = 3) {
 }
 
 const count = (n) => n.toLocaleString("en");
-const plural = (n, word) => `${count(n)} ${word}${n === 1 ? "" : "s"}`;
+const plural = (n, word) => `${count(n)} ${n === 1 ? word : word === "query" ? "queries" : `${word}s`}`;
 const cut = (text, most = 14) => ([...text].length > most ? `${[...text].slice(0, most - 1).join("")}\u2026` : text);
 
 /** A canvas whose pixels are those of the screen; returns its context, to draw in CSS pixels. */

@@ -1,7 +1,7 @@
 /* Puts the page together. */
 
 function aboutReading(reading) {
-  const tokens = reading.same ? plural(reading.t, "token") : `${plural(reading.t, "query").replace("querys", "queries")}, ${plural(reading.s, "key")}`;
+  const tokens = reading.same ? plural(reading.t, "token") : `${plural(reading.t, "query")}, ${plural(reading.s, "key")}`;
   const facts = [reading.name, plural(reading.layers, "layer"), `${plural(reading.heads, "head")} each`, tokens, ...(reading.isCausal ? ["causal"] : [])];
   return facts.filter(Boolean).join(" \u00b7 ");
 }
@@ -24,10 +24,41 @@ function buildPanel(reading, place) {
   name();
   place.append(make("div", { class: "panel" },
     ...(readings.length > 1 ? [make("h3", { class: "panel-title" }, reading.title)] : []),
-    make("div", {}, make("div", { class: "part-head" }, make("h3", {}, "All heads"), saveButtons("the grid", (kind) => saveGrid(reading, kind))), grid),
-    make("div", {}, make("div", { class: "part-head" }, title, badges, saveButtons("the map", (kind) => saveMap(reading, kind))), make("div", { class: "map" }, canvas))));
+    make("div", {}, make("div", { class: "part-head" }, make("h3", {}, "All heads"), saveButtons("the grid", (kind) => saveGrid(reading, kind))), grid, buildSummary(reading)),
+    make("div", {}, make("div", { class: "part-head" }, make("div", { class: "named" }, title, badges), saveButtons("the map", (kind) => saveMap(reading, kind))), make("div", { class: "map" }, canvas))));
   new Grid(reading, grid);
   return new HeadMap(reading, canvas);
+}
+
+/** The chosen head in numbers and, as far as they tell, in words. */
+function buildSummary(reading) {
+  const place = make("div", { class: "summary" });
+  const write = () => {
+    const { layer, head } = state;
+    const known = STATISTICS.filter(([name]) => reading.statistic(name, layer, head) !== null && !(name === "next" && reading.isCausal));
+    const list = known.map(([name, title, help]) => make("div", { title: help }, make("dt", {}, title), make("dd", { class: "number" }, shortNumber(reading.statistic(name, layer, head)))));
+    place.replaceChildren(make("h3", {}, headName(layer, head)), make("p", {}, wordsOfHead(reading, layer, head)), make("dl", {}, ...list));
+  };
+  listen(["layer", "head"], write);
+  write();
+  return place;
+}
+
+function wordsOfHead(reading, layer, head) {
+  const names = reading.names[layer][head];
+  const says = {
+    "previous-token head": "Most of a token's weight goes to the token right before it.",
+    "self head": "Most of a token's weight stays on the token itself.",
+    "next-token head": "Most of a token's weight goes to the token right after it.",
+    "induction head": "Where a token has come before, most weight goes to what came next that time.",
+    "sink head": "Most weight goes to the first token, where heads tend to rest that have nothing to look for.",
+    "averaging head": "All tokens that may be seen get nearly the same weight: the head takes their average.",
+  };
+  if (names.length) return names.map((name) => says[name]).join(" ");
+  const spread = reading.statistic("spread", layer, head);
+  if (spread === null) return "";
+  const even = Math.round(100 * spread);
+  return `Its weights have ${even} % of the entropy that equal weights would have: ${even < 35 ? "each token looks at few others" : even < 75 ? "some tokens stand out" : "they are spread widely"}.`;
 }
 
 function exactness(reading) {
@@ -89,7 +120,7 @@ async function start() {
   Object.assign(state, readLink(location.hash));
   setTheme(state.theme);
   await Promise.all(readings.map((reading) => reading.load()));
-  byId("about").textContent = readings.map(aboutReading).join("  |  ");
+  byId("about").append(...readings.map((reading) => make("span", { class: "line" }, aboutReading(reading))));
   listen(["theme"], () => setTheme(state.theme)); // before all that draws
   buildControls();
   byId("panels").className = readings.length > 1 ? "panels two" : "panels one";

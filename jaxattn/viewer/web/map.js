@@ -4,8 +4,8 @@ const MARGIN = { received: 44, entropy: 56, gap: 7 };
 
 /** Where everything of a map is, in CSS pixels, for a picture of a width. */
 function layoutOfMap(reading, width) {
-  const rowNames = Math.min(104, Math.max(...labelsShown(reading.tokens, reading).map((x) => textWidth(cut(x), 11)), 18));
-  const columnNames = Math.min(104, Math.max(...labelsShown(reading.keys, reading).map((x) => textWidth(cut(x), 11)), 18));
+  const rowNames = Math.min(104, Math.max(...labelsShown(reading.queryNames, reading).map((x) => textWidth(cut(x), 11)), 18));
+  const columnNames = Math.min(104, Math.max(...labelsShown(reading.keyNames, reading).map((x) => textWidth(cut(x), 11)), 18));
   const left = 22 + rowNames + 8;
   const right = MARGIN.gap + MARGIN.entropy + 4;
   const top = 20 + MARGIN.received + MARGIN.gap;
@@ -112,18 +112,18 @@ function paintNames(pen, reading, at, { ink, soft }) {
   const name = (tokens, i, pooled) => (pooled ? count(i) : cut(tokens[i]));
   const rowStep = every(reading.down > 1 ? 40 : 12.5);
   for (let row = 0; row < reading.rows; row += rowStep) {
-    const text = name(reading.tokens, reading.queriesOf(row)[0], reading.down > 1);
+    const text = name(reading.queryNames, reading.queriesOf(row)[0], reading.down > 1);
     pen.text(at.left - 7, at.top + middle(row), text, { colour: ink, align: "end" });
   }
   const columnStep = every(reading.across > 1 ? 40 : 12.5);
   const bottom = at.top + at.mapHeight + 8;
   for (let column = 0; column < reading.columns; column += columnStep) {
-    const text = name(reading.keys, reading.keysOf(column)[0], reading.across > 1);
+    const text = name(reading.keyNames, reading.keysOf(column)[0], reading.across > 1);
     pen.text(at.left + middle(column), bottom, text, { colour: ink, align: "end", angle: at.steep ? -90 : -45 });
   }
   const unit = (pooled) => (pooled ? ", by position" : "");
-  pen.text(at.left + at.mapWidth / 2, at.height - 8, `key (columns)${unit(reading.across > 1)}`, { colour: soft, align: "middle" });
-  pen.text(9, at.top + at.mapHeight / 2, `query (rows)${unit(reading.down > 1)}`, { colour: soft, align: "middle", angle: -90 });
+  pen.text(at.left + at.mapWidth / 2, at.height - 8, `Key (columns)${unit(reading.across > 1)}`, { colour: soft, align: "middle" });
+  pen.text(9, at.top + at.mapHeight / 2, `Query (rows)${unit(reading.down > 1)}`, { colour: soft, align: "middle", angle: -90 });
 }
 
 /** What is said of a cell of a map: lines of text. */
@@ -166,7 +166,7 @@ class HeadMap {
     if (layer !== state.layer || head !== state.head) return; // another was chosen meanwhile
     this.at = layoutOfMap(this.reading, width);
     paintMap(new CanvasPen(sized(this.base, width, this.at.height)), this.reading, layer, head, this.at);
-    this.canvas.setAttribute("aria-label", `${headName(layer, head)}: map of ${plural(this.reading.t, "query").replace("querys", "queries")} by ${plural(this.reading.s, "key")}. Arrow keys move over it.`);
+    this.canvas.setAttribute("aria-label", `${headName(layer, head)}: map of ${plural(this.reading.t, "query")} by ${plural(this.reading.s, "key")}. Arrow keys move over it.`);
     this.drawFocus();
   }
 
@@ -232,7 +232,7 @@ class HeadMap {
     const tops = reading.topsOf(layer, head, reading.queriesOf(row)[1]);
     const list = tops.list.slice(0, 5).map((top) => make("tr", {},
       make("td", {}, `${cut(reading.keys[top.key])} (${count(top.key)})`),
-      make("td", { class: "number" }, top.weight.toPrecision(4))));
+      make("td", { class: "number" }, exactNumber(top.weight))));
     const whose = reading.pooled ? `Top keys of query ${count(tops.query)}, exact` : "Its top keys, exact";
     showTip(x, y,
       make("p", {}, "query ", make("strong", {}, words.query)),

@@ -99,6 +99,12 @@ class SvgPen {
   }
 }
 
+/** A box that can be seen on any colour: the accent between two lines of the page's own. */
+function haloed(pen, [x, y, width, height], accent) {
+  pen.outline(x + 1, y + 1, width - 2, height - 2, variable("--paper"), 3.5);
+  pen.outline(x + 1, y + 1, width - 2, height - 2, accent, 2);
+}
+
 /** The cells of a head as a small picture, one pixel each. */
 function pixelsOfHead(reading, layer, head, table, canvas = document.createElement("canvas")) {
   [canvas.width, canvas.height] = [reading.columns, reading.rows];
@@ -115,12 +121,12 @@ function pixelsOfHead(reading, layer, head, table, canvas = document.createEleme
 function paintLegend(pen, width, { most, scale }) {
   const [soft, bar] = [variable("--soft"), Math.min(width - 70, 250)];
   for (let x = 0; x < bar; x++) pen.rect(x, 0, 1.5, 12, css(viridisAt(x / (bar - 1))));
-  const first = scale === "log" ? `\u2264 ${shortNumber(fromScale(0, scale, most))}` : "0";
+  const first = scale === "log" ? `\u2264 ${tick(fromScale(0, scale, most))}` : "0";
   pen.text(0, 25, first, { colour: soft });
   for (const place of scale === "log" ? [1 / 3, 2 / 3] : [0.5]) {
-    pen.text(bar * place, 25, shortNumber(fromScale(place, scale, most)), { colour: soft, align: "middle" });
+    pen.text(bar * place, 25, tick(fromScale(place, scale, most)), { colour: soft, align: "middle" });
   }
-  pen.text(bar, 25, shortNumber(most), { colour: soft, align: "end" });
+  pen.text(bar, 25, tick(most), { colour: soft, align: "end" });
   pen.rect(bar + 14, 0, 12, 12, css(colourOfWeight(null)));
   pen.text(bar + 31, 6.5, "hidden", { colour: soft });
 }

@@ -13,6 +13,8 @@ class Reading {
     this.pooled = this.down > 1 || this.across > 1;
     this.title = this.name || (readings.length ? `Input ${side + 1}` : "");
     this.perLayer = [];
+    this.queryNames = numbered(this.tokens);
+    this.keyNames = numbered(this.keys);
   }
 
   array(name) {
@@ -96,6 +98,15 @@ class Reading {
     return tops.list.find((top) => top.key === key)?.weight ?? null;
   }
 
+  /** The exact weight of a pair where it is known, else that of its cell; of keys pooled, their mean. */
+  weightOfPair(layer, head, query, key) {
+    const exact = this.exactWeight(layer, head, query, key);
+    if (exact !== null) return exact;
+    const column = this.columnOf(key), [from, to] = this.keysOf(column);
+    const weight = this.weight(layer, head, this.rowOf(query), column);
+    return weight === null ? null : weight / (to - from + 1);
+  }
+
   statistic(name, layer, head) { return this.statistics[name][layer][head]; }
 
   /** The largest weight of any map, but for rows that may see one key alone, where it is always 1. */
@@ -113,6 +124,17 @@ class Reading {
     }
     return largest === LOWEST ? 1 : WEIGHT_OF_CODE[largest];
   }
+}
+
+/** Tokens as labels: of those that come more than once, all but the first have a number. */
+function numbered(tokens) {
+  if (tokens.length > 64) return tokens;
+  const met = new Map();
+  return tokens.map((token) => {
+    met.set(token, (met.get(token) ?? 0) + 1);
+    const number = met.get(token);
+    return number === 1 ? token : cut(token) + String(number).replace(/\d/g, (digit) => String.fromCharCode(0x2080 + Number(digit)));
+  });
 }
 
 const readings = [];

@@ -1,6 +1,6 @@
 /* The strips of tokens: where a query looks, and who looks at a key; and both as ranked lists. */
 
-const STRIP = 128; // tokens that are shown at a time
+const STRIP = 128, STRIP_OF_MANY = 64; // tokens that are shown at a time
 
 class Strip {
   /** kind: "query" or "key". */
@@ -46,10 +46,10 @@ class Strip {
 
   /** Makes the tokens around one, if it is not among those that are there. */
   build(around) {
-    const many = this.tokens.length;
+    const many = this.tokens.length, most = many <= STRIP ? STRIP : STRIP_OF_MANY;
     if (this.from >= 0 && around >= this.from && around < this.from + this.buttons.length) return;
-    this.from = many <= STRIP ? 0 : Math.min(Math.max(around - STRIP / 2, 0), many - STRIP);
-    const end = Math.min(this.from + STRIP, many);
+    this.from = many <= most ? 0 : Math.min(Math.max(around - most / 2, 0), many - most);
+    const end = Math.min(this.from + most, many);
     this.buttons = [];
     for (let i = this.from; i < end; i++) {
       this.buttons.push(make("button", { type: "button", class: "token", dir: "auto", "data-at": i, tabindex: "-1" }, cut(this.tokens[i], 24)));
@@ -61,17 +61,25 @@ class Strip {
   /** The weight of each token under the one that is looked at: null where hidden, undefined for none. */
   weightOf(i) {
     const { reading, kind } = this;
-    const { query, key } = focusOf();
-    const [row, column] = kind === "key"
-      ? [query === null ? null : reading.rowOf(query), reading.columnOf(i)]
-      : [reading.rowOf(i), key === null ? null : reading.columnOf(key)];
-    if (row === null || column === null || row >= reading.rows || column >= reading.columns) return undefined;
-    return reading.weight(state.layer, state.head, row, column);
+    const focus = focusOf();
+    const [query, key] = kind === "key" ? [focus.query, i] : [i, focus.key];
+    if (query === null || key === null || query >= reading.t || key >= reading.s) return undefined;
+    return reading.weightOfPair(state.layer, state.head, query, key);
   }
 
-  show() {
+  /** The token to show others around, where none of this strip is looked at. */
+  middle() {
+    const { reading, kind } = this;
+    const { query } = focusOf();
+    if (kind === "query") return this.tokens.length - 1;
+    if (query === null || query >= reading.t) return Math.max(this.from, 0);
+    return reading.topsOf(state.layer, state.head, query).list[0]?.key ?? 0;
+  }
+
+  async show() {
+    await this.reading.loadLayer(state.layer);
     const focus = focusOf()[this.kind];
-    this.build(focus ?? state[this.kind] ?? (this.kind === "query" ? this.tokens.length - 1 : 0));
+    this.build(focus ?? state[this.kind] ?? this.middle());
     const most = mostWeight();
     const chosen = state[this.kind], open = chosen ?? this.from;
     this.buttons.forEach((button, n) => {
@@ -108,23 +116,27 @@ class Lists {
 
   async show() {
     await this.reading.loadLayer(state.layer);
-    const { query, key } = focusOf();
-    if (query !== null && query < this.reading.t) this.showQuery(query);
-    if (key !== null && key < this.reading.s) this.showKey(key);
+    const { reading } = this;
+    const focus = focusOf();
+    const query = focus.query ?? state.query ?? reading.t - 1;
+    if (query < reading.t) this.showQuery(query);
+    const key = focus.key ?? state.key ?? reading.topsOf(state.layer, state.head, Math.min(query, reading.t - 1)).list[0]?.key ?? 0;
+    if (key < reading.s) this.showKey(key);
   }
 
   showQuery(query) {
     const { reading } = this;
     const tops = reading.topsOf(state.layer, state.head, query);
     const rows = tops.list.map(({ key, weight }) => ({
-      word: namedToken(reading.keys, key), weight, number: weight.toPrecision(4), act: () => change({ key }),
+      word: namedToken(reading.keys, key), weight, number: exactNumber(weight), act: () => change({ key }),
     }));
     const rest = 1 - tops.list.reduce((sum, { weight }) => sum + weight, 0);
     const others = reading.keysSeen(state.layer, state.head, tops.query) - tops.list.length;
     if (others > 0) rows.push({ word: `${plural(others, "other")}`, weight: Math.max(rest, 0), number: fixed(Math.max(rest, 0), 4), rest: true });
+    const stands = tops.query === query ? "" : ` It stands for the ${reading.down} queries of its row.`;
     const title = make("h3", {}, "Query ", make("span", { class: "number" }, namedToken(reading.tokens, tops.query)), " looks at");
     const blind = make("p", { class: "soft" }, "It may see no key.");
-    const entropy = make("p", { class: "soft" }, `Entropy ${shortNumber(reading.entropyOf(state.layer, state.head, tops.query))} nats of at most ${shortNumber(fullEntropy(reading, state.layer, state.head, tops.query))}. Weights here are exact.`);
+    const entropy = make("p", { class: "soft" }, `Entropy ${shortNumber(reading.entropyOf(state.layer, state.head, tops.query))} nats of at most ${shortNumber(fullEntropy(reading, state.layer, state.head, tops.query))}. Weights here are exact.${stands}`);
     this.looksAt.replaceChildren(title, entropy, rows.length ? rankedList(rows, 1) : blind);
   }
 
@@ -144,7 +156,7 @@ class Lists {
     const [from, to] = reading.keysOf(column);
     let mass = 0;
     for (let i = from; i <= to; i++) mass += reading.receivedOf(state.layer, state.head, i);
-    const received = make("p", { class: "soft" }, `It receives ${shortNumber(mass)} in all, from ${plural(reading.t, "query").replace("querys", "queries")}. Weights here are quantised.`);
+    const received = make("p", { class: "soft" }, `It receives ${shortNumber(mass)} in all, from ${plural(reading.t, "query")}. Weights here are quantised.`);
     this.lookedAt.replaceChildren(title, received, rankedList(rows, 1));
   }
 }

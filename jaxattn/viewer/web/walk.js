@@ -4,9 +4,10 @@ const NAME_WIDTH = 96;
 
 /** A matrix as a picture, with the names of its rows and, if it has them, of its columns. */
 class Matrix {
-  constructor({ id, caption, rows, values, columns = null, weights = false, group = null, mark }) {
-    Object.assign(this, { id, caption, rows, values, columns, weights, mark });
+  constructor({ id, caption, rows, values, columns = null, weights = false, group = null, mark, left }) {
+    Object.assign(this, { id, caption, rows, values, columns, weights, mark, left });
     this.most = group ?? largestOf(values);
+    this.clipped = largestOf(values) > this.most;
     this.canvas = make("canvas", { role: "img", "data-matrix": id });
     this.label = make("figcaption");
     this.figure = make("figure", {}, this.label, this.canvas);
@@ -22,12 +23,11 @@ class Matrix {
   /** Draws into so much width, with cells of at most some size. */
   draw(room) {
     const many = this.values[0].length;
-    const left = Math.min(NAME_WIDTH, Math.max(...this.rows.map((x) => textWidth(cut(x, 12), 11)))) + 8;
+    const { left } = this;
     const most = this.columns ? 44 : many <= 80 ? 10 : 3;
     this.cell = Math.max(Math.min((room - left - 2) / many, most), 0.2);
     if (this.cell > 3) this.cell = Math.floor(this.cell * 2) / 2;
     this.tall = this.columns ? this.cell : Math.max(12, Math.min(20, 240 / this.rows.length));
-    this.left = left;
     const steep = this.cell < 17;
     const names = this.columns ? Math.min(NAME_WIDTH, Math.max(...this.columns.map((x) => textWidth(cut(x, 12), 11)))) : 0;
     const bottom = this.columns ? (steep ? names : names * 0.71 + 8) + 12 : 4;
@@ -42,6 +42,7 @@ class Matrix {
   }
 
   range() {
+    if (this.clipped) return `\u2212${shortNumber(this.most)} to ${shortNumber(this.most)}, a few beyond`;
     return this.weights ? `0 to ${shortNumber(this.most)}` : `\u2212${shortNumber(this.most)} to ${shortNumber(this.most)}`;
   }
 
@@ -83,8 +84,10 @@ class Matrix {
     const pen = new CanvasPen(context), accent = variable("--accent");
     const { cell, tall, left } = this;
     if (row !== null && row >= 0) {
-      if (this.columns && column !== null && column >= 0) pen.outline(left + column * cell + 0.75, row * tall + 0.75, cell - 1.5, tall - 1.5, accent, 2.5);
-      else pen.outline(left + 0.75, row * tall + 0.75, this.values[0].length * cell - 1.5, tall - 1.5, accent, 1.5);
+      const box = this.columns && column !== null && column >= 0
+        ? [left + column * cell, row * tall, cell, tall]
+        : [left, row * tall, this.values[0].length * cell, tall];
+      haloed(pen, box, accent);
     }
   }
 
@@ -110,6 +113,12 @@ function largestOf(...matrices) {
   let most = 0;
   for (const rows of matrices) for (const row of rows) for (const x of row) if (Math.abs(x) > most && Number.isFinite(x)) most = Math.abs(x);
   return most || 1;
+}
+
+/** The size that all but a few numbers in a thousand stay below, so that those do not hide the rest. */
+function usualSize(rows) {
+  const sizes = rows.flatMap((row) => Array.from(row, Math.abs)).filter(Number.isFinite).sort((a, b) => a - b);
+  return sizes[Math.floor(0.997 * (sizes.length - 1))] || 1;
 }
 
 const maths = (html) => {
@@ -192,15 +201,16 @@ class Walk {
   }
 
   parts(reading, walk) {
-    const queryNames = walk.queries.map((i) => reading.tokens[i]);
-    const keyNames = walk.keys.map((i) => reading.keys[i]);
+    const queryNames = walk.queries.map((i) => reading.queryNames[i]);
+    const keyNames = walk.keys.map((i) => reading.keyNames[i]);
+    const left = Math.min(NAME_WIDTH, Math.max(...[...queryNames, ...keyNames].map((x) => textWidth(cut(x, 12), 11)))) + 8;
     const [n, m] = [walk.partial ? 1 : reading.t, walk.partial ? `${walk.keys.length} of ${count(reading.s)}` : reading.s];
     const d = walk.q[0].length, e = walk.v?.[0].length;
     const ofQueries = { pair: (i) => ({ query: walk.queries[i], key: this.pair().key }), at: () => [this.pair().i, null] };
     const ofKeys = { pair: (j) => ({ query: this.pair().query, key: walk.keys[j] }), at: () => [this.pair().j, null] };
     const ofPairs = { pair: (i, j) => ({ query: walk.queries[i], key: walk.keys[j] }), at: () => [this.pair().i, this.pair().j] };
-    const rowsOf = (id, caption, values, rows, mark, group) => ({ id, caption, values, rows, mark, group });
-    const pairsOf = (id, caption, values, weights = false) => ({ id, caption, values, rows: queryNames, columns: keyNames, weights, mark: ofPairs });
+    const rowsOf = (id, caption, values, rows, mark, group) => ({ id, caption, values, rows, mark, group, left });
+    const pairsOf = (id, caption, values, weights = false) => ({ id, caption, values, rows: queryNames, columns: keyNames, weights, mark: ofPairs, left });
     const token = (i, tokens) => `\u201c${cut(tokens[i], 16)}\u201d`;
     const said = (name, value) => [name, make("span", { class: "number result" }, value)];
     const parts = [];
@@ -208,7 +218,7 @@ class Walk {
 
     if (walk.x) parts.push(this.step("Tokens as numbers", "X", `${n} tokens \u00d7 ${walk.x[0].length} numbers`,
       "Every token comes in as a row of numbers, which tell what the model knows of it so far.",
-      [rowsOf("x", "X", walk.x, queryNames, ofQueries)]));
+      [rowsOf("x", "X", walk.x, queryNames, ofQueries, usualSize(walk.x))]));
     parts.push(this.step("Query, key and value", "Q = X W<sub>Q</sub> &emsp; K = X W<sub>K</sub>" + (walk.v ? " &emsp; V = X W<sub>V</sub>" : ""),
       `Q ${n} \u00d7 ${d}, K ${m} \u00d7 ${d}${e ? `, V ${m} \u00d7 ${e}` : ""}`,
       "Three learned matrices make three rows of each token: what it looks for, what it can be found by, and what it hands over.",
@@ -288,7 +298,7 @@ class Walk {
     const pictures = this.place.querySelector(".pictures");
     this.room = pictures.clientWidth;
     if (!this.room) return;
-    for (const matrix of this.matrices) matrix.draw(matrix.columns ? Math.min(this.room, 560) : this.room);
+    for (const matrix of this.matrices) matrix.draw(matrix.columns ? Math.min(this.room, 430) : this.room);
     this.drawProducts();
   }
 
