@@ -156,17 +156,18 @@ def test_draw_chances_marks_the_word_by_more_than_colour(ax):
 
 
 def test_drawing_writes_and_reads_no_file(ax, monkeypatch):
-    walk, word = data.walkthrough(), data.next_word()
-    unit, centred = plot.norms.unit(), plot.norms.centred(walk.x)
+    some = np.linspace(0.1, 1, T * T).reshape(T, T)
     monkeypatch.setattr("builtins.open", lambda *_, **__: pytest.fail("drawing opened a file"))
-    draw.draw_matrix(ax, plot.hide(walk.weights[0], walk.allowed), unit, digits=2)
-    draw.draw_features(ax, walk.x, walk.tokens, centred)
-    draw.draw_losses(ax, word.losses, word.best)
+    draw.draw_matrix(ax, some, plot.norms.unit(), digits=2)
+    draw.draw_features(ax, some, model.TOKENS, plot.norms.centred(some))
+    draw.draw_losses(ax, some[0], best=0.05)
+    draw.draw_choices(ax, some, model.TOKENS, model.TOKENS)
 
 
-def test_data_needs_no_matplotlib():
-    code = "import sys, figures.data; assert 'matplotlib' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_data_need_no_matplotlib():
+    code = "import sys, figures.{}; assert 'matplotlib' not in sys.modules"
+    names = "data, figures.recall, figures.induction, figures.reading"
+    subprocess.run([sys.executable, "-c", code.format(names)], check=True)
 
 
 # Files

@@ -1,8 +1,6 @@
 """The figure of induction heads: its model, its statistics, its training and its checkpoint."""
 
 import math
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -241,8 +239,3 @@ def test_the_title_says_what_the_data_say():
     start, end = seen.change
     assert f"in steps {start} to {end}" in title
     assert f"{loss[end]:.1f} nats, not {loss[start]:.1f}" in title
-
-
-def test_the_data_need_no_matplotlib():
-    code = "import sys, figures.induction; assert 'matplotlib' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)

@@ -46,6 +46,7 @@ def test_what_is_inside_runs():
     known = run(["import jax, jax.numpy as jnp, jaxattn as ja", *rest], given)
     assert known["penalty"].shape == ()
     assert known["dq"].shape == q.shape
+    assert known["drawn"].map.get_array().shape == (125, 125)  # 125 cells of 4 pixels or more
 
 
 @pytest.mark.long

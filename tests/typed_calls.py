@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax  # pyright: ignore[reportMissingTypeStubs]
 from flax import nnx
+from matplotlib.figure import Figure
 
 import jaxattn as ja
 from jaxattn import cache as kv
-from jaxattn import compat, models, nn, recipes, rope, steps
+from jaxattn import compat, models, nn, plot, recipes, rope, steps
 from jaxattn import observe as see
 from jaxattn.masks import BoundMask
 from jaxattn.models import language
@@ -378,6 +379,22 @@ def recipe() -> None:
         trace(call)
 
 
+def drawing() -> None:
+    figure, maps = Figure(), jnp.ones((2, 3, T, S)) / S
+    queries, keys = [f"{i}" for i in range(T)], [f"{i}" for i in range(S)]
+    page = plot.head(figure, maps[0, 0], jnp.ones(S), jnp.ones(T), queries, keys, title="One")
+    plot.heads(figure, maps, T, S, order=maps[..., 0, 0], norm=plot.norms.log(0.01))
+    ax = figure.add_subplot()
+    plot.weights(ax, maps[0, 0], queries, keys, allowed=np.ones((T, S), bool))
+    plot.values(ax, plot.cells(ax, plot.hide(maps[0, 0], None), plot.norms.power()), digits=1)
+    plot.marginal(ax, np.ones(S))
+    plot.enrichment(maps, np.ones((T, S), bool))
+    statistics = {"first": maps[..., 0, 0]}
+    table, layers = plot.table(ax, statistics), plot.layers(ax, statistics)
+    bar = plot.colorbar(ax, page.map, "Weight")
+    print(table.texts, layers.lines, bar, plot.norms.centred(maps), plot.pooled(maps, 2, 2))
+
+
 def main() -> None:
     for backend in BACKENDS:
         options(backend)
@@ -392,6 +409,7 @@ def main() -> None:
     recipe()
     small_model()
     checkpoint()
+    drawing()
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def head(
     tokens: Tokens | None = None,
     keys: Tokens | None = None,
     *,
-    allowed: Bool[Numbers, "t s"] | None = None,
+    allowed: Bool[Numbers, "rows columns"] | Bool[Numbers, "t s"] | None = None,
     norm: Normalize | None = None,
     reduce: Reduce = SHARE,
     title: str = "",

@@ -20,7 +20,7 @@ def weights(
     tokens: Tokens | None = None,
     keys: Tokens | None = None,
     *,
-    allowed: Bool[Numbers, "t s"] | None = None,
+    allowed: Bool[Numbers, "rows columns"] | Bool[Numbers, "t s"] | None = None,
     norm: Normalize | None = None,
     reduce: Reduce = SHARE,
 ) -> AxesImage:

@@ -29,7 +29,7 @@ def log(floor: float = 1e-4) -> LogNorm:
     return LogNorm(floor, 1, clip=True)  # without clip 0 would be masked
 
 
-def ratio(most: float = 10) -> LogNorm:
+def ratio(most: float = 10.0) -> LogNorm:
     """Logarithmic from 1/most to most, for `enrichment`; white is as if all keys were alike.
 
     Raises:

@@ -30,7 +30,7 @@ class Picture(NamedTuple):
         rows, columns = self.array.shape[-2:]
         return math.ceil(FEWEST / min(height / rows, width / columns) - 1e-6)
 
-    def fitted(self, width: float, height: float) -> tuple[int, int, int]:
+    def fitted(self, width: float, height: float) -> tuple[int, float, float]:
         """How many to pool, and the size of the map, if a cell has whole pixels.
 
         Raises:
@@ -46,7 +46,7 @@ class Picture(NamedTuple):
             rows, columns = (-(-n // many) for n in self.array.shape[-2:])
             cell = math.floor(min(height / rows, width / columns))
             if cell >= FEWEST:
-                return many, cell * columns, cell * rows
+                return many, float(cell * columns), float(cell * rows)
             many += 1
 
     @property

@@ -45,6 +45,7 @@ def heads(
     statistic: str = "the statistic",
     norm: Normalize | None = None,
     reduce: Reduce = SHARE,
+    first: int = 1,
 ) -> Heads:
     """The weights of every head, layers down and heads across, on one scale.
 
@@ -52,7 +53,8 @@ def heads(
 
     tokens: named at the outer edges where there is room.
     order: a statistic of every head. Heads then go from its largest to its least, and each says
-      which it is, counted from 1, and its statistic. statistic: what that is called.
+      which it is, and its statistic. statistic: what that is called.
+    first: what layers and heads are counted from.
     norm: if None, the root of the weight. The rest is as in `weights`.
     Raises:
       ValueError: the shapes or the counts of tokens disagree, or the figure is too small.
@@ -75,7 +77,7 @@ def heads(
     gap = max(round(GAP * point), 1)
     down = gap if order is None else gap + round(LINE * point)
 
-    def fitted(edge: float) -> tuple[int, int, int]:
+    def fitted(edge: float) -> tuple[int, float, float]:
         """How many to pool, and the size of a map, with so much room for tokens at the edges."""
         wide = page.width - before - edge - (2 * BAR + ROOM) * point
         high = page.height - above - edge - BELOW * point
@@ -99,9 +101,9 @@ def heads(
         text.set_fontsize(min(other.get_fontsize() for other in named))
     step = width + gap, height + down
     if order is None:
-        _number(page, count, (left, above), step, edge)
+        _number(page, count, (left, above), step, edge, first)
     else:
-        _name(page, places, ranks, statistic, (left, above), step, width)
+        _name(page, places, ranks, statistic, (left, above), step, width, first)
     bottom = above + count[0] * step[1] - down
     lowest = max([bottom, *(page.bottom(text) for text in named)])
     page.text(left, lowest + 5 * point, _caption(seen), size=SMALL, va="top", color=SOFT)
@@ -117,13 +119,13 @@ def _widest(page: Page, whole: Picture) -> float:
     if isinstance(whole.tokens, COUNT) or isinstance(whole.keys, COUNT):
         return 0.0
     names = {*labels.readable(whole.tokens), *labels.readable(whole.keys)}
-    texts = [page.text(0, 0, name) for name in sorted(names, key=len)[-LONG:]]
+    texts = [page.text(0.0, 0.0, name) for name in sorted(names, key=len)[-LONG:]]
     widest = max(text.get_window_extent().width for text in texts)
     page.remove(*texts)
     return widest + 4 * page.point
 
 
-def _points(fitted: tuple[int, int, int], whole: Picture) -> float:
+def _points(fitted: tuple[int, float, float], whole: Picture) -> float:
     """The pixels that a token has in a map of that size."""
     _, width, height = fitted
     return min(width / counted(whole.keys), height / counted(whole.tokens))
@@ -137,12 +139,13 @@ def _name(
     start: tuple[float, float],
     step: tuple[float, float],
     width: float,
+    first: int,
 ) -> None:
-    """Above every map which head it is, counted from 1, and its statistic if all have room."""
+    """Above every map which head it is, and its statistic if all have room."""
     names, values = [], []
     for head, (row, column) in zip(heads, np.ndindex(ranks.shape), strict=True):
         left, baseline = start[0] + column * step[0], start[1] + row * step[1] - 2.5 * page.point
-        name = f"{head[0] + 1}.{head[1] + 1}"
+        name = f"{head[0] + first}.{head[1] + first}"
         value = matrix.number(float(ranks[head]), 2)
         names.append(page.text(left, baseline, name, size=TINY))
         values.append(page.text(left, baseline, value, size=TINY, color=SOFT))
@@ -162,15 +165,16 @@ def _number(
     start: tuple[float, float],
     step: tuple[float, float],
     edge: float,
+    first: int,
 ) -> None:
     """Numbers layers at the left, `edge` before the maps, and heads above."""
     left, top, line = *start, LINE * page.point
     middle = {"ha": "center", "va": "center"}
     for i in range(count[0]):
         x, y = left - edge - 0.7 * line, top + (i + 0.5) * step[1]
-        page.text(x, y, f"{i + 1}", size=SMALL, **middle)
+        page.text(x, y, f"{i + first}", size=SMALL, **middle)
     for j in range(count[1]):
-        page.text(left + (j + 0.5) * step[0], top - 0.7 * line, f"{j + 1}", size=SMALL, **middle)
+        page.text(left + (j + 0.5) * step[0], top - 0.7 * line, f"{j + first}", size=SMALL, **middle)
     down, across = top + count[0] * step[1] / 2, left + count[1] * step[0] / 2
     page.text(left - edge - 2 * line, down, "Layer", size=9, rotation=90, **middle)
     page.text(across, top - 2 * line, "Head", size=9, **middle)

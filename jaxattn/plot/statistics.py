@@ -34,11 +34,13 @@ def table(
     order: str | None = None,
     most: int = 24,
     digits: int = 2,
+    first: int = 1,
 ) -> Table:
     """Statistics by head: each a number, and a bar that is full at the largest of all heads.
 
     order: the name of the statistic by which heads go, from the largest; if None, as they are.
     most: how many heads are shown. digits: behind the point.
+    first: what layers and heads are counted from.
     Raises:
       ValueError: the shapes disagree, there is nothing, or no statistic is called `order`.
     """
@@ -70,7 +72,7 @@ def table(
             ha="center",
             parse_math=False,
         )
-    names = [f"layer {i // shape[1] + 1}, head {i % shape[1] + 1}" for i in map(int, chosen)]
+    names = [f"layer {i // shape[1] + first}, head {i % shape[1] + first}" for i in map(int, chosen)]
     ax.set(xlim=(0, len(arrays)), ylim=(len(chosen) - 0.5, -0.6), xticks=[])
     ax.set_yticks(places, names, size=7.5)
     ax.tick_params(length=0)
