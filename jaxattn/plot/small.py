@@ -174,7 +174,9 @@ def _number(
         x, y = left - edge - 0.7 * line, top + (i + 0.5) * step[1]
         page.text(x, y, f"{i + first}", size=SMALL, **middle)
     for j in range(count[1]):
-        page.text(left + (j + 0.5) * step[0], top - 0.7 * line, f"{j + first}", size=SMALL, **middle)
+        page.text(
+            left + (j + 0.5) * step[0], top - 0.7 * line, f"{j + first}", size=SMALL, **middle
+        )
     down, across = top + count[0] * step[1] / 2, left + count[1] * step[0] / 2
     page.text(left - edge - 2 * line, down, "Layer", size=9, rotation=90, **middle)
     page.text(across, top - 2 * line, "Head", size=9, **middle)

@@ -72,7 +72,9 @@ def table(
             ha="center",
             parse_math=False,
         )
-    names = [f"layer {i // shape[1] + first}, head {i % shape[1] + first}" for i in map(int, chosen)]
+    names = [
+        f"layer {i // shape[1] + first}, head {i % shape[1] + first}" for i in map(int, chosen)
+    ]
     ax.set(xlim=(0, len(arrays)), ylim=(len(chosen) - 0.5, -0.6), xticks=[])
     ax.set_yticks(places, names, size=7.5)
     ax.tick_params(length=0)
