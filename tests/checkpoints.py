@@ -57,6 +57,7 @@ CASES = [
     Case("bert-untied", "bert", ENCODER | {"tie_word_embeddings": False}, True),
     Case("bert-relu", "bert", ENCODER | {"hidden_act": "relu", "type_vocab_size": 3}, True),
     Case("roberta", "roberta", ENCODER | {"pad_token_id": 1}),
+    Case("xlm-roberta", "xlm-roberta", ENCODER | {"pad_token_id": 1}, True),
     Case("roberta-untied", "roberta", ENCODER | {"tie_word_embeddings": False}, True),
     Case("roberta-pad-4", "roberta", ENCODER | {"pad_token_id": 4, "type_vocab_size": 1}, True),
     Case("distilbert", "distilbert", DISTIL),
@@ -139,7 +140,7 @@ def make(case, folder):
     config = transformers.AutoConfig.for_model(case.model_type, **case.config)
     config._experts_implementation = "eager"  # the default asks for sizes that are multiples of 4
     config.bos_token_id = config.eos_token_id = None
-    masked = case.model_type in ("bert", "roberta", "distilbert")
+    masked = "bert" in case.model_type
     auto = transformers.AutoModelForMaskedLM if masked else transformers.AutoModelForCausalLM
     model = auto.from_config(config, attn_implementation="eager").eval()
     generator = torch.Generator().manual_seed(0)

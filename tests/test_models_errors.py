@@ -224,6 +224,7 @@ def test_calls_that_do_not_fit(folders, monkeypatch):
         (lambda: model(ids[:, :0]), "at least one token"),
         (lambda: model(tiny.tokens(65)), "positions for 64 tokens, got 65"),
         (lambda: model(ids, padding=np.ones((2, 4), bool)), "padding has one entry"),
+        (lambda: model.decode(ids, model.empty_caches((2,), 4)), "hold 4 tokens, got 5"),
         (lambda: model.steps(ids, 3), "layers are from 0 to 2"),
         (lambda: model.layers[0].attention.head(2), "a head is from 0 to 1"),
         (lambda: encoder.logits(np.zeros((5, 20), np.float32)), "without one"),

@@ -201,3 +201,22 @@ def test_probabilities_of_the_next_token(temperature, top_k, top_p):
 def test_greedy_is_certain():
     got = models.GREEDY.probabilities(np.array([[1.0, 3.0, 2.0]]))
     np.testing.assert_array_equal(got, [[0, 1, 0]])
+
+
+def test_gradients_reach_every_parameter(loaded):
+    """A model may be trained further."""
+    ids = tiny.tokens(1, 9)
+
+    def nats(model):
+        logs = jax.nn.log_softmax(model.logits(model(ids).hidden[:, :-1]))
+        return -jnp.take_along_axis(logs, jnp.asarray(ids)[:, 1:, None], -1).mean()
+
+    step, grads = 1e-3, nnx.grad(nats)(loaded.model)
+    leaves = jax.tree.leaves(grads)
+    assert all(jnp.isfinite(x).all() and (x != 0).any() for x in leaves)
+    params = nnx.state(loaded.model, nnx.Param)
+    moved = jax.tree.map(lambda x, g: x + step * g, params, grads)
+    graph = nnx.graphdef(loaded.model)
+    rise = nats(nnx.merge(graph, moved)) - nats(loaded.model)
+    want = step * sum(float((x**2).sum()) for x in leaves)
+    np.testing.assert_allclose(rise, want, rtol=0.05)

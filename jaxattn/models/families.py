@@ -34,6 +34,7 @@ class Family(NamedTuple):
 FAMILIES: Mapping[str, Family] = {
     "bert": Family(bert.build, bert.EXTRAS),
     "roberta": Family(roberta.build, roberta.EXTRAS),
+    "xlm-roberta": Family(roberta.build, roberta.EXTRAS),
     "distilbert": Family(distilbert.build, distilbert.EXTRAS),
     "gpt2": Family(gpt2.build, gpt2.EXTRAS),
     "gpt_neox": Family(gpt_neox.build, gpt_neox.EXTRAS),

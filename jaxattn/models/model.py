@@ -199,8 +199,20 @@ class Model(nnx.Module):
         """A call with the tokens after those of the caches, which are used up.
 
         count: how many of the t are tokens, from the first on, where sequences differ.
+        Raises:
+          ValueError: the caches are full. While tracing that cannot be told, and gives NaN.
         """
         self._check_causal("decoding")
+        t = np.shape(ids)[-1] if np.ndim(ids) else 0
+        for cache in caches:
+            if cache.window is None and is_known(cache.length):
+                longest = int(np.max(cache.length + (t if count is None else count), initial=0))
+                if longest > cache.capacity:
+                    raise ValueError(
+                        f"these caches hold {cache.capacity} tokens, got {longest}; make larger "
+                        f"ones with empty_caches(batch, capacity)"
+                    )
+                break  # all have the same tokens
         return self._decode(self._check_ids(ids), caches, count, observe)
 
     def _decode(self, ids: Array, caches: Any, count: Any, observe: Any) -> Decoded:
