@@ -55,4 +55,12 @@ function sized(canvas, width, height) {
   return context;
 }
 
-const variable = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+let variables = new Map();
+
+/** A variable of the style sheet. It is asked for once a theme: asking makes the browser lay out. */
+function variable(name) {
+  if (!variables.has(name)) {
+    variables.set(name, getComputedStyle(document.documentElement).getPropertyValue(name).trim());
+  }
+  return variables.get(name);
+}

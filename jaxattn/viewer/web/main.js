@@ -8,6 +8,7 @@ function aboutReading(reading) {
 
 function setTheme(theme) {
   document.documentElement.dataset.theme = theme;
+  variables = new Map();
   byId("theme").textContent = theme === "dark" ? "Light" : "Dark";
 }
 
@@ -109,6 +110,8 @@ function buildSides() {
   byId("walk").insertBefore(row, byId("walk").firstChild);
 }
 
+let walk = null;
+
 async function start() {
   readings.push(...description.readings.map((_, side) => new Reading(side)));
   byId("title").textContent = description.title;
@@ -138,7 +141,8 @@ async function start() {
   }
   buildSides();
   new Table(byId("table"));
-  await new Walk(byId("steps")).build();
+  walk = new Walk(byId("steps"));
+  await walk.build();
   await new Next(byId("next-tokens")).show();
   byId("exactness").textContent = exactness(readings[0]);
   addEventListener("hashchange", () => change(readLink(location.hash)));

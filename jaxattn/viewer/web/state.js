@@ -19,6 +19,22 @@ function listen(names, listener) {
   listeners.push([names, listener]);
 }
 
+/** `update`, put off while `element` is far from the screen: what nobody sees costs nothing. */
+function whenSeen(element, update) {
+  let [seen, due] = [true, false];
+  new IntersectionObserver((entries) => {
+    seen = entries.at(-1).isIntersecting;
+    if (seen && due) {
+      due = false;
+      update();
+    }
+  }, { rootMargin: "200px" }).observe(element);
+  return () => {
+    if (seen) update();
+    else due = true;
+  };
+}
+
 function change(patch) {
   for (const [name, value] of Object.entries(patch)) {
     const same = name === "hover"

@@ -134,7 +134,7 @@ class Walk {
     this.place = place;
     this.turn = 0;
     listen(["layer", "head", "side", "theme", "query"], (now) => this.build(now));
-    listen(["hover", "query", "key"], () => this.follow());
+    listen(["hover", "query", "key"], whenSeen(place, () => this.follow()));
     new ResizeObserver(() => this.resize()).observe(place);
   }
 
