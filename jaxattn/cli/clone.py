@@ -29,6 +29,6 @@ def _run(package: str, arguments: list[str]) -> None:
         )
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     done = subprocess.run(
-        [sys.executable, "-m", package, *arguments], env={**os.environ, "PYTHONPATH": path}
+        [sys.executable, "-P", "-m", package, *arguments], env={**os.environ, "PYTHONPATH": path}
     )
     raise typer.Exit(done.returncode)
