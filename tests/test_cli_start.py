@@ -117,6 +117,7 @@ def test_explain_says_what_the_library_says():
 
 def test_figures_of_a_clone(monkeypatch, tmp_path, capfd):
     (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "__init__.py").touch()
     code = "import sys; print(sys.argv[1:]); sys.exit(3)"
     (tmp_path / "figures" / "__main__.py").write_text(code)
     monkeypatch.setattr("jaxattn.cli.clone.ROOT", tmp_path)

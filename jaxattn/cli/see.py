@@ -75,7 +75,7 @@ def see(
         one = checkpoint.load(folder)
         other = one if model_b is None else checkpoint.load(model_b)
     _check_head(one.model, layer, head)
-    reading = _read(one, first, query)
+    reading = _read(one, first, query, steps=html is not None or steps, following=html is not None)
     if html is not None:
         second = [_read(other, text_b or first, query)] if two else []
         _page(html, [reading, *second], (layer, head), show)
@@ -106,7 +106,14 @@ def _check_head(model: Any, layer: int | None, head: int | None) -> None:
             raise ValueError(f"this model has {name}s 0 to {count - 1}, got --{name} {index}")
 
 
-def _read(one: checkpoint.Checkpoint, text: str, opened: list[int] | None) -> Any:
+def _read(
+    one: checkpoint.Checkpoint,
+    text: str,
+    opened: list[int] | None,
+    steps: bool = True,
+    following: bool = True,
+) -> Any:
+    """What is to be shown. following: with the next tokens."""
     from jaxattn import viewer
 
     encoded = one.tokenizer.encode(text)
@@ -115,7 +122,8 @@ def _read(one: checkpoint.Checkpoint, text: str, opened: list[int] | None) -> An
         encoded.ids,
         encoded.labels,
         types=encoded.types,
-        token_of=one.tokenizer.label,
+        token_of=one.tokenizer.label if following else None,
+        steps=steps,
         name=one.name,
         opened=opened or None,
         follow=lambda layers: terminal.follow(layers, "Layers", one.model.info.layers),
