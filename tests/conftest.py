@@ -15,6 +15,7 @@ again, a tenth of the time. Here it looks less often, and never at what was ther
 import gc
 import os
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import jax
@@ -23,7 +24,13 @@ import pytest
 CHROMIUM = Path("/usr/bin/chromium")
 MAPS = Path("/proc/self/maps")
 MOST_MAPS = 40_000  # of memory, of which Linux gives a process 65,530
-
+# What the fixtures of kernels do with them where no GPU or TPU is.
+OFFLINE = {
+    "interpreted": "raced",
+    "assembled": "compiled",
+    "h100_program": "compiled",
+    "v5e": "compiled",
+}
 
 HURRY = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 
@@ -96,6 +103,9 @@ def pytest_collection_modifyitems(config, items):
             if item not in few:
                 item.add_marker("long")
     for item in items:
+        for how in {OFFLINE[name] for name in OFFLINE.keys() & set(item.fixturenames)}:
+            item.add_marker("gpu_offline")
+            item.user_properties.append(("gpu_offline", how))
         sampled = item.get_closest_marker("sampled")
         if item.get_closest_marker("covered") or not (sampled and hasattr(item, "callspec")):
             continue
@@ -114,6 +124,17 @@ def pytest_collection_modifyitems(config, items):
         (kept if ordinary or mine else left).append(item)
     items[:] = kept
     config.hook.pytest_deselected(items=left)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """How many configurations of kernels held."""
+    passed = [x.user_properties for x in terminalreporter.stats.get("passed", ())]
+    counts = Counter(how for found in passed for name, how in found if name == "gpu_offline")
+    if counts:
+        terminalreporter.write_line(
+            f"kernels without a device: {counts['raced']} interpreted with race detection, "
+            f"{counts['compiled']} compiled ahead"
+        )
 
 
 def pytest_collection_finish():

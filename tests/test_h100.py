@@ -52,7 +52,7 @@ def device():
 
 
 @pytest.fixture(scope="module")
-def compiled():
+def h100_program():
     """From a function and the shapes and dtypes of its arguments to a compiled program."""
     there = device()
 
@@ -103,10 +103,10 @@ MASKS = {
 
 
 @pytest.mark.parametrize("name", MASKS)
-def test_forward_waits_for_nothing(compiled, name):
+def test_forward_waits_for_nothing(h100_program, name):
     """Half-precision products, no branch, no loop whose length the host has to read, and no copy of
     the keys or values, which have 64 MiB."""
-    program = compiled(lambda *x: attend(*x, mask=MASKS[name]), LONG, LONG, LONG)
+    program = h100_program(lambda *x: attend(*x, mask=MASKS[name]), LONG, LONG, LONG)
     found = products(program)
     assert found
     assert all(x == ["bf16", "bf16"] for x in found)
@@ -117,8 +117,8 @@ def test_forward_waits_for_nothing(compiled, name):
 
 
 @pytest.mark.parametrize("name", MASKS)
-def test_gradient_waits_for_nothing(compiled, name):
-    program = compiled(gradient(3, mask=lambda: MASKS[name]), LONG, LONG, LONG)
+def test_gradient_waits_for_nothing(h100_program, name):
+    program = h100_program(gradient(3, mask=lambda: MASKS[name]), LONG, LONG, LONG)
     found = products(program)
     assert all(x == ["bf16", "bf16"] for x in found)
     assert len(found) <= 15
@@ -137,32 +137,32 @@ LEARNT = {
 
 
 @pytest.mark.parametrize("name", LEARNT)
-def test_gradient_of_a_score_is_summed_in_place(compiled, name):
+def test_gradient_of_a_score_is_summed_in_place(h100_program, name):
     array, options = LEARNT[name]
-    program = compiled(gradient(4, **options), HERE, HERE, HERE, array)
+    program = h100_program(gradient(4, **options), HERE, HERE, HERE, array)
     assert all(x == ["bf16", "bf16"] for x in products(program))
     assert not loops_of_unknown_length(program)
     assert program.memory_analysis().temp_size_in_bytes <= 250 * MIB
 
 
-def test_tiles_found_on_the_device_are_a_loop_without_branches(compiled):
+def test_tiles_found_on_the_device_are_a_loop_without_branches(h100_program):
     ids = ((2, 4096), jnp.int32)
     packed = lambda *x: attend(*x[:3], mask=ja.Causal() & ja.Segments(x[3]))
-    program = compiled(packed, HERE, HERE, HERE, ids)
+    program = h100_program(packed, HERE, HERE, HERE, ids)
     assert " conditional(" not in program.as_text()
     assert len(loops_of_unknown_length(program)) == 1
 
 
-def test_a_step_of_decoding_is_one_tile(compiled):
+def test_a_step_of_decoding_is_one_tile(h100_program):
     q, k, length = ((8, 1, 16, 128), BF16), ((8, 8192, 8, 128), BF16), ((8,), jnp.int32)
     step = lambda *x: attend(*x[:3], mask=ja.Lengths(k=x[3]))
-    program = compiled(step, q, k, k, length)
+    program = h100_program(step, q, k, k, length)
     assert " while(" not in program.as_text()
     assert len(products(program)) == 2
 
 
-def test_float32_is_multiplied_in_float32(compiled):
+def test_float32_is_multiplied_in_float32(h100_program):
     x = ((1, 4096, 16, 64), F32)
-    program = compiled(lambda *x: attend(*x, mask=ja.Causal()), x, x, x)
+    program = h100_program(lambda *x: attend(*x, mask=ja.Causal()), x, x, x)
     assert all(dtypes == ["f32", "f32"] for dtypes in products(program))
     assert program.as_text().count('"operand_precision":["HIGHEST","HIGHEST"]') >= 4

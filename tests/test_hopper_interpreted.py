@@ -197,7 +197,7 @@ WITH_GRADIENTS = {
         "mask": ja.Causal(),
     },
 }
-OF_SIZES = {"odd": (17, 131, 80, 40), "one": (1, 70, 64, 128)}
+OF_SIZES = {"odd": (17, 131, 80, 40), "one": (1, 70, 64, 128), "wide": (70, 90, 200, 256)}
 
 
 def check_gradients(interpreted, shapes, **options):
@@ -231,6 +231,12 @@ def test_gradients_of_sizes(name, interpreted):
     t, s, d, e = OF_SIZES[name]
     shapes = (2, t, 4, d), (2, s, 2, d), (2, s, 2, e)
     check_gradients(interpreted, shapes, mask=ja.Causal(), positions=ja.END)
+
+
+def test_gradients_with_dropout_of_sums_apart(interpreted):
+    dropout = ja.Dropout(0.3, jax.random.key(0))
+    shapes = (2, 70, 4, 128), (2, 90, 2, 128), (2, 90, 2, 80)
+    check_gradients(interpreted, shapes, dropout=dropout)
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered in matmul")

@@ -149,7 +149,7 @@ def observed(setting: Setting, its: Workload) -> dict[str, Any]:
 # Queries and keys of a tile that fit in shared memory, by features.
 PLAIN = [(128, 128, "plain"), (256, 64, "plain"), (256, 128, "plain"), (128, 128, "ping-pong")]
 PLANS = {
-    128: [*PLAIN, (128, 64, "overlap")],
+    128: [*PLAIN, (128, 128, "overlap"), (128, 64, "overlap")],
     64: [*PLAIN, (128, 128, "overlap"), (128, 192, "plain"), (256, 192, "plain")],
 }
 

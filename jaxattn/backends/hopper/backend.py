@@ -30,7 +30,6 @@ from jaxattn.backends.blockwise.backend import (
     unflat,
 )
 from jaxattn.backends.hopper.plan import (
-    OVERLAPPED,
     ROWS,
     SCHEDULES,
     SHARED_BYTES,
@@ -62,7 +61,7 @@ IDLE = {("mul", 0), ("and", 0), ("or", 1), ("rem", 1)}
 @dataclass(frozen=True)
 class Hopper(Forward):
     """Kernels for GPUs of compute capability 9.0 (H100, H200), in half precision: the forward pass,
-    gradients of q, k and v with up to 128 features, with dropout 64, and from the lse `Entropy`,
+    gradients of q, k and v (with dropout of up to 128 features), and from the lse `Entropy`,
     `MaxLogit`, `Received` and a `Map` whose cells have 8 queries and 8 keys at least. All other
     derivatives and observations are made as `Blockwise()` makes them, from the lse.
 
@@ -106,9 +105,6 @@ class Hopper(Forward):
         if max(d, e) > WIDTHS[-1]:
             return f"it takes up to {WIDTHS[-1]} features, got d={d} and e={e}"
         plan = self.plan(problem)
-        held = plan.block_kv * max(width(d), width(e))
-        if plan.schedule == "overlap" and held > OVERLAPPED:
-            return f"schedule='overlap' has registers for {OVERLAPPED} values of a tile, not {held}"
         if (needed := plan.shared_bytes(width(d), width(e))) > SHARED_BYTES:
             return f"its tiles take {needed:,} bytes of shared memory, of {SHARED_BYTES:,}"
         if not all(isinstance(n, int) for n in (*problem.q.shape, *problem.k.shape)):
@@ -178,7 +174,7 @@ class Hopper(Forward):
         still = jax.tree.leaves((moving[0].rule._replace(sinks=None), moving[1], cotangents.states))
         features = max(width(problem.q.shape[-1]), width(problem.v.shape[-1]))
         by_hand = any(isinstance(item, BoundFunction) for item in problem.rule.score)
-        if still or by_hand or features > (64 if problem.rule.dropout else 128):
+        if still or by_hand or (problem.rule.dropout and features > 128):
             return super().transpose(problem, watched, results, moving, cotangents)
         from jaxattn.backends.hopper.backward import backward
 

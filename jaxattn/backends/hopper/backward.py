@@ -33,7 +33,10 @@ from jaxattn.backends.hopper.place import TILE, Here, TilePlace, operands, piece
 from jaxattn.backends.hopper.plan import ROWS, WARPGROUPS, KeyTiles, Plan, Tiles
 from jaxattn.backends.hopper.warpgroups import LOG2E, Ring, by_heads, contract, even, product
 
-PLAN = Plan(WARPGROUPS * ROWS, 64, 2)
+
+def make_plan(d: int, e: int) -> Plan:
+    """The plan for features d and e: one tile at a time where shared memory holds no two."""
+    return Plan(WARPGROUPS * ROWS, 64, 2 if d + e <= 384 else 1)
 
 
 def backward(
@@ -48,7 +51,8 @@ def backward(
     interpret: Any = None,
 ) -> tuple[Array, Array, Array]:
     """The gradients of q, k and v. g: the cotangent of out; dlse: that of lse, less g·out."""
-    plan, mask = PLAN, rule.mask
+    d, e, mask = q.shape[3], v.shape[3], rule.mask
+    plan = make_plan(d, e)
     tiles, by_keys = Tiles(plan, sizes, mask), KeyTiles(plan, sizes, mask)
     length = max(tiles.programs, ceil_div(by_keys.across * by_keys.size, plan.block_q))
     length *= plan.block_q
@@ -64,7 +68,12 @@ def backward(
     h, n = q.shape[2], k.shape[2]
     group, given = h // n, [*arrays, *rows]
     (dq,) = _OfQueries(tiles, rule, group, more[0], interpret).run(h, given, like[:1])
-    dk, dv = _OfKeys(by_keys, rule, group, more[1], interpret).run(n, given, like[1:3])
+    of_keys = partial(_OfKeys, by_keys, rule, group, more[1], interpret)
+    if max(d, e) <= (64 if rule.dropout else 128):
+        dk, dv = of_keys().run(n, given, like[1:3])
+    else:  # there are registers for one of the sums
+        (dk,) = of_keys(dv=False).run(n, given, like[1:2])
+        (dv,) = of_keys(dk=False).run(n, given, like[2:3])
     return dq[:, : q.shape[1]], dk[:, : k.shape[1]], dv[:, : k.shape[1]]
 
 
@@ -110,18 +119,20 @@ class _Backward(Kernel):
             return self.tile(mine, ring, i, self.place(here, i), row, more, masked)
 
         sums = self.sum(here, tile, ring, [x.shape[-1] for x in mine])
-        sums[0] = sums[0] * self.scale(here, more)
-        for value, target, result in zip(sums, mine, results, strict=False):
+        if sums[0] is not None:
+            sums[0] = sums[0] * self.scale(here, more)
+        made = [(x, target) for x, target in zip(sums, mine, strict=False) if x is not None]
+        for (value, target), result in zip(made, results, strict=True):
             target[...] = value.astype(result.dtype)
         plgpu.commit_smem()
-        for source, result in zip(mine, results, strict=False):
+        for (_, source), result in zip(made, results, strict=True):
             plgpu.copy_smem_to_gmem(source, result.at[part])
         plgpu.wait_smem_to_gmem(0)
 
     def sum(
         self, here: Here, tile: Callable[[Any, bool], Tile], ring: Ring, features: list[int]
-    ) -> list[Array]:
-        """The gradients, from the tiles."""
+    ) -> list[Array | None]:
+        """The gradients, from the tiles; None for what is not asked for."""
         raise NotImplementedError(f"{type(self).__name__}.sum")
 
     def zeros(self, features: int) -> Array:
@@ -157,19 +168,20 @@ class _Backward(Kernel):
                 x = item.apply(x, place)
             return x
 
-        unit, pull = scale * LOG2E, None
-        if score:
-            x, pull = jax.vjp(changed, hidden(x * scale, 0.0))
-            unit = LOG2E
+        unit, slope = scale * LOG2E, None
+        if score:  # each changes a logit by itself
+            x = hidden(x * scale, 0.0)
+            (x, slope), unit = jax.jvp(changed, (x,), (jnp.ones_like(x),)), LOG2E
         p = jnp.exp2(hidden(x * unit - place.each_q(row(0, place)), -jnp.inf))
+        p_slope = p if slope is None else p * slope
         drop = (lambda x: x) if dropout is None else partial(dropout.apply, place=place)
         plgpu.barrier_wait(ring.b_there.at[slot])
 
         def ds() -> Array:
             dp = drop(product(mine[1], ring.b.at[slot]))
             # A hidden pair's may have overflowed.
-            ds = jnp.where(p == 0.0, 0.0, p * (dp + place.each_q(row(1, place))))
-            return ds if pull is None else hidden(pull(ds)[0], 0.0)
+            ds = p_slope * (dp + place.each_q(row(1, place)))
+            return jnp.where(p_slope == 0.0, 0.0, ds)
 
         return Tile(drop(p), ds)
 
@@ -177,7 +189,7 @@ class _Backward(Kernel):
 class _OfQueries(_Backward):
     def sum(
         self, here: Here, tile: Callable[[Any, bool], Tile], ring: Ring, features: list[int]
-    ) -> list[Array]:
+    ) -> list[Array | None]:
         def step(masked: bool, i: Any, dq: Array) -> Array:
             slot = ring.slot(i)
             ds, k = tile(i, masked).ds(), ring.a.at[slot]
@@ -186,11 +198,16 @@ class _OfQueries(_Backward):
             plgpu.barrier_arrive(ring.a_free.at[slot])
             return dq
 
-        return [self.over(here, step, self.zeros(features[0]))]
+        return [self.over(here, step, self.zeros(features[0]), splits=features[0] <= 128)]
 
 
 class _OfKeys(_Backward):
     keys_first = True
+
+    def __init__(self, *kernel: Any, dk: bool = True, dv: bool = True) -> None:
+        """dk, dv: which of the two gradients to make."""
+        super().__init__(*kernel)
+        self.asked = dk, dv
 
     def held(self, arrays: list[Any]) -> list[Any]:
         return arrays[1:3]
@@ -216,23 +233,25 @@ class _OfKeys(_Backward):
 
     def sum(
         self, here: Here, tile: Callable[[Any, bool], Tile], ring: Ring, features: list[int]
-    ) -> list[Array]:
+    ) -> list[Array | None]:
         def each_head(n: Any, sums: Any) -> Any:
             def step(masked: bool, i: Any, sums: Any) -> Any:
                 dk, dv = sums
                 i = n * here.count + i
                 its, slot = tile(i, masked), ring.slot(i)
                 q, g = ring.a.at[slot], ring.b.at[slot]
-                dv = contract(dv, its.w.astype(g.dtype), g, self.interpret)
-                ds = its.ds()
+                if dv is not None:
+                    dv = contract(dv, its.w.astype(g.dtype), g, self.interpret)
+                ds = its.ds() if dk is not None else None
                 plgpu.barrier_arrive(ring.b_free.at[slot])
-                dk = contract(dk, ds.astype(q.dtype), q, self.interpret)
+                if dk is not None:
+                    dk = contract(dk, ds.astype(q.dtype), q, self.interpret)
                 plgpu.barrier_arrive(ring.a_free.at[slot])
-                return dk, dv
+                return [dk, dv]
 
             return self.over(here, step, sums, splits=max(features) <= 64)
 
-        zeros = self.zeros(features[0]), self.zeros(features[1])
+        zeros = [self.zeros(n) if x else None for x, n in zip(self.asked, features, strict=True)]
         if self.group == 1:
-            return list(each_head(INDEX(0), zeros))
-        return list(lax.fori_loop(INDEX(0), INDEX(self.group), each_head, zeros))
+            return each_head(INDEX(0), zeros)
+        return lax.fori_loop(INDEX(0), INDEX(self.group), each_head, zeros)

@@ -26,7 +26,15 @@ from jaxattn._value import Sizes, Span
 from jaxattn.backends.hopper.kernel import Kernel
 from jaxattn.backends.hopper.place import COLUMN, ROW, TILE, Here, TilePlace, operands, pieces
 from jaxattn.backends.hopper.plan import WARPGROUPS, Plan, Tiles
-from jaxattn.backends.hopper.warpgroups import LOG2E, Ring, contract, even, product, spread_rows
+from jaxattn.backends.hopper.warpgroups import (
+    multiply,
+    LOG2E,
+    Ring,
+    contract,
+    even,
+    product,
+    spread_rows,
+)
 
 PART = 64  # features that are multiplied outside of the matrix units at a time
 
@@ -185,7 +193,7 @@ class _Rows:
         plgpu.barrier_wait(ring.a_there.at[slot])
         x = product(self.q, ring.a.at[slot], self.take_turns if in_turn else None)
         plgpu.barrier_arrive(ring.a_free.at[slot])
-        w, shrink, m, total = self.weights(masked, i, x, m, total)
+        w, m, total, shrink = self.weights(masked, self.here.tile(i), x, m, total)
         acc = acc * spread_rows(shrink, acc)
         if in_turn:
             acc, w, m, total = lax.optimization_barrier((acc, w, m, total))
@@ -206,39 +214,45 @@ class _Rows:
         (acc, m, total), ring, interpret = state, self.ring, self.kernel.interpret
 
         def both(masked: bool, i: Any, state: Any) -> Any:
-            (acc, w, m, total), slot, before = state, ring.slot(i), ring.slot(i - 1)
+            acc, w, m, total = state
+            tile, slot, before = self.here.tile(i), ring.slot(i), ring.slot(i - 1)
+            v = ring.b.at[before]
 
-            def run(x_ref: Any, mixed_ref: Any) -> Any:
-                plgpu.barrier_wait(ring.a_there.at[slot])
-                plgpu.wgmma(x_ref, self.q, ring.a.at[slot].transpose((1, 0)))
-                plgpu.barrier_wait(ring.b_there.at[before])
-                v = ring.b.at[before]
-                if interpret is None:
-                    plgpu.wgmma(mixed_ref, w, v)
-                x = (
-                    plgpu.wgmma_accumulator_load(x_ref, wait_n=1)
-                    if interpret is None
-                    else x_ref[...]
-                )
-                plgpu.barrier_arrive(ring.a_free.at[slot])
-                new = self.weights(masked, i, x, m, total)
-                mixed = (
-                    mixed_ref[...] if interpret is None else contract(0.0 * acc, w, v, interpret)
-                )
-                plgpu.barrier_arrive(ring.b_free.at[before])
-                return mixed, new
+            def weights(acc: Any, w: Array, m: Array, total: Array) -> Any:
+                def run(x: Any) -> Any:
+                    plgpu.barrier_wait(ring.a_there.at[slot])
+                    multiply(x, self.q, ring.a.at[slot])
+                    plgpu.barrier_wait(ring.b_there.at[before])
+                    if acc is None:
+                        x = x[...]
+                    else:
+                        plgpu.wgmma(acc, w, v)
+                        x = plgpu.wgmma_accumulator_load(x, wait_n=1)
+                    plgpu.barrier_arrive(ring.a_free.at[slot])
+                    return self.weights(masked, tile, x, m, total)
 
-            tile = plgpu.ACC((self.kernel.mine, self.size), jnp.float32)
-            mixed, (w, shrink, m, total) = pl.run_scoped(
-                run, tile, plgpu.ACC(acc.shape, jnp.float32)
-            )
-            return (acc + mixed) * spread_rows(shrink, acc), w, m, total
+                return pl.run_scoped(run, plgpu.ACC((self.kernel.mine, self.size), jnp.float32))
+
+            def meanwhile(refs: Any) -> None:
+                acc, *of_rows = refs
+                new = weights(acc, *(ref[...] for ref in of_rows[:3]))
+                for ref, value in zip(of_rows, new, strict=True):
+                    ref[...] = value
+
+            if interpret is None:
+                given = plgpu.ACC.init(acc), w, m, total, m
+                acc, w, m, total, shrink = pl.run_state(meanwhile)(given)
+            else:
+                (w, m, total, shrink), before_w = weights(None, w, m, total), w
+                acc = contract(acc, before_w, v, interpret)
+            plgpu.barrier_arrive(ring.b_free.at[before])
+            return acc * spread_rows(shrink, acc), w, m, total
 
         plgpu.barrier_wait(ring.a_there.at[0])
         x = product(self.q, ring.a.at[0])
         plgpu.barrier_arrive(ring.a_free.at[0])
         masked = not self.kernel.tiles.all_whole
-        w, _, m, total = self.weights(masked, INDEX(0), x, m, total)
+        w, m, total, _ = self.weights(masked, self.here.tile(INDEX(0)), x, m, total)
         acc, w, m, total = self.kernel.over(self.here, both, (acc, w, m, total), False, 1)
         last = ring.slot(self.here.count - 1)
         plgpu.barrier_wait(ring.b_there.at[last])
@@ -246,10 +260,10 @@ class _Rows:
         plgpu.barrier_arrive(ring.b_free.at[last])
         return acc, m, total
 
-    def weights(self, masked: bool, i: Any, x: Array, m: Array, total: Array) -> Any:
-        """(weights of the i-th tile in half precision, by which what was before shrinks, the peak,
-        the total). x: q kᵀ."""
-        keys = Span(self.here.tile(i) * self.size, self.size)
+    def weights(self, masked: bool, tile: Any, x: Array, m: Array, total: Array) -> Any:
+        """(weights of a tile in half precision, the peak, the total, by what all before shrinks).
+        x: its q kᵀ."""
+        keys = Span(tile * self.size, self.size)
         x, unit, dropout, place, _ = self.logits(x, keys, masked)
         new = jnp.maximum(m, x.max(axis=1) * unit)
         safe = jnp.where(new == -jnp.inf, 0.0, new)
@@ -257,7 +271,7 @@ class _Rows:
         p = jnp.exp2(x * unit - spread_rows(safe, x))
         total = total * shrink + p.sum(axis=1)
         w = p if dropout is None else dropout.apply(p, place)
-        return w.astype(self.ring.b.dtype), shrink, new, total
+        return w.astype(self.ring.b.dtype), new, total, shrink
 
     def logits(self, x: Array, keys: Span, masked: bool) -> Any:
         """(logits · log2 e of a tile over `unit`, unit, dropout, the place, which pairs are

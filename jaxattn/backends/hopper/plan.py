@@ -22,7 +22,6 @@ WARPGROUPS = 2
 ROWS = 64  # of a warpgroup: what one instruction multiplies
 SHARED_BYTES = 232_448  # of shared memory, that a program may have
 WIDTHS = (64, 128, 256)  # features that a tile may have
-OVERLAPPED = 64 * 128  # values of a tile that may be waited for while weights are made
 BESIDES = 2048 + 256  # bytes of shared memory for sums across warps, and for barriers
 SCHEDULES = "plain", "overlap", "ping-pong"
 """How products and softmax take turns in the forward pass. overlap: the logits of a tile are
@@ -52,10 +51,8 @@ def make_plan(
     d: int, e: int, block_q: int | None, block_kv: int | None, schedule: str | None
 ) -> Plan:
     """The plan for features d and e of `WIDTHS`; block_q, block_kv and schedule override it."""
-    schedule = schedule or "plain"
-    most = 64 if schedule == "overlap" else 128  # features of a tile of 128 keys
-    block_kv = block_kv or (64 if max(d, e) > most else 128)
-    return Plan(block_q or WARPGROUPS * ROWS, block_kv, 2, schedule)
+    block_kv = block_kv or (64 if max(d, e) > 128 else 128)
+    return Plan(block_q or WARPGROUPS * ROWS, block_kv, 2, schedule or "plain")
 
 
 def width(features: int) -> int:

@@ -67,11 +67,26 @@ class Ring:
         lax.fori_loop(jnp.maximum(count - self.stages, 0), count, one, None)
 
 
+def multiply(acc: Any, a: Any, b: Any) -> None:
+    """Adds a bᵀ to an accumulator, both in shared memory.
+
+    So many features at a time that what tells an instruction where its operands are, two registers
+    each, does not crowd out what is computed.
+    """
+    size = min(a.shape[1], 128)
+
+    def part(i: Any, _: Any) -> None:
+        at = pl.ds(i * size, size)
+        plgpu.wgmma(acc, a.at[:, at], b.at[:, at].transpose((1, 0)))
+
+    lax.fori_loop(0, a.shape[1] // size, part, None)
+
+
 def product(a: Any, b: Any, then: Callable[[], None] | None = None) -> Array:
     """a bᵀ, both in shared memory. then: is done while it runs."""
 
     def run(ref: Any) -> Array:
-        plgpu.wgmma(ref, a, b.transpose((1, 0)))
+        multiply(ref, a, b)
         if then is not None:
             then()
         return ref[...]
