@@ -1,5 +1,7 @@
 """Configs of transformers 4 and 5 mean the same; windows and rotary embeddings are as stated."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -27,7 +29,7 @@ class Anything(Weights):
         return False
 
     def take(self, name, *shape):
-        self._tensors[name] = Tensor(families.__file__, "F32", shape, 0)
+        self._tensors[name] = Tensor(Path(families.__file__), "F32", shape, 0)
         return super().take(name, *shape)
 
 
@@ -101,6 +103,7 @@ def test_sizes_of_heads():
 def test_caps_and_scales_of_gemma_2():
     model = built("gemma2", sliding_window=5)
     attention = model.layers[0].attention
+    assert model.head is not None
     assert (attention.score[0].cap, attention.scale, model.head.cap) == (50, 256**-0.5, 30.0)
     none = built("gemma2", sliding_window=5, attn_logit_softcapping=None, query_pre_attn_scalar=4)
     assert (none.layers[0].attention.score, none.layers[0].attention.scale) == ((), 0.5)

@@ -21,7 +21,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def explain(
-    shape: Annotated[str, typer.Argument(help="Of the queries.")],
+    shape: Annotated[str, typer.Argument(metavar="SHAPE", help="Of the queries.")],
     kv: Annotated[
         str | None, typer.Option(metavar="SHAPE", help="Of keys and values, if it is another.")
     ] = None,

@@ -14,8 +14,10 @@ Examples:
 
 
 def generate(
-    folder: Annotated[str, typer.Argument(help="A checkpoint, or a package.")],
-    prompt: Annotated[str | None, typer.Argument(help="Standard input if it is left out.")] = None,
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="A checkpoint, or a package.")],
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="PROMPT", help="Standard input if it is left out.")
+    ] = None,
     tokens: Annotated[int, typer.Option(min=1, help="How many at most.")] = 50,
     temperature: Annotated[
         float, typer.Option(min=0, help="Of the softmax; 0 takes the most likely token.")

@@ -41,8 +41,10 @@ COLUMNS = [
 
 
 def heads(
-    folder: Annotated[str, typer.Argument(help="A checkpoint, or a package.")],
-    text: Annotated[str | None, typer.Argument(help="Standard input if it is left out.")] = None,
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="A checkpoint, or a package.")],
+    text: Annotated[
+        str | None, typer.Argument(metavar="TEXT", help="Standard input if it is left out.")
+    ] = None,
     text_file: Annotated[
         Path | None, typer.Option("--text-file", "-f", metavar="FILE", help="The text, in UTF-8.")
     ] = None,

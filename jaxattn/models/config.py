@@ -27,7 +27,7 @@ class Config:
             )
         return found
 
-    def number(self, *names: str, default: float | None = None) -> float:
+    def number(self, *names: str, default: float | int | None = None) -> float:
         found = self.get(*names, default=default)
         if not isinstance(found, int | float) or isinstance(found, bool):
             raise CheckpointError(f"config.json needs {names[0]!r}, a number, got {found!r}")

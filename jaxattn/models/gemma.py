@@ -16,16 +16,14 @@ from jaxattn.models.weights import Weights
 from jaxattn.rope import Rope
 from jaxattn.scores import SoftCap
 
+LAST_CAP = "final_logit_softcapping"
 THETAS = {SLIDING: 10_000.0, FULL: 1_000_000.0}  # of Gemma 3
 
 
 def build_gemma2(config: Config, weights: Weights) -> Model:
     sizes = Sizes.read(config, 256)
     rope = decoder.read_rope(config, sizes.features)
-    caps = (
-        config.stated.get("attn_logit_softcapping", 50.0),  # null is none
-        config.stated.get("final_logit_softcapping", 30.0),
-    )
+    caps = _cap(config, "attn_logit_softcapping", 50.0), _cap(config, LAST_CAP, 30.0)
     ropes = {FULL: rope, SLIDING: rope}
     return _build("gemma2", config, weights, sizes, ropes, 2, False, *caps)
 
@@ -34,9 +32,14 @@ def build_gemma3(config: Config, weights: Weights) -> Model:
     sizes = Sizes.read(config, 256)
     ropes = {kind: _rope(config, sizes.features, kind) for kind in (FULL, SLIDING)}
     config.refuse("attn_logit_softcapping")  # no model has it, and published code ignores it
-    caps = None, config.get("final_logit_softcapping")
+    caps = None, _cap(config, LAST_CAP, None)
     every = config.size("sliding_window_pattern", default=6)
     return _build("gemma3_text", config, weights, sizes, ropes, every, True, *caps)
+
+
+def _cap(config: Config, name: str, default: float | None) -> float | None:
+    """What it says; null is none."""
+    return config.number(name, default=default) if config.stated.get(name, default) else None
 
 
 def _rope(config: Config, features: int, kind: str) -> Rope:

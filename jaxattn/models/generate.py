@@ -32,9 +32,9 @@ class Sampling:
       (Holtzman et al. 2020, section 3.1).
     """
 
-    temperature: float = 1.0
+    temperature: float | int = 1.0
     top_k: int | None = None
-    top_p: float | None = None
+    top_p: float | int | None = None
 
     def __post_init__(self) -> None:
         if not self.temperature >= 0:
@@ -57,7 +57,7 @@ class Sampling:
         return _draw(logits, key, self.temperature, self.top_p, self.top_k)
 
 
-GREEDY = Sampling(temperature=0)
+GREEDY = Sampling(temperature=0.0)
 
 
 def generate(

@@ -155,7 +155,7 @@ class Embeddings(nnx.Module):
         return None if self.position is None else self.position.shape[0] - self.offset
 
     def __call__(
-        self, ids: Int[Array, "*b t"], positions: Int[Array, "*b t"], types: Any
+        self, ids: Int[Array, "*b t"], positions: Int[Array, "*#b t"], types: Any
     ) -> Float[Array, "*b t m"]:
         x = _rows(self.word, ids)
         if self.scale is not None:
