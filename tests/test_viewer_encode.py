@@ -10,6 +10,7 @@ import pytest
 from viewer_pages import TOKENS, causal_reading
 
 from jaxattn import viewer
+from jaxattn.observe import SHARE
 from jaxattn.viewer import _colours, _encode, _reading
 
 RANDOM = np.random.default_rng(0)
@@ -108,6 +109,7 @@ def long_reading(t=4096, layers=12, heads=12):
         tokens=tuple(f"Ġword{i % 900}" for i in range(t)),
         keys=tuple(f"Ġword{i % 900}" for i in range(t)),
         same=True,
+        reduce=SHARE,
         maps=maps,
         pairs=pairs,
         sees=np.broadcast_to(np.arange(1, t + 1), (*n, t)),

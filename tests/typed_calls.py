@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 import jaxattn as ja
 from jaxattn import cache as kv
-from jaxattn import compat, models, nn, plot, recipes, rope, steps
+from jaxattn import compat, models, nn, plot, recipes, rope, steps, viewer
 from jaxattn import observe as see
 from jaxattn.masks import BoundMask
 from jaxattn.models import language
@@ -395,6 +395,26 @@ def drawing() -> None:
     print(table.texts, layers.lines, bar, plot.norms.centred(maps), plot.pooled(maps, 2, 2))
 
 
+def viewed() -> None:
+    words = list("abababa")
+    keys, values = normal(2, S, H, D), normal(2, S, H, E)
+    coming = viewer.next_tokens(normal(S, 9), str, ids=range(S))
+    own: dict[str, Any] = {"mask": ja.Causal(), "score": ja.SoftCap(9.0), "x": normal(2, S, 8)}
+    by_qk = viewer.from_qk(
+        keys, jnp.asarray(keys), values, tokens=words, next_tokens=coming, notes=["one"], **own
+    )
+    weights = normal(2, H, 40, S) ** 2
+    made = [viewer.Layer(normal(40, H, D), keys[0], values[0])] * 2
+    by_weights = viewer.from_weights(
+        weights, ["w"] * 40, keys=words, layers=made, reduce=see.PEAK, opened=[3], name="two"
+    )
+    observe = viewer.wanted(words[:T], words, opened=(1,))
+    seen = ja.attend(q[0], k[0], v[0], observe=observe).observed
+    observed = viewer.from_observed([seen], words[:T], keys=words)
+    print(viewer.page(by_qk, by_weights, title="two"), viewer.page(observed).html[:9])
+    print(by_qk.names(1, 0), by_qk.layers, by_qk.heads, by_qk.statistics.entropy.shape)
+
+
 def main() -> None:
     for backend in BACKENDS:
         options(backend)
@@ -410,6 +430,7 @@ def main() -> None:
     small_model()
     checkpoint()
     drawing()
+    viewed()
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxattn.observe import PEAK
 from jaxattn.viewer._encode import pack, quantise
 from jaxattn.viewer._labels import readable
 from jaxattn.viewer._reading import NAMES, NextTokens, Opened, Reading, Steps
@@ -31,6 +32,7 @@ def contents(reading: Reading) -> tuple[dict[str, Any], dict[str, dict[str, Any]
         "name": reading.name,
         "tokens": [readable(x) for x in reading.tokens],
         "keys": None if reading.same else [readable(x) for x in reading.keys],
+        "peak": reading.reduce is PEAK,
         "layers": l,
         "heads": h,
         "rows": reading.maps.shape[2],
@@ -40,7 +42,8 @@ def contents(reading: Reading) -> tuple[dict[str, Any], dict[str, dict[str, Any]
         "statistics": _statistics(reading),
         "names": [[reading.names(i, j) for j in range(h)] for i in range(l)],
         "thresholds": [[field, name, least] for field, (name, least) in NAMES.items()],
-        "notes": list(reading.notes),
+        "notes": reading.notes,
+        "changes": reading.changes,
         "steps": _steps(reading, arrays),
         "next": _next(reading.next_tokens, arrays),
     }

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from jaxattn.observe.keys import ReceivedMass
-from jaxattn.observe.map import count_of, side_of
+from jaxattn.observe.map import PEAK, Reduce, count_of, side_of
 from jaxattn.observe.queries import Tops
 from jaxattn.viewer._labels import ids_of
 from jaxattn.viewer._looks import Looks, only_first
@@ -22,6 +22,7 @@ def observed(
     *,
     placed: bool,
     cells: int,
+    reduce: Reduce,
     opened: Sequence[int] | None,
 ) -> dict[str, Any]:
     """The observations of one layer by name, as `attend(..., observe=wanted(...))` shows them.
@@ -40,9 +41,9 @@ def observed(
     best = np.take_along_axis(ranked, order, axis=-1)
     real = best >= 0
     tops = Tops(per_query(np.where(real, best, 0)), per_query(np.where(real, order, -1)))
-    queries = _pooled(live[..., None], cells, 1)
+    queries = np.maximum(_pooled(live[..., None], cells, 1), 1)
     seen: dict[str, Any] = {
-        "map": _pooled(p, cells, cells) / np.maximum(queries, 1),
+        "map": _peaks(p, cells) if reduce is PEAK else _pooled(p, cells, cells) / queries,
         "pairs": _pooled(allowed, cells, cells),
         "entropy": per_query(surprise),
         "received": ReceivedMass(per_query(p.sum(axis=1)), per_query(allowed.sum(axis=1))),
@@ -80,8 +81,18 @@ def _looks(
 
 def _pooled(x: np.ndarray, down: int, across: int) -> Float[np.ndarray, "h rows columns"]:
     """Sums of the cells of a `Map`; `across` = 1 leaves one column."""
+    return _in_cells(x, down, across).sum(axis=(2, 4))
+
+
+def _peaks(x: np.ndarray, cells: int) -> Float[np.ndarray, "h rows columns"]:
+    """The largest of each cell of a `Map`."""
+    return _in_cells(x, cells, cells).max(axis=(2, 4))
+
+
+def _in_cells(x: np.ndarray, down: int, across: int) -> Float[np.ndarray, "h rows a columns b"]:
+    """Cut into cells of a by b, with zeros beyond the end."""
     h, t, s = x.shape
     rows, columns = count_of(t, down), count_of(s, across)
     a, b = side_of(t, down), side_of(s, across)
     padded = np.pad(x.astype(np.float64), ((0, 0), (0, rows * a - t), (0, columns * b - s)))
-    return padded.reshape(h, rows, a, columns, b).sum(axis=(2, 4))
+    return padded.reshape(h, rows, a, columns, b)

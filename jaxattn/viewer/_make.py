@@ -11,13 +11,14 @@ from jaxattn._axes import AnyArray
 from jaxattn._mask import Mask
 from jaxattn.attend import Scoring, attend
 from jaxattn.masks import EVERYTHING
+from jaxattn.observe.map import SHARE, Reduce
 from jaxattn.positions import Given
 from jaxattn.viewer import _dense
 from jaxattn.viewer._arrays import layered, plain, unbatched
 from jaxattn.viewer._labels import check_tokens
 from jaxattn.viewer._reading import NextTokens, Reading, Tops, statistics_of
-from jaxattn.viewer._steps import notes_of, steps_of
-from jaxattn.viewer._wanted import EXACT, wanted
+from jaxattn.viewer._steps import changes_of, steps_of
+from jaxattn.viewer._wanted import EXACT, check_reduce, wanted
 
 
 class Layer(NamedTuple):
@@ -48,6 +49,7 @@ def from_weights(
     next_tokens: NextTokens | None = None,
     name: str = "",
     cells: int = EXACT,
+    reduce: Reduce = SHARE,
     opened: Sequence[int] | None = None,
 ) -> Reading:
     """A reading of weights at hand, such as `output_attentions=True` of transformers gives.
@@ -63,7 +65,7 @@ def from_weights(
       layers: a `Layer` for each layer, for the steps that lead to the weights.
       next_tokens: of a language model, from `next_tokens(logits, ...)`.
       name: of the model or the input.
-      cells: of the maps, each way.
+      cells: of the maps, each way. reduce: what a cell shows of several weights: SHARE or PEAK.
       opened: queries that a reader can open down to their arithmetic, where tokens are many.
     Raises:
       ValueError: shapes disagree with each other or with the tokens.
@@ -81,7 +83,14 @@ def from_weights(
     else:
         open_ts = np.broadcast_to(np.asarray(plain(allowed), bool), array.shape)
     show = lambda each, sees: _dense.observed(
-        each, sees, tokens, others, placed=keys is None, cells=cells, opened=opened
+        each,
+        sees,
+        tokens,
+        others,
+        placed=keys is None,
+        cells=cells,
+        reduce=check_reduce(reduce),
+        opened=opened,
     )
     return from_observed(
         [show(*pair) for pair in zip(array, open_ts, strict=True)],
@@ -90,6 +99,7 @@ def from_weights(
         layers=layers,
         next_tokens=next_tokens,
         name=name,
+        reduce=reduce,
         opened=opened,
     )
 
@@ -106,6 +116,7 @@ def from_qk(
     name: str = "",
     notes: Sequence[str] = (),
     cells: int = EXACT,
+    reduce: Reduce = SHARE,
     opened: Sequence[int] | None = None,
     **options: Any,
 ) -> Reading:
@@ -143,7 +154,7 @@ def from_qk(
             f"alone; pass keys="
         )
     placed = keys is None or options.get("positions") is not None
-    observe = wanted(tokens, keys, placed=placed, cells=cells, opened=opened)
+    observe = wanted(tokens, keys, placed=placed, cells=cells, reduce=reduce, opened=opened)
     backend = {"backend": options.pop("backend")} if "backend" in options else {}
     layers, seen = [], []
     for one_q, one_k, one_v, one_x in zip(qs, ks, vs, xs, strict=True):
@@ -160,6 +171,7 @@ def from_qk(
         next_tokens=next_tokens,
         name=name,
         notes=notes,
+        reduce=reduce,
         opened=opened,
     )
 
@@ -174,6 +186,7 @@ def from_observed(
     next_tokens: NextTokens | None = None,
     name: str = "",
     notes: Sequence[str] = (),
+    reduce: Reduce = SHARE,
     opened: Sequence[int] | None = None,
 ) -> Reading:
     """A reading of what `attend(..., observe=wanted(tokens))` showed in every layer.
@@ -184,7 +197,7 @@ def from_observed(
 
     Args:
       observed: of every layer, by the names that `wanted` has; of one sequence, without a batch
-        axis or with one of size 1. placed, opened: as `wanted` had them.
+        axis or with one of size 1. placed, reduce, opened: as `wanted` had them.
       layers: a `Layer` for each layer, or what has its fields: the steps that lead to the weights.
       The rest: as in `from_weights` and `from_qk`.
     Raises:
@@ -215,6 +228,7 @@ def from_observed(
         tokens=tokens,
         keys=others,
         same=keys is None,
+        reduce=reduce,
         maps=np.where(pairs > 0, stack(lambda each: each["map"]), 0).astype(np.float32),
         pairs=pairs,
         sees=heads_first(stack(lambda each: each["looks"].keys)).astype(np.int64),
@@ -224,7 +238,8 @@ def from_observed(
         statistics=statistics_of(seen, tokens, others, placed),
         steps=None if layers is None else steps_of(layers, seen, len(tokens), opened),
         next_tokens=next_tokens,
-        notes=(*notes, *([] if layers is None else notes_of(layers))),
+        notes=tuple(notes),
+        changes=() if layers is None else changes_of(layers),
     )
 
 

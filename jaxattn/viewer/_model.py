@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Integer
 
 from jaxattn._axes import AnyArray
+from jaxattn.observe.map import SHARE, Reduce
 from jaxattn.viewer._arrays import unbatched
 from jaxattn.viewer._make import from_observed
 from jaxattn.viewer._next import TEMPERATURES
@@ -32,6 +33,7 @@ def from_model(
     steps: bool = True,
     name: str = "",
     cells: int = EXACT,
+    reduce: Reduce = SHARE,
     opened: Sequence[int] | None = None,
     follow: Callable[[Iterator[Any]], Iterable[Any]] = iter,
 ) -> Reading:
@@ -62,7 +64,7 @@ def from_model(
         raise ValueError(f"ids are of one sequence, [t], got shape {ids.shape}; pass one of them")
     if len(ids) != len(tokens):
         raise ValueError(f"tokens has a string for each of {len(ids)} ids, got {len(tokens)}")
-    observe = wanted(tokens, cells=cells, opened=opened)
+    observe = wanted(tokens, cells=cells, reduce=reduce, opened=opened)
     if not any(layer.attention.score for layer in model.layers):
         observe.pop("logits", None)  # they are the scaled products
     layers = visit(model, ids, types=types, observe=observe)
@@ -75,7 +77,8 @@ def from_model(
             flat = unbatched(each, len(ids), len(ids))
             parts.append(steps_of([one.steps], [flat], len(ids), opened))
         hidden = one.hidden
-    reading = from_observed(seen, tokens, name=name, notes=tuple(notes), opened=opened)
+    options: dict[str, Any] = {"reduce": reduce, "opened": opened}
+    reading = from_observed(seen, tokens, name=name, notes=tuple(notes), **options)
     if steps:
         reading = replace(reading, steps=_joined(parts))
     if token_of is not None and model.info.causal and model.head is not None:

@@ -26,6 +26,7 @@ SCRIPTS = (
     "map.js",
     "tokens.js",
     "steps.js",
+    "matrix.js",
     "walk.js",
     "next.js",
     "table.js",

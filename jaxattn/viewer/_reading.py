@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from jaxattn.observe.map import Reduce
 from jaxattn.viewer._labels import ids_of
 
 
@@ -118,16 +119,19 @@ class Reading:
     """The attention of a model with l layers of h heads, on one input.
 
     tokens, keys: of the queries and the keys. same: whether they are the same tokens.
-    maps: cells as `Map` with SHARE. pairs: how many pairs of a cell a head may see; 0 is hidden.
+    maps: cells as `Map` with `reduce`, which is SHARE or PEAK. pairs: how many pairs of a cell a
+      head may see; 0 is hidden.
     sees: how many keys each query may see.
     entropy: of each query, in nats. received: the weight that each key gets from all queries.
-    notes: what else makes the scores, such as "soft cap", in words.
+    notes: what else made queries and keys, in words. changes: what comes between their products
+      and the softmax, in words.
     """
 
     name: str
     tokens: tuple[str, ...]
     keys: tuple[str, ...]
     same: bool
+    reduce: Reduce
     maps: Float[np.ndarray, "l h rows columns"]
     pairs: Int[np.ndarray, "l h rows columns"]
     sees: Int[np.ndarray, "l h t"]
@@ -138,6 +142,7 @@ class Reading:
     steps: Steps | Opened | None = None
     next_tokens: NextTokens | None = None
     notes: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()
 
     @property
     def layers(self) -> int:

@@ -72,11 +72,11 @@ def _open(
     )
 
 
-def notes_of(layers: Sequence[Any]) -> list[str]:
+def changes_of(layers: Sequence[Any]) -> tuple[str, ...]:
     """What comes between the scaled products and the softmax, in words, each once."""
     words = (_words(item) for each in layers for item in items_of(getattr(each, "score", None)))
     sinks = any(getattr(layer, "sinks", None) is not None for layer in layers)
-    return [*dict.fromkeys(words), *(["a sink in the denominator"] if sinks else [])]
+    return (*dict.fromkeys(words), *(("a sink in the denominator",) if sinks else ()))
 
 
 def _words(item: Any) -> str:

@@ -5,7 +5,18 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxattn._observation import Observation
-from jaxattn.observe import Entropy, LogSumExp, Map, MaxLogit, Received, Rows, TopKeys
+from jaxattn.observe import (
+    PEAK,
+    SHARE,
+    Entropy,
+    LogSumExp,
+    Map,
+    MaxLogit,
+    Received,
+    Rows,
+    TopKeys,
+)
+from jaxattn.observe.map import Reduce
 from jaxattn.viewer._labels import check_tokens, ids_of
 from jaxattn.viewer._looks import Cells, LooksAt
 
@@ -20,6 +31,7 @@ def wanted(
     *,
     placed: bool | None = None,
     cells: int = EXACT,
+    reduce: Reduce = SHARE,
     opened: Sequence[int] | None = None,
 ) -> dict[str, Observation]:
     """What to observe in every layer for a page: `attend(..., observe=wanted(tokens))`.
@@ -31,7 +43,8 @@ def wanted(
       tokens: of the queries. keys: of the keys, where those are others.
       placed: whether queries and keys share positions, so that there is a previous token. If not
         given, where their tokens are the same.
-      cells: of the map, each way.
+      cells: of the map, each way. reduce: what a cell shows of the weights in it, where it holds
+        several: SHARE, or PEAK for stripes that are thin.
       opened: the queries that a reader can open down to their arithmetic, as in the array, where
         there are more than 32 tokens; if not given, the last one and three before it.
     """
@@ -41,7 +54,7 @@ def wanted(
     before = np.concatenate([[-1], key_ids[:-1]]).astype(np.int32)
     placed = keys is None if placed is None else placed
     observe: dict[str, Observation] = {
-        "map": Map(cells),
+        "map": Map(cells, check_reduce(reduce)),
         "pairs": Cells(cells),
         "entropy": Entropy(),
         "received": Received(),
@@ -55,6 +68,16 @@ def wanted(
     else:
         observe["rows"] = Rows(np.array(opened_queries(len(queries), opened), np.int32))
     return observe
+
+
+def check_reduce(reduce: Reduce) -> Reduce:
+    """
+    Raises:
+      ValueError: it is neither SHARE nor PEAK.
+    """
+    if reduce not in (SHARE, PEAK):
+        raise ValueError(f"the maps of a page are SHARE or PEAK, got {reduce!r}")
+    return reduce
 
 
 def is_short(t: int, s: int) -> bool:

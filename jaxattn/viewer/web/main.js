@@ -64,7 +64,7 @@ function wordsOfHead(reading, layer, head) {
 
 function exactness(reading) {
   const cells = reading.pooled
-    ? `A cell of a map stands for ${reading.down} \u00d7 ${reading.across} pairs and shows what a query there gives to the keys there together, on average: a mean share.`
+    ? `A cell of a map stands for ${reading.down} \u00d7 ${reading.across} pairs. ${POOLED[reading.peak]}`
     : "Every pair of tokens has a cell of its own.";
   return `${cells} Cells are stored in 8 bits on a logarithmic scale: a number read from one is right to 2.3 %, and those below ${shortNumber(description.floor)} are shown as that. Entropies, weights received and top keys are float32, as they were computed. Everything is in this file: it loads nothing and sends nothing.`;
 }

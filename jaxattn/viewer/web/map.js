@@ -126,6 +126,12 @@ function paintNames(pen, reading, at, { ink, soft }) {
   pen.text(9, at.top + at.mapHeight / 2, `Query (rows)${unit(reading.down > 1)}`, { colour: soft, align: "middle", angle: -90 });
 }
 
+/** What a cell of several pairs shows, of a map of peaks or not. */
+const POOLED = {
+  true: "Peak: the largest weight of the pairs here.",
+  false: "Mean share: what a query here gives to the keys here together.",
+};
+
 /** What is said of a cell of a map: lines of text. */
 function wordsOfCell(reading, layer, head, row, column) {
   const weight = reading.weight(layer, head, row, column);
@@ -140,7 +146,7 @@ function wordsOfCell(reading, layer, head, row, column) {
   const shown = floor ? `\u2264 ${shortNumber(description.floor)}` : `\u2248 ${shortNumber(weight)}`;
   const quantised = "Cells are quantised to 8 bits of a logarithmic scale, to 2.3 %.";
   if (!reading.pooled) return { ...words, weight: shown, how: quantised };
-  return { ...words, weight: shown, how: `Mean share: what a query here gives to the keys here together. ${plural(many, "pair")} pooled. ${quantised}` };
+  return { ...words, weight: shown, how: `${POOLED[reading.peak]} ${plural(many, "pair")} pooled. ${quantised}` };
 }
 
 class HeadMap {
@@ -184,11 +190,11 @@ class HeadMap {
     const thick = Math.max(at.cell, 2);
     if (query !== null && query < reading.t) {
       const y = at.top + reading.rowOf(query) * at.cell;
-      pen.outline(at.left - 0.75, y - 0.75, at.mapWidth + 1.5, thick + 1.5, accent, 1.5);
+      haloed(pen, [at.left - 2, y - 2, at.mapWidth + 4, thick + 4], accent);
     }
     if (key !== null && key < reading.s) {
       const x = at.left + reading.columnOf(key) * at.cell;
-      pen.outline(x - 0.75, at.top - 0.75, thick + 1.5, at.mapHeight + 1.5, accent, 1.5);
+      haloed(pen, [x - 2, at.top - 2, thick + 4, at.mapHeight + 4], accent);
     }
   }
 

@@ -101,8 +101,8 @@ class SvgPen {
 
 /** A box that can be seen on any colour: the accent between two lines of the page's own. */
 function haloed(pen, [x, y, width, height], accent) {
-  pen.outline(x + 1, y + 1, width - 2, height - 2, variable("--paper"), 3.5);
-  pen.outline(x + 1, y + 1, width - 2, height - 2, accent, 2);
+  pen.outline(x + 1, y + 1, width - 2, height - 2, variable("--paper"), 3);
+  pen.outline(x + 1, y + 1, width - 2, height - 2, accent, 1.5);
 }
 
 /** The cells of a head as a small picture, one pixel each. */

@@ -100,11 +100,15 @@ class Reading {
 
   /** The exact weight of a pair where it is known, else that of its cell; of keys pooled, their mean. */
   weightOfPair(layer, head, query, key) {
-    const exact = this.exactWeight(layer, head, query, key);
-    if (exact !== null) return exact;
+    const tops = this.topsOf(layer, head, query);
+    const exact = tops.query === query;
+    const top = exact && tops.list.find((each) => each.key === key);
+    if (top) return top.weight;
     const column = this.columnOf(key), [from, to] = this.keysOf(column);
-    const weight = this.weight(layer, head, this.rowOf(query), column);
-    return weight === null ? null : weight / (to - from + 1);
+    const cell = this.weight(layer, head, this.rowOf(query), column);
+    if (cell === null) return null;
+    const weight = this.peak ? cell : cell / (to - from + 1);
+    return exact && tops.list.length ? Math.min(weight, tops.list.at(-1).weight) : weight;
   }
 
   statistic(name, layer, head) { return this.statistics[name][layer][head]; }

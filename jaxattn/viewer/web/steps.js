@@ -76,7 +76,7 @@ async function someSteps(reading, layer, head, read, query) {
   const raw = [chosen.map((b) => dotProduct(one, b))];
   const scaled = [raw[0].map((z) => z * steps.scale[layer])];
   const exact = [real.map(([, i]) => weights[place * top + i])];
-  const changed = reading.notes.length ? [exact[0].map((w) => lse[place] + Math.log(w))] : null;
+  const changed = reading.changes.length ? [exact[0].map((w) => lse[place] + Math.log(w))] : null;
   const size = out ? out.length / (reading.heads * many) : 0;
   return {
     partial: true, queries: [steps.queries[at]], keys: real.map(([key]) => key), x: null, q: [one], k: chosen, v: values,

@@ -72,8 +72,8 @@ class Table {
 
   lead(reading) {
     const known = reading.thresholds.filter(([field]) => reading.statistics[field].some((row) => row.some((x) => x !== null)));
-    const share = ([field, name, least]) => (field === "spread" ? `${article(name)} has at least ${least} of the entropy of equal weights` : `${article(name)} gives it at least ${least}`);
-    byId("roles-lead").textContent = `Means over all queries that see more than one key. Names are given by a threshold: ${known.map(share).join("; ")}.`;
+    const rule = ([field, name, least]) => `${name} (${RULES[field]} \u2265 ${least})`;
+    byId("roles-lead").textContent = `Each number is a mean over the queries that see more than one key. Names are given by a threshold: ${known.map(rule).join(", ")}. Most heads have none, and do several things at once.`;
   }
 
   mark() {
@@ -83,4 +83,8 @@ class Table {
   }
 }
 
-const article = (name) => `${/^[aeiou]/.test(name) ? "an" : "a"} ${name}`;
+/** What a threshold is of. */
+const RULES = {
+  previous: "previous", itself: "self", next: "next", induction: "induction", sink: "first token",
+  spread: "share of the entropy of equal weights",
+};

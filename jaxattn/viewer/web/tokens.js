@@ -16,7 +16,8 @@ class Strip {
     place.addEventListener("keydown", (event) => this.onKey(event));
     place.addEventListener("focusin", (event) => this.onOver(event));
     place.addEventListener("focusout", () => { hideTip(); change({ hover: null }); });
-    listen(["hover", "query", "key", "layer", "head", "scale", "theme"], whenSeen(place, () => this.show()));
+    listen(["query", "key", "layer", "head", "scale", "theme"], () => this.show());
+    listen(["hover"], whenSeen(place, () => this.show()));
   }
 
   index(event) {
@@ -111,7 +112,8 @@ const namedToken = (tokens, i) => `${cut(tokens[i], 16)} (${count(i)})`;
 class Lists {
   constructor(reading, looksAt, lookedAt) {
     Object.assign(this, { reading, looksAt, lookedAt });
-    listen(["hover", "query", "key", "layer", "head"], whenSeen(looksAt, () => this.show()));
+    listen(["query", "key", "layer", "head"], () => this.show());
+    listen(["hover"], whenSeen(looksAt, () => this.show()));
   }
 
   async show() {

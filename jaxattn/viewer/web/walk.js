@@ -1,126 +1,5 @@
 /* The walk through a head: each step with its name, formula, shape, a plain sentence and its numbers. */
 
-const NAME_WIDTH = 96;
-
-/** A matrix as a picture, with the names of its rows and, if it has them, of its columns. */
-class Matrix {
-  constructor({ id, caption, rows, values, columns = null, weights = false, group = null, mark, left }) {
-    Object.assign(this, { id, caption, rows, values, columns, weights, mark, left });
-    this.most = group ?? largestOf(values);
-    this.clipped = largestOf(values) > this.most;
-    this.canvas = make("canvas", { role: "img", "data-matrix": id });
-    this.label = make("figcaption");
-    this.figure = make("figure", {}, this.label, this.canvas);
-    this.base = document.createElement("canvas");
-    this.canvas.addEventListener("pointermove", (event) => this.onPointer(event));
-    this.canvas.addEventListener("pointerleave", () => { hideTip(); change({ hover: null }); });
-    this.canvas.addEventListener("click", (event) => {
-      const at = this.cellAt(event);
-      if (at) change(Object.fromEntries(Object.entries(this.mark.pair(...at)).filter(([, x]) => x !== null)));
-    });
-  }
-
-  /** Draws into so much width, with cells of at most some size. */
-  draw(room) {
-    const many = this.values[0].length;
-    const { left } = this;
-    const most = this.columns ? 44 : many <= 80 ? 10 : 3;
-    this.cell = Math.max(Math.min((room - left - 2) / many, most), 0.2);
-    if (this.cell > 3) this.cell = Math.floor(this.cell * 2) / 2;
-    this.tall = this.columns ? this.cell : Math.max(12, Math.min(20, 240 / this.rows.length));
-    const steep = this.cell < 17;
-    const names = this.columns ? Math.min(NAME_WIDTH, Math.max(...this.columns.map((x) => textWidth(cut(x, 12), 11)))) : 0;
-    const bottom = this.columns ? (steep ? names : names * 0.71 + 8) + 12 : 4;
-    this.width = left + this.cell * many + 2;
-    this.height = this.tall * this.rows.length + bottom;
-    this.canvas.style.width = `${this.width}px`;
-    const pen = new CanvasPen(sized(this.base, this.width, this.height));
-    this.paint(pen, steep);
-    this.label.textContent = `${this.caption} \u00b7 ${this.range()}`;
-    this.canvas.setAttribute("aria-label", `${this.caption}, ${this.rows.length} by ${many}, ${this.range()}`);
-    this.drawMark();
-  }
-
-  range() {
-    if (this.clipped) return `\u2212${shortNumber(this.most)} to ${shortNumber(this.most)}, a few beyond`;
-    return this.weights ? `0 to ${shortNumber(this.most)}` : `\u2212${shortNumber(this.most)} to ${shortNumber(this.most)}`;
-  }
-
-  colour(value) {
-    if (this.weights) return colourOfWeight(value, "linear", this.most);
-    return signedColour(value === null ? null : value / this.most);
-  }
-
-  paint(pen, steep) {
-    const { cell, tall, left } = this;
-    const ink = variable("--ink");
-    pen.context.clearRect(0, 0, this.width, this.height);
-    this.values.forEach((row, i) => {
-      pen.text(left - 6, (i + 0.5) * tall, cut(this.rows[i], 12), { colour: ink, align: "end" });
-      row.forEach((value, j) => {
-        const colour = this.colour(value);
-        pen.rect(left + j * cell, i * tall, cell + (cell < 3 ? 0.5 : 0), tall, css(colour));
-        if (!this.columns || cell < 32 || row.length > 12 || value === null) return;
-        const text = this.weights ? value.toFixed(2).replace(/^0(?=\.)/, "") : fixed(value, Math.abs(value) < 10 ? 1 : 0);
-        pen.text(left + (j + 0.5) * cell, (i + 0.5) * tall, text, { colour: inkOn(colour), size: 10.5, align: "middle" });
-      });
-    });
-    this.columns?.forEach((name, j) => {
-      if (cell < 11 && j % Math.ceil(12 / cell)) return;
-      const at = [left + (j + 0.5) * cell, this.rows.length * tall + 8];
-      pen.text(...at, cut(name, 12), { colour: ink, align: "end", angle: steep ? -90 : -45 });
-    });
-  }
-
-  drawMark() {
-    if (!this.cell) return;
-    const context = sized(this.canvas, this.width, this.height);
-    context.clearRect(0, 0, this.width, this.height);
-    context.save();
-    context.setTransform(1, 0, 0, 1, 0, 0);
-    context.drawImage(this.base, 0, 0);
-    context.restore();
-    const [row, column] = this.mark.at();
-    const pen = new CanvasPen(context), accent = variable("--accent");
-    const { cell, tall, left } = this;
-    if (row !== null && row >= 0) {
-      const box = this.columns && column !== null && column >= 0
-        ? [left + column * cell, row * tall, cell, tall]
-        : [left, row * tall, this.values[0].length * cell, tall];
-      haloed(pen, box, accent);
-    }
-  }
-
-  cellAt(event) {
-    const box = this.canvas.getBoundingClientRect();
-    const shrunk = box.width / this.width;
-    const j = Math.floor(((event.clientX - box.left) / shrunk - this.left) / this.cell);
-    const i = Math.floor((event.clientY - box.top) / this.tall);
-    return i >= 0 && j >= 0 && i < this.rows.length && j < this.values[0].length ? [i, j] : null;
-  }
-
-  onPointer(event) {
-    const at = this.cellAt(event);
-    if (!at) return hideTip();
-    const [i, j] = at, value = this.values[i][j];
-    change({ hover: this.mark.pair(i, j) });
-    const where = this.columns ? `${this.rows[i]} \u2192 ${this.columns[j]}` : `${this.rows[i]}, feature ${j}`;
-    showTip(event.clientX, event.clientY, make("p", {}, where), make("p", { class: "number" }, make("strong", {}, value === null ? "hidden" : value.toPrecision(6).replace("-", "\u2212"))));
-  }
-}
-
-function largestOf(...matrices) {
-  let most = 0;
-  for (const rows of matrices) for (const row of rows) for (const x of row) if (Math.abs(x) > most && Number.isFinite(x)) most = Math.abs(x);
-  return most || 1;
-}
-
-/** The size that all but a few numbers in a thousand stay below, so that those do not hide the rest. */
-function usualSize(rows) {
-  const sizes = rows.flatMap((row) => Array.from(row, Math.abs)).filter(Number.isFinite).sort((a, b) => a - b);
-  return sizes[Math.floor(0.997 * (sizes.length - 1))] || 1;
-}
-
 const maths = (html) => {
   const line = make("p", { class: "formula" });
   const span = make("span", { class: "maths" });
@@ -133,8 +12,9 @@ class Walk {
   constructor(place) {
     this.place = place;
     this.turn = 0;
-    listen(["layer", "head", "side", "theme", "query"], (now) => this.build(now));
-    listen(["hover", "query", "key"], whenSeen(place, () => this.follow()));
+    listen(["layer", "head", "side", "theme", "scale", "query"], (now) => this.build(now));
+    listen(["query", "key"], () => this.follow());
+    listen(["hover"], whenSeen(place, () => this.follow()));
     new ResizeObserver(() => this.resize()).observe(place);
   }
 
@@ -151,6 +31,7 @@ class Walk {
     this.lead(reading, walk);
     this.sums = [];
     this.matrices = [];
+    this.rows = [];
     this.place.replaceChildren(...this.parts(reading, walk));
     this.resize();
     this.follow();
@@ -227,7 +108,7 @@ class Walk {
       null, reading.notes.length ? `Also in this model: ${reading.notes.join("; ")}.` : null));
     parts.push(this.step("Scores", "S = Q K<sup>T</sup>", `${n} \u00d7 ${m}`,
       "Each query is compared with each key: their numbers are multiplied one by one and added up. Where both are large and of one sign, the score is high.",
-      [pairsOf("raw", "S", walk.raw), { id: "products", caption: "q \u00b7 k, one product a feature", values: null }],
+      [pairsOf("raw", "S", walk.raw), this.bars("products", "q \u00b7 k, one product for each feature", ({ i, j }) => Array.from(walk.q[i], (x, c) => x * walk.k[j][c]), () => null)],
       ({ query, key, i, j }) => [`${token(query, reading.tokens)} \u00b7 ${token(key, reading.keys)} = `, ...largestProducts(walk.q[i], walk.k[j]), " = ", ...said("", fixed(walk.raw[i][j]))]));
     const root = Math.abs(walk.scale - d ** -0.5) < 1e-6;
     parts.push(this.step("Scaled", root ? `S / \u221a<span>${d}</span>` : `S \u00b7 <span>${shortNumber(walk.scale)}</span>`, `${n} \u00d7 ${m}`,
@@ -235,7 +116,7 @@ class Walk {
       [pairsOf("scaled", "scaled", walk.scaled)],
       ({ i, j }) => [`${fixed(walk.raw[i][j])} \u00d7 ${shortNumber(walk.scale)} = `, ...said("", fixed(walk.scaled[i][j]))]));
     if (walk.changed) parts.push(this.step("Changed", "f(S)", `${n} \u00d7 ${m}`,
-      `This model changes the scores before it weighs them: ${reading.notes.join("; ")}.`,
+      `This model changes the scores before it weighs them: ${reading.changes.join("; ")}.`,
       [pairsOf("changed", "changed", walk.changed)],
       ({ i, j }) => [`${fixed(walk.scaled[i][j])} \u2192 `, ...said("", walk.changed[i][j] === null ? "hidden" : fixed(walk.changed[i][j]))]));
     if (walk.hides) parts.push(this.step("Masked", "\u2212\u221e where hidden", `${n} \u00d7 ${m}`,
@@ -245,7 +126,7 @@ class Walk {
       ({ i, j }) => [walk.masked[i][j] === null ? `${token(walk.queries[i], reading.tokens)} may not see ${token(walk.keys[j], reading.keys)}: ` : "This pair is open: ", ...said("", walk.masked[i][j] === null ? "\u2212\u221e" : fixed(walk.masked[i][j]))]));
     parts.push(this.step("Weights", "A = softmax(S), &ensp; A<sub>ij</sub> = exp(S<sub>ij</sub>) / \u03a3<sub>j</sub> exp(S<sub>ij</sub>)", `${n} \u00d7 ${m}`,
       `The exponential makes every score positive and stretches the differences; divided by their sum, the weights of each query add up to 1${walk.sink === null ? "" : " together with a sink, which takes its share and hands over nothing"}. This is the map above.`,
-      [pairsOf("weights", "A", walk.weights, true)],
+      [pairsOf("weights", "A", walk.weights, true), this.bars("row", "the weights of this query", ({ i }) => walk.weights[i].map((x) => x ?? 0), ({ j }) => j)],
       ({ i, j }) => softmaxWords(walk, i, j, said)));
     if (walk.out) parts.push(this.step("Output", "O = A V", `${n} \u00d7 ${e}`,
       "Each token takes from every value as much as its weights say. This mix is all that the head hands on. The outputs of all heads, side by side, go through one more matrix and are added to X.",
@@ -258,7 +139,7 @@ class Walk {
     const sum = make("p", { class: "sum" });
     if (words) this.sums.push(() => sum.replaceChildren(...words(this.pair())));
     const figures = pictures.map((picture) => {
-      if (picture.id === "products") return this.productsFigure(picture);
+      if (picture instanceof Bars) return picture.figure;
       const matrix = new Matrix(picture);
       this.matrices.push(matrix);
       return matrix.figure;
@@ -268,29 +149,15 @@ class Walk {
     return make("li", { class: "step" }, text, make("div", { class: "pictures" }, ...figures));
   }
 
-  /** The products of one query and one key, a bar for each feature. */
-  productsFigure({ caption }) {
-    const canvas = make("canvas", { role: "img", "data-matrix": "products" });
-    this.products = { canvas, caption };
-    return make("figure", {}, make("figcaption", {}, caption), canvas);
+  bars(...what) {
+    const bars = new Bars(...what);
+    this.rows.push(bars);
+    return bars;
   }
 
-  drawProducts() {
-    const { walk } = this, { canvas } = this.products;
-    const { i, j } = this.pair();
-    const terms = Array.from(walk.q[i], (x, c) => x * walk.k[j][c]);
-    const most = Math.max(...terms.map(Math.abs), 1e-9);
-    const width = Math.min(this.room, 340), height = 92, step = width / terms.length;
-    canvas.style.width = `${width}px`;
-    const context = sized(canvas, width, height);
-    context.clearRect(0, 0, width, height);
-    const pen = new CanvasPen(context);
-    terms.forEach((x, c) => {
-      const size = (Math.abs(x) / most) * 40;
-      pen.rect(c * step, x < 0 ? 46 : 46 - size, Math.max(step - 1, 0.8), size, css(signedColour(x < 0 ? -1 : 1)));
-    });
-    pen.line([[0, 46], [width, 46]], variable("--line"));
-    canvas.setAttribute("aria-label", `${terms.length} products, the largest ${shortNumber(most)}`);
+  drawBars() {
+    const pair = this.pair();
+    for (const bars of this.rows) bars.draw(Math.min(this.room, 340), pair);
   }
 
   resize() {
@@ -299,14 +166,14 @@ class Walk {
     this.room = pictures.clientWidth;
     if (!this.room) return;
     for (const matrix of this.matrices) matrix.draw(matrix.columns ? Math.min(this.room, 430) : this.room);
-    this.drawProducts();
+    this.drawBars();
   }
 
   follow() {
     if (!this.walk || !this.room) return;
     for (const matrix of this.matrices) matrix.drawMark();
     for (const write of this.sums) write();
-    this.drawProducts();
+    this.drawBars();
     const { query, key } = this.pair();
     const [first, second] = byId("walk-controls").querySelectorAll("select");
     if (first) [first.value, second.value] = [String(query), String(key)];
