@@ -49,7 +49,7 @@ def walk(reading: Any, weights: Any, layer: int, head: int) -> Iterator[str]:
     yield _pairs(f"Scaled = scores · {scale:.6g}", scaled, tokens)
     if steps.logits is not None:
         scaled = _wide(steps.logits[layer, head])
-        yield _pairs("Logits, after what the notes say", scaled, tokens, allowed)
+        yield _pairs(f"Logits, after {'; '.join(reading.changes)}", scaled, tokens, allowed)
     if allowed.all():
         yield "Masked: nothing, every query sees every key"
     else:

@@ -16,7 +16,7 @@ from jaxattn.viewer._arrays import unbatched
 from jaxattn.viewer._make import from_observed
 from jaxattn.viewer._next import TEMPERATURES
 from jaxattn.viewer._reading import NextTokens, Opened, Reading, Steps
-from jaxattn.viewer._steps import notes_of, steps_of
+from jaxattn.viewer._steps import changes_of, steps_of
 from jaxattn.viewer._wanted import EXACT, wanted
 
 MOST_LOGITS = 1 << 22  # at a time: 16 MiB
@@ -68,11 +68,12 @@ def from_model(
     if not any(layer.attention.score for layer in model.layers):
         observe.pop("logits", None)  # they are the scaled products
     layers = visit(model, ids, types=types, observe=observe)
-    seen, parts, notes, hidden = [], [], {}, None
+    seen, parts, notes, changes, hidden = [], [], {}, {}, None
     for one in follow(layers):
         each = jax.tree.map(np.asarray, one.observed)
         seen.append(each)
-        notes |= dict.fromkeys(_notes(model.layers[one.layer].attention, one.steps))
+        notes |= dict.fromkeys(_notes(model.layers[one.layer].attention))
+        changes |= dict.fromkeys(changes_of([one.steps]))
         if steps:
             flat = unbatched(each, len(ids), len(ids))
             parts.append(steps_of([one.steps], [flat], len(ids), opened))
@@ -80,17 +81,17 @@ def from_model(
     options: dict[str, Any] = {"reduce": reduce, "opened": opened}
     reading = from_observed(seen, tokens, name=name, notes=tuple(notes), **options)
     if steps:
-        reading = replace(reading, steps=_joined(parts))
+        reading = replace(reading, steps=_joined(parts), changes=tuple(changes))
     if token_of is not None and model.info.causal and model.head is not None:
         reading = replace(reading, next_tokens=_next_tokens(model, hidden, ids, token_of))
     return reading
 
 
-def _notes(attention: Any, steps: Any) -> list[str]:
+def _notes(attention: Any) -> list[str]:
+    """What else makes queries and keys, and which keys are seen."""
     rotary = ["rotary positions turn queries and keys"] if attention.rope is not None else []
     window = attention.window
-    width = [] if window is None else [f"a window of {window} tokens in some layers"]
-    return [*rotary, *width, *notes_of([steps])]
+    return rotary + ([] if window is None else [f"a window of {window} tokens in some layers"])
 
 
 def _joined(parts: Sequence[Steps | Opened]) -> Steps | Opened:
