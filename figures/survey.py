@@ -9,7 +9,7 @@ that its figure needs neither the checkpoint nor what loads it:
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -42,15 +42,15 @@ def survey(folder: str, text: str) -> Survey:
     name, _, model, tokenizer = checkpoint.load(folder)
     read = tokenizer.encode(text)
     seen = viewer.from_model(model, read.ids, read.labels, types=read.types, name=name, steps=False)
-    numbers = {field: np.float32(getattr(seen.statistics, field)) for field in FIELDS}
+    numbers = {field: np.asarray(getattr(seen.statistics, field), np.float32) for field in FIELDS}
     return Survey(name, seen.tokens, seen.maps, seen.pairs, seen.received, seen.entropy, numbers)
 
 
 def save(seen: Survey, path: Path = FILE) -> None:
-    fields = seen._asdict() | {"tokens": np.array(seen.tokens)}
-    numbers = fields.pop("statistics")
-    fields["pairs"] = seen.pairs.astype(np.int16)
-    np.savez_compressed(path, **fields, **{f"statistics/{x}": y for x, y in numbers.items()})
+    numbers = {f"statistics/{field}": array for field, array in seen.statistics.items()}
+    fields: dict[str, Any] = seen._replace(pairs=seen.pairs.astype(np.int16))._asdict()
+    del fields["statistics"]
+    np.savez_compressed(path, **fields, **numbers)
 
 
 def load(path: Path = FILE) -> Survey:

@@ -10,18 +10,21 @@ WIDTH, HEADS, LAYERS, POSITIONS = 24, 3, 2, 160
 WORDS = ["the", "cat", "dog", "sat", "saw", "on", "a", "mat", "and", "is", "where"]
 
 
-def make_gpt2(folder, *, seed=0, tokenizer=True):
-    """A decoder whose vocabulary is bytes and a few words. Gives its tensors in float64."""
+def make_gpt2(folder, *, seed=0, spare=0):
+    """A decoder whose vocabulary is bytes and a few words. Gives its tensors in float64.
+
+    spare: ids that the model has and the tokenizer has not.
+    """
     config = {"model_type": "gpt2", "n_embd": WIDTH, "n_head": HEADS, "n_layer": LAYERS}
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = [pair for word in WORDS for pair in _merges(f"Ġ{word}")]
     merges = list(dict.fromkeys(merges))
     vocabulary = dict.fromkeys(letters) | dict.fromkeys(map("".join, merges))
     vocabulary = {token: i for i, token in enumerate([*vocabulary, "<|endoftext|>"])}
-    config |= {"n_positions": POSITIONS, "vocab_size": len(vocabulary)}
+    config |= {"n_positions": POSITIONS, "vocab_size": len(vocabulary) + spare}
     config |= {"eos_token_id": vocabulary["<|endoftext|>"]}
     shapes: dict[str, tuple[int, ...]] = {
-        "wte.weight": (len(vocabulary), WIDTH),
+        "wte.weight": (len(vocabulary) + spare, WIDTH),
         "wpe.weight": (POSITIONS, WIDTH),
     }
     for i in range(LAYERS):
@@ -37,12 +40,11 @@ def make_gpt2(folder, *, seed=0, tokenizer=True):
             shapes |= {f"h.{i}.{name}.{x}": (WIDTH,) for x in ("weight", "bias")}
     shapes |= {f"ln_f.{x}": (WIDTH,) for x in ("weight", "bias")}
     tensors = _save(folder, config, shapes, seed)
-    if tokenizer:
-        own = Tokenizer(models.BPE(vocabulary, merges))
-        own.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        own.decoder = decoders.ByteLevel()
-        own.add_special_tokens(["<|endoftext|>"])
-        own.save(str(folder / "tokenizer.json"))
+    own = Tokenizer(models.BPE(vocabulary, merges))
+    own.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    own.decoder = decoders.ByteLevel()
+    own.add_special_tokens(["<|endoftext|>"])
+    own.save(str(folder / "tokenizer.json"))
     return tensors
 
 

@@ -1,6 +1,7 @@
 """`see`, `heads` and `generate` on small checkpoints, with NumPy beside them."""
 
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -253,6 +254,15 @@ def test_a_page_and_pictures_are_written(gpt2, bert, tmp_path):
     said = invoke("see", folder, TEXT, "--text-b", "a dog sat", "--model-b", bert, "--html", page)
     assert "#head" not in said
     assert "dog" in page.read_text()
+
+
+def test_ids_that_the_tokenizer_has_not(tmp_path):
+    make_gpt2(tmp_path / "model", spare=200)
+    invoke("see", tmp_path / "model", TEXT, "--html", tmp_path / "a.html")
+    least = len(checkpoint.load(str(tmp_path / "model")).tokenizer)
+    found = re.findall(r'"\[(\d+)\]"', (tmp_path / "a.html").read_text())
+    assert found
+    assert all(least <= int(x) < least + 200 for x in found)
 
 
 def test_a_package_may_stand_for_its_folder(monkeypatch, tmp_path):

@@ -1,5 +1,6 @@
 """`jaxattn see`: what every head of a model looks at, as a page, a picture or text."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -122,12 +123,17 @@ def _read(
         encoded.ids,
         encoded.labels,
         types=encoded.types,
-        token_of=one.tokenizer.label if following else None,
+        token_of=_label(one.tokenizer) if following else None,
         steps=steps,
         name=one.name,
         opened=opened or None,
         follow=lambda layers: terminal.follow(layers, "Layers", one.model.info.layers),
     )
+
+
+def _label(tokenizer: Any) -> Callable[[int], str]:
+    """The string of an id. Vocabularies of models are often rounded up: some ids have none."""
+    return lambda id: tokenizer.label(id) if id < len(tokenizer) else f"[{id}]"
 
 
 def _page(path: Path, readings: list[Any], head: tuple[int | None, int | None], show: bool) -> None:

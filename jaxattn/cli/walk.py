@@ -41,7 +41,7 @@ def walk(reading: Any, weights: Any, layer: int, head: int) -> Iterator[str]:
         w = getattr(weights, f"w_{small}")
         title = f"{name} = X W_{small}{added}: {_shape(x)} · {_shape(w)} = {_shape(each)}"
         yield _features(title, each, tokens)
-    for note in reading.notes:
+    for note in (*reading.notes, *reading.changes):
         yield f"Note: {note}"
     raw = q @ k.T
     yield _pairs(f"Scores = Q Kᵀ: {_shape(q)} · {_shape(k.T)} = {_shape(raw)}", raw, tokens)
@@ -49,7 +49,7 @@ def walk(reading: Any, weights: Any, layer: int, head: int) -> Iterator[str]:
     yield _pairs(f"Scaled = scores · {scale:.6g}", scaled, tokens)
     if steps.logits is not None:
         scaled = _wide(steps.logits[layer, head])
-        yield _pairs(f"Logits, after {'; '.join(reading.changes)}", scaled, tokens, allowed)
+        yield _pairs("Logits, after what the notes say", scaled, tokens, allowed)
     if allowed.all():
         yield "Masked: nothing, every query sees every key"
     else:
