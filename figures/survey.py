@@ -47,7 +47,9 @@ def survey(folder: str, text: str) -> Survey:
 
 
 def save(seen: Survey, path: Path = FILE) -> None:
-    numbers = {f"statistics/{field}": array for field, array in seen.statistics.items()}
+    numbers: dict[str, Any] = {
+        f"statistics/{field}": array for field, array in seen.statistics.items()
+    }
     fields: dict[str, Any] = seen._replace(pairs=seen.pairs.astype(np.int16))._asdict()
     del fields["statistics"]
     np.savez_compressed(path, **fields, **numbers)
