@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from figures import data, draw, reading
+from figures import data, reading
 from figures.draw import ACCENT, INK, SOFT
 from figures.emergence import heading, name
 from figures.page import Page
@@ -92,7 +92,6 @@ def closest(page: Page, seen: Recital) -> None:
     ax.set_xlabel("Key (columns)", labelpad=2)
     ax.set_ylabel("Query (rows)", labelpad=3)
     bar = plot.colorbar(page.axes(LEFT + 2.05, TOP + 0.35, 1.7, 0.09), image, across=True)
-    draw.align_numbers(bar, "right", "left", "left")
     bar.set_label("Weight, coloured by its root", size=7.5)
     words = (
         f"No head copies: what came next after the same {COPIED} characters before\n"

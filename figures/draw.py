@@ -1,13 +1,11 @@
 """What only these figures draw, onto an `Axes`; the rest is `jaxattn.plot`."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
-from matplotlib.colorbar import Colorbar
 from matplotlib.colors import Normalize
 from matplotlib.container import BarContainer
 from matplotlib.image import AxesImage
@@ -93,12 +91,6 @@ def draw_choices(
     plot.tokens(ax, firsts, words)
     ax.set(xlabel="Next word", ylabel="First word")
     return image
-
-
-def align_numbers(bar: Colorbar, *sides: Literal["left", "right"]) -> None:
-    """On which side of its tick each number of a level colour bar stands, but the first."""
-    for label, side in zip(bar.ax.get_xticklabels()[1:], sides, strict=False):
-        label.set_horizontalalignment(side)
 
 
 def draw_peak(ax: Axes, weights: Float[np.ndarray, "t s"], row: int) -> PathCollection:

@@ -58,7 +58,7 @@ def compose(seen: Survey, title: str, note: str, column: str) -> Figure:
     sizes = {"height_ratios": (TOP, grid, LARGE[1]), "width_ratios": (LARGE[0], WIDTH - LARGE[0])}
     parts = GridSpec(3, 2, **sizes)
     maps = np.where(seen.pairs > 0, seen.maps, np.nan)
-    plot.heads(page.figure.add_subfigure(parts[1, :]), maps, seen.tokens, first=0)
+    plot.heads(page.figure.add_subfigure(parts[1, :]), maps, seen.tokens)
     plot.head(
         page.figure.add_subfigure(parts[2, 0]),
         maps[shown],
@@ -73,7 +73,7 @@ def compose(seen: Survey, title: str, note: str, column: str) -> Figure:
     page.text(LARGE[0] + 0.12, top + 0.47, note, size=7.5, color=SOFT)
     rows = min(layers * heads, ROWS)
     ax = page.axes(left, top + 0.77, WIDTH - left - 0.12, (LARGE[1] - 1.17) * rows / ROWS)
-    plot.table(ax, numbers, order=column, most=rows, first=0)
+    plot.table(ax, numbers, order=column, most=rows)
     return page.figure
 
 

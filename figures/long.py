@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from figures import draw, recall
+from figures import recall
 from figures.draw import INK, SOFT
 from figures.page import Page
 from figures.recall import Look
@@ -50,8 +50,7 @@ def long_map() -> Figure:
     label_steps(ax, far, steps)
     label_places(ax, far, {start: f"{start:,}" for start in range(0, n, reading)}, room=0.42)
     scale = page.axes(LEFTS[0], TOP + SIDE + 0.5, SIDE, 0.08)
-    bar = plot.colorbar(scale, ax.images[0], "Share of a query's weight in a cell", across=True)
-    draw.align_numbers(bar, "right", "left", "left")
+    plot.colorbar(scale, ax.images[0], "Share of a query's weight in a cell", across=True)
 
     heading = f"{len(near.text)} tokens: a clause that repeats itself"
     ax = draw_look(page, LEFTS[1], near, heading)

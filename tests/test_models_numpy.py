@@ -3,6 +3,9 @@
 # pyright: reportArgumentType=false
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -151,13 +154,14 @@ def test_shards(loaded):
     np.testing.assert_array_equal(models.load(folder)(ids).hidden, loaded.model(ids).hidden)
 
 
-def test_weights_are_not_copied(tmp_path):
-    numbers = np.arange(700, dtype=np.float32).reshape(7, 100)
+@pytest.mark.parametrize("lines", [0, 7, 7000])
+def test_weights_are_not_copied(tmp_path, lines):
+    numbers = np.arange(100 * lines, dtype=np.float32).reshape(lines, 100)
     (tmp_path / "x").write_bytes(b"123" + numbers.tobytes())
-    read = Tensor(tmp_path / "x", "F32", (7, 100), 3).read()
+    read = Tensor(tmp_path / "x", "F32", (lines, 100), 3).read()
     np.testing.assert_array_equal(read, numbers)
     on_device = jax.device_put(read, jax.devices("cpu")[0])
-    assert on_device.unsafe_buffer_pointer() == read.ctypes.data
+    assert not lines or on_device.unsafe_buffer_pointer() == read.ctypes.data
 
 
 def test_drawing(loaded):
@@ -220,3 +224,29 @@ def test_gradients_reach_every_parameter(loaded):
     rise = nats(nnx.merge(graph, moved)) - nats(loaded.model)
     want = step * sum(float((x**2).sum()) for x in leaves)
     np.testing.assert_allclose(rise, want, rtol=0.05)
+
+
+MEASURED = """
+import sys, jax, jax.numpy as jnp
+from jaxattn import models
+
+def resident():
+    return 4096 * int(open("/proc/self/statm").read().split()[1])
+
+jax.block_until_ready(jnp.ones(3) + 1)
+models.load(sys.argv[2])
+before = resident()
+model = models.load(sys.argv[1])
+print(resident() - before)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
+def test_memory_is_that_of_the_file(loaded, tmp_path):
+    wide = {"n_embd": 512, "n_head": 8, "vocab_size": 50_000}
+    weights = tiny.save(tmp_path, tiny.GPT2 | wide)
+    size = sum(x.nbytes for x in weights.values())
+    command = [sys.executable, "-c", MEASURED, str(tmp_path), str(loaded.folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert size <= int(done.stdout) < 1.1 * size

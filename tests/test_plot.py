@@ -408,7 +408,7 @@ def test_a_grid_of_heads(layers):
     np.testing.assert_allclose(np.diff(x, axis=1), width[:, 1:] + 2)
     np.testing.assert_allclose(-np.diff(y, axis=0), height[1:] + 2)
     texts = words(figure.texts)
-    assert {"Layer", "Head", str(layers)} <= set(texts)
+    assert {"Layer", "Head", "0", str(layers - 1)} <= set(texts)
     assert "Query (rows), key (columns): 13 tokens, t0 to t12" in texts
     assert words(seen.bar.ax.get_yticklabels()) == ["0", "0.1", "0.5", "1"]
     assert_legible(figure)
@@ -426,7 +426,7 @@ def test_heads_in_the_order_of_a_statistic():
     assert read == [(0, 2), (1, 1), (0, 0), (1, 0), (1, 2), (0, 1)]
     assert (drawn(seen.images[1][1]) == maps[1, 1]).all()
     texts = words(figure.texts)
-    assert [t for t in texts if t in ("1.3", "2.2", "1.1")] == ["1.3", "2.2", "1.1"]
+    assert [t for t in texts if t in ("0.2", "1.1", "0.0")] == ["0.2", "1.1", "0.0"]
     assert {"0.90", "−0.20"} <= set(texts)
     assert "Layer.head, by $induction, the largest first" in texts
     assert words(seen.bar.ax.get_yticklabels())[0] == "≤ 0.001"
@@ -459,7 +459,7 @@ def test_a_table_of_heads():
     entropy, copied = np.array([[1.0, 2.0, 4.0], [0.0, np.nan, 3.0]]), np.arange(6.0).reshape(2, 3)
     seen = plot.table(ax, {"entropy": entropy, "copied": copied}, order="entropy", most=4)
     assert words(ax.get_yticklabels()) == [
-        *("layer 1, head 3", "layer 2, head 3", "layer 1, head 2", "layer 1, head 1")
+        *("layer 0, head 2", "layer 1, head 2", "layer 0, head 1", "layer 0, head 0")
     ]
     assert words(seen.texts["entropy"]) == ["4.00", "3.00", "2.00", "1.00"]
     assert words(seen.texts["copied"]) == ["2.00", "5.00", "1.00", "0.00"]
@@ -472,9 +472,9 @@ def test_statistics_over_layers():
     ax = Figure(figsize=(5, 3)).add_axes((0.1, 0.2, 0.6, 0.7))
     values = np.array([[1.0, 2.0], [3.0, np.nan], [0.0, 1.0]])
     seen = plot.layers(ax, {"a": values, "b": values + 0.01})
-    assert np.asarray(seen.lines["a"].get_xydata()).tolist() == [[1, 1.5], [2, 3], [3, 0.5]]
+    assert np.asarray(seen.lines["a"].get_xydata()).tolist() == [[0, 1.5], [1, 3], [2, 0.5]]
     dots: Any = seen.dots["a"].get_offsets()
-    assert dots[:3].tolist() == [[1, 1], [1, 2], [2, 3]]
+    assert dots[:3].tolist() == [[0, 1], [0, 2], [1, 3]]
     assert words(ax.texts) == ["a", "b"]
     low, high = (text.get_window_extent().y0 / ax.figure.dpi * 72 for text in ax.texts)
     assert high - low >= 8  # points

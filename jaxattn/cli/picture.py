@@ -21,7 +21,7 @@ def draw(reading: Any, layer: int | None = None, head: int | None = None) -> Any
         layers, heads = maps.shape[:2]
         side = min(max(WIDEST / heads, SIDE[0]), SIDE[1])
         figure = Figure((side * heads + 1.5, side * layers + 1.0), dpi=DPI)
-        plot.heads(figure, maps, reading.tokens, first=0)
+        plot.heads(figure, maps, reading.tokens)
         return figure
     figure = Figure(LARGE, dpi=DPI)
     plot.head(

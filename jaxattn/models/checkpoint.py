@@ -8,6 +8,7 @@ Source: the format, https://github.com/huggingface/safetensors#format.
 
 import json
 import math
+import mmap
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "model.bin")
 MOST_HEADER = 100_000_000  # bytes, as in the library of the format
+LARGE = 1 << 20  # bytes
 ALIGNED = 64  # bytes: what JAX takes as an array on the CPU without a copy
 CHUNK = 1 << 30  # bytes of one read; Linux reads at most 2 GiB at a time
 
@@ -50,9 +52,7 @@ class Tensor(NamedTuple):
 
     def read(self) -> np.ndarray:
         """Its numbers, in memory that JAX on a CPU takes without a copy."""
-        room = np.empty(self.size + ALIGNED, np.uint8)
-        start = -room.ctypes.data % ALIGNED
-        data = room[start : start + self.size]
+        data = _room(self.size)
         with self.file.open("rb", buffering=0) as file:
             at = 0
             while at < self.size:
@@ -62,6 +62,21 @@ class Tensor(NamedTuple):
                     raise CheckpointError(f"{self.file} ended while it was read; copy it again")
                 at += read
         return data.view(FLOATING[self.dtype]).reshape(self.shape)
+
+
+def _room(size: int) -> np.ndarray:
+    """So many bytes of memory, aligned.
+
+    Large ones come from the system as they are: NumPy asks for huge pages, for which Linux may have
+    to move what is in memory, and that takes longer than to read a file.
+    """
+    if size >= LARGE and hasattr(mmap, "MAP_ANONYMOUS"):
+        return np.frombuffer(
+            mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8
+        )
+    room = np.empty(size + ALIGNED, np.uint8)
+    start = -room.ctypes.data % ALIGNED
+    return room[start : start + size]
 
 
 def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:

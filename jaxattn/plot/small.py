@@ -45,7 +45,6 @@ def heads(
     statistic: str = "the statistic",
     norm: Normalize | None = None,
     reduce: Reduce = SHARE,
-    first: int = 1,
 ) -> Heads:
     """The weights of every head, layers down and heads across, on one scale.
 
@@ -53,8 +52,7 @@ def heads(
 
     tokens: named at the outer edges where there is room.
     order: a statistic of every head. Heads then go from its largest to its least, and each says
-      which it is, and its statistic. statistic: what that is called.
-    first: what layers and heads are counted from.
+      which it is, counted from 0, and its statistic. statistic: what that is called.
     norm: if None, the root of the weight. The rest is as in `weights`.
     Raises:
       ValueError: the shapes or the counts of tokens disagree, or the figure is too small.
@@ -101,9 +99,9 @@ def heads(
         text.set_fontsize(min(other.get_fontsize() for other in named))
     step = width + gap, height + down
     if order is None:
-        _number(page, count, (left, above), step, edge, first)
+        _number(page, count, (left, above), step, edge)
     else:
-        _name(page, places, ranks, statistic, (left, above), step, width, first)
+        _name(page, places, ranks, statistic, (left, above), step, width)
     bottom = above + count[0] * step[1] - down
     lowest = max([bottom, *(page.bottom(text) for text in named)])
     page.text(left, lowest + 5 * point, _caption(seen), size=SMALL, va="top", color=SOFT)
@@ -139,13 +137,12 @@ def _name(
     start: tuple[float, float],
     step: tuple[float, float],
     width: float,
-    first: int,
 ) -> None:
-    """Above every map which head it is, and its statistic if all have room."""
+    """Above every map which head it is, counted from 0, and its statistic if all have room."""
     names, values = [], []
     for head, (row, column) in zip(heads, np.ndindex(ranks.shape), strict=True):
         left, baseline = start[0] + column * step[0], start[1] + row * step[1] - 2.5 * page.point
-        name = f"{head[0] + first}.{head[1] + first}"
+        name = f"{head[0]}.{head[1]}"
         value = matrix.number(float(ranks[head]), 2)
         names.append(page.text(left, baseline, name, size=TINY))
         values.append(page.text(left, baseline, value, size=TINY, color=SOFT))
@@ -165,18 +162,15 @@ def _number(
     start: tuple[float, float],
     step: tuple[float, float],
     edge: float,
-    first: int,
 ) -> None:
     """Numbers layers at the left, `edge` before the maps, and heads above."""
     left, top, line = *start, LINE * page.point
     middle = {"ha": "center", "va": "center"}
     for i in range(count[0]):
         x, y = left - edge - 0.7 * line, top + (i + 0.5) * step[1]
-        page.text(x, y, f"{i + first}", size=SMALL, **middle)
+        page.text(x, y, f"{i}", size=SMALL, **middle)
     for j in range(count[1]):
-        page.text(
-            left + (j + 0.5) * step[0], top - 0.7 * line, f"{j + first}", size=SMALL, **middle
-        )
+        page.text(left + (j + 0.5) * step[0], top - 0.7 * line, f"{j}", size=SMALL, **middle)
     down, across = top + count[0] * step[1] / 2, left + count[1] * step[0] / 2
     page.text(left - edge - 2 * line, down, "Layer", size=9, rotation=90, **middle)
     page.text(across, top - 2 * line, "Head", size=9, **middle)

@@ -34,13 +34,11 @@ def table(
     order: str | None = None,
     most: int = 24,
     digits: int = 2,
-    first: int = 1,
 ) -> Table:
     """Statistics by head: each a number, and a bar that is full at the largest of all heads.
 
     order: the name of the statistic by which heads go, from the largest; if None, as they are.
     most: how many heads are shown. digits: behind the point.
-    first: what layers and heads are counted from.
     Raises:
       ValueError: the shapes disagree, there is nothing, or no statistic is called `order`.
     """
@@ -72,9 +70,7 @@ def table(
             ha="center",
             parse_math=False,
         )
-    names = [
-        f"layer {i // shape[1] + first}, head {i % shape[1] + first}" for i in map(int, chosen)
-    ]
+    names = [f"layer {i // shape[1]}, head {i % shape[1]}" for i in map(int, chosen)]
     ax.set(xlim=(0, len(arrays)), ylim=(len(chosen) - 0.5, -0.6), xticks=[])
     ax.set_yticks(places, names, size=7.5)
     ax.tick_params(length=0)
@@ -102,7 +98,7 @@ def layers(ax: Axes, statistics: Mapping[str, Real[Numbers, "layers heads"]]) ->
             f"colours tell at most {len(COLORS)} statistics apart, got {len(arrays)}; draw fewer"
         )
     count = len(next(iter(arrays.values())))
-    places = np.arange(1, count + 1)
+    places = np.arange(count)
     lines, dots, ends = {}, {}, {}
     for (name, array), color in zip(arrays.items(), COLORS, strict=False):
         known = (~np.isnan(array)).sum(axis=1)
@@ -112,7 +108,7 @@ def layers(ax: Axes, statistics: Mapping[str, Real[Numbers, "layers heads"]]) ->
         )
         (lines[name],) = ax.plot(places, mean, color=color, linewidth=1.6)
         ends[name] = mean[np.isfinite(mean)][-1] if known.any() else 0.0
-    ax.set_xlim(0.6, count + 0.4)
+    ax.set_xlim(-0.4, count - 0.6)
     ax.set_xlabel("Layer")
     ax.set_xticks(places[:: -(-count // 12)])
     ax.spines[["top", "right"]].set_visible(False)

@@ -27,11 +27,11 @@ from jaxattn.backends.hopper.kernel import Kernel
 from jaxattn.backends.hopper.place import COLUMN, ROW, TILE, Here, TilePlace, operands, pieces
 from jaxattn.backends.hopper.plan import WARPGROUPS, Plan, Tiles
 from jaxattn.backends.hopper.warpgroups import (
-    multiply,
     LOG2E,
     Ring,
     contract,
     even,
+    multiply,
     product,
     spread_rows,
 )
