@@ -16,6 +16,7 @@ import gc
 import os
 import zlib
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -83,6 +84,14 @@ def chromium():
         browser = driver.chromium.launch(executable_path=str(CHROMIUM), headless=True, args=flags)
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def show(chromium, tmp_path):
+    """Opens a page of the viewer: `with show(page) as it`. See viewer_pages.py."""
+    from viewer_pages import shown
+
+    return partial(shown, chromium, tmp_path)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -7,20 +7,12 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 from test_viewer_encode import long_reading
-from viewer_pages import TOKENS, T, causal_reading, inputs, shown, weights_of
+from viewer_pages import TOKENS, T, causal_reading, inputs, weights_of
 
 from jaxattn import viewer
 
 SVG = "{http://www.w3.org/2000/svg}"
 PAINT, FRAME = 2000, 50  # ms
-
-
-@pytest.fixture
-def show(chromium, tmp_path):
-    def opened(page, **options):
-        return shown(chromium, tmp_path, page, **options)
-
-    return opened
 
 
 def saved(it, name):
@@ -91,35 +83,56 @@ def test_nothing_is_wider_than_a_small_screen_with_two_readings(show):
         assert it.page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
-def test_4096_tokens_are_painted_in_2_seconds_and_hovering_never_freezes(chromium, tmp_path):
-    page = viewer.page(long_reading())
-    with shown(chromium, tmp_path, page) as it:
-        painted = [int(it.page.evaluate("document.documentElement.dataset.painted"))]
-        while painted[-1] > PAINT and len(painted) < 3:  # others may have had the machine
+@pytest.fixture(scope="module")
+def long_page():
+    return viewer.page(long_reading())
+
+
+TRIES = 4  # others may have the machine for a while
+
+
+def test_4096_tokens_are_painted_in_2_seconds(show, long_page):
+    with show(long_page) as it:
+        painted = []
+        while len(painted) < TRIES and (not painted or painted[-1] > PAINT):
             it.page.reload()
             it.page.wait_for_selector("html[data-ready]", state="attached")
             painted.append(int(it.page.evaluate("document.documentElement.dataset.painted")))
         assert min(painted) < PAINT, painted
-        # What the page's thread has to do in a frame, however long it waits for a core.
+
+
+POINT = """(i) => new Promise((done) => {
+  const canvas = document.querySelector(".map canvas");
+  const box = canvas.getBoundingClientRect();
+  const [clientX, clientY] = [box.left + 120 + 9 * i, box.top + 100 + 7 * i];
+  canvas.dispatchEvent(new PointerEvent("pointermove", { clientX, clientY }));
+  requestAnimationFrame(() => setTimeout(done));
+})"""
+OWN = "ScriptDuration", "LayoutDuration", "RecalcStyleDuration"
+
+
+def test_hovering_over_4096_tokens_never_freezes(show, long_page):
+    """By the time that the page's thread is busy, however long it waits for a core."""
+    with show(long_page) as it:
         session = it.page.context.new_cdp_session(it.page)
         session.send("Performance.setTimeDomain", {"timeDomain": "threadTicks"})
         session.send("Performance.enable")
 
         def busy():
+            """(all tasks, the page's own part of them), in ms. The rest paints, without a GPU."""
             told = session.send("Performance.getMetrics")["metrics"]
-            return next(1000 * x["value"] for x in told if x["name"] == "TaskDuration")
+            each = {x["name"]: 1000 * x["value"] for x in told}
+            return np.array([each["TaskDuration"], sum(each[name] for name in OWN)])
 
-        script = """(i) => new Promise((done) => {
-          const canvas = document.querySelector(".map canvas");
-          const box = canvas.getBoundingClientRect();
-          const [clientX, clientY] = [box.left + 120 + 9 * i, box.top + 100 + 7 * i];
-          canvas.dispatchEvent(new PointerEvent("pointermove", { clientX, clientY }));
-          requestAnimationFrame(() => setTimeout(done));
-        })"""
-        frames = []
-        for i in range(30):
-            before = busy()
-            it.page.evaluate(script, i)
-            frames.append(busy() - before)
+        rounds = []
+        for _ in range(TRIES):
+            frames = [busy()]
+            for i in range(20):
+                it.page.evaluate(POINT, i)
+                frames.append(busy())
+            tasks, own = np.diff(frames, axis=0).T
+            rounds.append((np.median(tasks), max(own)))
+            if max(rounds[-1]) < FRAME:
+                break
         assert it.page.locator("#tip").is_visible()
-    assert 0 < np.quantile(frames[1:], 0.9) < FRAME, frames  # the first one compiles
+    assert 0 < max(rounds[-1]) < FRAME, rounds

@@ -12,7 +12,6 @@ from viewer_pages import (
     causal_reading,
     inputs,
     numbers,
-    shown,
     softmax,
     weights_of,
 )
@@ -21,14 +20,6 @@ import jaxattn as ja
 from jaxattn import viewer
 
 Q, K, V, X = inputs()
-
-
-@pytest.fixture
-def show(chromium, tmp_path):
-    def opened(page, **options):
-        return shown(chromium, tmp_path, page, **options)
-
-    return opened
 
 
 def told(it):
@@ -120,6 +111,21 @@ def test_a_soft_cap_and_a_sink_are_named_and_counted(show):
         got = told(it)
         np.testing.assert_allclose(got["Changed"], logits[2, 9, 4], atol=6e-4)
         np.testing.assert_allclose(got["Weights"], weights[2, 9, 4], atol=6e-5)
+
+
+def test_steps_beside_given_weights_end_in_those(show):
+    """What the score makes of the products is not known, but for a number of each row."""
+    cap = 1.5
+    weights = weights_of(Q, K, cap=cap)
+    made = [viewer.Layer(*each, score=ja.SoftCap(cap)) for each in zip(Q, K, V, X, strict=True)]
+    reading = viewer.from_weights(weights, TOKENS, layers=made)
+    with show(viewer.page(reading), fragment="#head=0.1") as it:
+        choose(it, 7, 5)
+        got = told(it)
+        raw = Q[0, 7, 1].astype(np.float64) @ K[0, 5, 1]
+        np.testing.assert_allclose(got["Scores"], raw, atol=6e-4)
+        np.testing.assert_allclose(got["Changed"], np.log(weights[0, 1, 7, 5]), atol=6e-4)
+        np.testing.assert_allclose(got["Weights"], weights[0, 1, 7, 5], atol=6e-5)
 
 
 def test_of_many_tokens_one_query_is_followed_with_its_top_keys(show):

@@ -52,7 +52,10 @@ def observed(
         "largest": np.full(h, np.nan),
         "lse": np.full((t, h), np.nan),
     }
-    if not is_short(t, s):
+    if is_short(t, s):
+        # Less the lse of their row, which the softmax does not see.
+        seen["logits"] = np.log(np.maximum(p, np.finfo(np.float32).tiny))
+    else:
         seen["rows"] = p[:, list(opened_queries(t, opened))]
     return seen
 

@@ -62,7 +62,8 @@ def from_weights(
       tokens: of the queries. keys: of the keys, if those are others, as in cross-attention.
       allowed: which pairs are not hidden, to broadcast to [l h t s]. If not given, a pair is taken
         as hidden whose weight is 0 in all layers and heads.
-      layers: a `Layer` for each layer, for the steps that lead to the weights.
+      layers: a `Layer` for each layer, for the steps that lead to the weights. Where one has a
+        score, what comes of it is told by the weights: their logarithms.
       next_tokens: of a language model, from `next_tokens(logits, ...)`.
       name: of the model or the input.
       cells: of the maps, each way. reduce: what a cell shows of several weights: SHARE or PEAK.
