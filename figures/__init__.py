@@ -9,11 +9,13 @@ that knows a text by heart.
   recall.py     a head written by hand, and what it looks at in a text (no matplotlib)
   induction.py  a transformer whose training forms induction heads: `python -m figures.induction`
   reading.py    a model that knows the licence by heart: `python -m figures.reading`
+  survey.py     what every head of a checkpoint does with a text: `python -m figures.survey`
   draw.py       what `jaxattn.plot` has not: arrays onto an `Axes` (no files)
   page.py       a figure laid out in inches
   story.py      composes the walk-through on one page
   long.py       composes the map of a long text
   emergence.py  composes the figure of that training
   by_heart.py   composes the figure of that model
+  every_head.py composes the figure of all heads of a checkpoint
   make.py       composes the other figures, and writes all of them
 """

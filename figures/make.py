@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from figures import data, draw
 from figures.by_heart import by_heart
 from figures.emergence import emergence
+from figures.every_head import minilm, of_checkpoint
 from figures.long import long_map
 from figures.model import NEXT
 from figures.page import Page
@@ -215,14 +216,25 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "long_map": long_map,
     "induction": emergence,
     "reading": by_heart,
+    "minilm": minilm,
 }
 
 
 def write(name: str, out: Path) -> list[Path]:
     """Draws the figure `name` into out/name.png and out/name.svg: the same bytes every time."""
+    return save(FIGURES[name], name, out)
+
+
+def write_model(folder: str, text: str, out: Path) -> list[Path]:
+    """Draws every head of a checkpoint on a text, into out/model.png and out/model.svg."""
+    return save(lambda: of_checkpoint(folder, text), "model", out)
+
+
+def save(make: Callable[[], Figure], name: str, out: Path) -> list[Path]:
+    """Draws a figure in the one style into two files."""
     out.mkdir(parents=True, exist_ok=True)
     with style.context(["default", STYLE]):
-        figure = FIGURES[name]()
+        figure = make()
         paths = [out / f"{name}.png", out / f"{name}.svg"]
         figure.savefig(paths[0], metadata={"Software": None})
         figure.savefig(paths[1], metadata={"Date": None, "Creator": None})

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from small_checkpoints import make_gpt2
 
-from figures import data, draw, make, model
+from figures import data, draw, make, model, survey
 from figures.__main__ import main
 from jaxattn import plot
 
@@ -242,6 +243,38 @@ def test_command_line(tmp_path, capsys):
     assert "embeddings.png" in capsys.readouterr().out
     main(["--list"])
     assert capsys.readouterr().out.count("\n") == len(make.FIGURES)
+
+
+def test_every_head_of_a_checkpoint(tmp_path, capsys):
+    make_gpt2(tmp_path / "small")
+    text = "the cat sat on a mat where the cat is"
+    main(["--model", str(tmp_path / "small"), "--text", text, "--out", str(tmp_path)])
+    assert capsys.readouterr().out.split() == [str(tmp_path / f"model.{x}") for x in ("png", "svg")]
+    seen = survey.survey(str(tmp_path / "small"), text)
+    survey.save(seen, tmp_path / "small.npz")
+    again = survey.load(tmp_path / "small.npz")
+    assert (again.name, again.tokens) == ("small", seen.tokens)
+    for one, two in zip(seen[2:6], again[2:6], strict=True):
+        np.testing.assert_array_equal(one, two)
+    for name, numbers in again.statistics.items():
+        np.testing.assert_array_equal(numbers, seen.statistics[name])
+    with pytest.raises(SystemExit) as stop:
+        main(["--model", str(tmp_path / "nothing"), "--out", str(tmp_path)])
+    assert stop.value.code == 1
+    assert "there is no folder" in capsys.readouterr().err
+
+
+def test_the_survey_of_minilm_is_of_weights():
+    seen = survey.load()
+    t = len(seen.tokens)
+    assert seen.maps.shape == (6, 12, t, t)
+    assert_near(seen.maps.sum(axis=-1), np.ones((6, 12, t)), terms=t)
+    assert_near(seen.received, seen.maps.sum(axis=2), terms=t)
+    diagonal = np.trace(seen.maps, offset=-1, axis1=2, axis2=3)
+    assert_near(seen.statistics["previous"], diagonal / t, terms=t)
+    back = np.unravel_index(diagonal.argmax(), diagonal.shape)
+    assert back == (0, 2)
+    assert diagonal[back] > 0.999 * (t - 1)  # as the figure says
 
 
 def test_a_wrong_name_is_an_error_that_lists_the_names(tmp_path, capsys):

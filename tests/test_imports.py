@@ -111,7 +111,7 @@ LAYERS = (
     *("backends/protocol", "backends/rule", "backends/reference"),
     *("backends/blockwise", "backends/hopper", "backends/splash", "backends/select"),
     *("attend", "observe", "recipes", "explain", "compat", "cache", "nn", "models"),
-    *("plot", "viewer"),
+    *("viewer", "plot", "cli"),
 )
 """From the bottom up: a file imports from its own layer and from those before it."""
 
@@ -121,6 +121,7 @@ def test_every_file_is_in_a_layer():
     rest = {path for path in PACKAGE.rglob("*.py") if path not in inside}
     assert {str(path.relative_to(PACKAGE)) for path in rest} == {
         "__init__.py",
+        "__main__.py",
         "backends/__init__.py",
     }
 

@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_checkpoints import make_gpt2
 
 import jaxattn
 import jaxattn.masks
@@ -37,15 +38,18 @@ def test_the_first_page_is_short():
     assert len(FIRST.read_bytes()) <= 10_000
 
 
-def test_what_is_inside_runs():
+def test_what_is_inside_runs(tmp_path, monkeypatch):
     """It goes on from the first page, with tokens of its own for the steps."""
+    make_gpt2(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
     x, w = jnp.ones((9, 48)), jnp.ones((48, 48))
     q, k = (jnp.ones((1, 64, n, 16)) for n in (8, 2))
-    given = {"x": x, "w_q": w, "w_k": w, "w_v": w, "w_o": w, "q": q, "k": k}
+    given = {"x": x, "w_q": w, "w_k": w, "w_v": w, "w_o": w, "q": q, "k": k, "folder": "model"}
     rest = [block for block in blocks(INSIDE) if LONG not in block]
     known = run(["import jax, jax.numpy as jnp, jaxattn as ja", *rest], given)
     assert known["penalty"].shape == ()
     assert known["dq"].shape == q.shape
+    assert (tmp_path / "attention.html").is_file()
     assert known["drawn"].map.get_array().shape == (125, 125)  # 125 cells of 4 pixels or more
 
 

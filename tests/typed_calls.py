@@ -350,6 +350,8 @@ def checkpoint() -> None:
     hidden, seen = model(ids, padding=ids > 0, observe={"entropy": see.Entropy()})
     print(seen[0]["entropy"], model.logits(hidden[:, -1]), model.hidden_states(jnp.asarray(ids)))
     print(model.steps(ids[0], 0).q.shape, model.info.width)
+    reading = viewer.from_model(model, ids[0], list("abcd"), token_of=str, follow=list)
+    print(reading.next_tokens, [one.steps.q.shape for one in models.visit(model, ids[0])])
     decoded = model.decode(ids, model.empty_caches((B,), 8), count=np.array([3, 4]))
     print(decoded.hidden.shape, len(decoded.caches))
     sampling = models.Sampling(temperature=0.5, top_k=3, top_p=0.9)

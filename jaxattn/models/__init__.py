@@ -11,6 +11,7 @@ from jaxattn.models.families import load
 from jaxattn.models.generate import GREEDY, Sampling, generate
 from jaxattn.models.model import Model
 from jaxattn.models.tokenizer import Tokenizer, load_tokenizer
+from jaxattn.models.visit import Visit, visit
 
 __all__ = [
     "GREEDY",
@@ -19,7 +20,9 @@ __all__ = [
     "Model",
     "Sampling",
     "Tokenizer",
+    "Visit",
     "generate",
     "load",
     "load_tokenizer",
+    "visit",
 ]
