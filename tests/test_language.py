@@ -29,6 +29,7 @@ def test_decoding_gives_the_logits_of_one_pass(window):
     np.testing.assert_allclose(jnp.concatenate(got, 1), want, atol=2e-5)
 
 
+@pytest.mark.long
 def test_it_learns_to_count_and_goes_on():
     model = LanguageModel(CONFIG, nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, optax.adamw(1e-2), wrt=nnx.Param)

@@ -146,6 +146,7 @@ def test_the_checkpoint_has_the_losses_of_its_parameters():
 # The figure
 
 
+@pytest.mark.long
 def test_it_recites_until_two_clauses_begin_alike():
     seen = reading.recital()
     at = seen.mistake

@@ -69,6 +69,7 @@ def test_every_option_at_once():
     Asked(WIDE.at(ja.END), window(200, 30), alibi(), sinks=0.0, dtype=jnp.bfloat16).check(BACKEND)
 
 
+@pytest.mark.long
 def test_observations_see_the_whole_tile():
     rng = np.random.default_rng(0)
     q, k, v = (

@@ -134,6 +134,7 @@ TRANSFORMS = {
 TELLING = ("jvp-of-grad", "grad-of-grad", "jacrev")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("name", "backend"),
     [
