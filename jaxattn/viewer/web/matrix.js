@@ -2,6 +2,9 @@
 
 const NAME_WIDTH = 96;
 
+/** A weight in a cell: two digits, and those that begin with zeros by their size. */
+const weightText = (x) => (x >= 0.005 || x === 0 ? x.toFixed(2).replace(/^0(?=\.)/, "") : x.toExponential(0).replace("-", "\u2212"));
+
 /** A matrix as a picture, with the names of its rows and, if it has them, of its columns. */
 class Matrix {
   constructor({ id, caption, rows, values, columns = null, weights = false, group = null, mark, left }) {
@@ -61,7 +64,7 @@ class Matrix {
         const colour = this.colour(value);
         pen.rect(left + j * cell, i * tall, cell + (cell < 3 ? 0.5 : 0), tall, css(colour));
         if (!this.columns || cell < 32 || row.length > 12 || value === null) return;
-        const text = this.weights ? value.toFixed(2).replace(/^0(?=\.)/, "") : fixed(value, Math.abs(value) < 10 ? 1 : 0);
+        const text = this.weights ? weightText(value) : fixed(value, Math.abs(value) < 10 ? 1 : 0);
         pen.text(left + (j + 0.5) * cell, (i + 0.5) * tall, text, { colour: inkOn(colour), size: 10.5, align: "middle" });
       });
     });
