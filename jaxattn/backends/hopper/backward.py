@@ -236,15 +236,16 @@ class _OfKeys(_Backward):
     ) -> list[Array | None]:
         def each_head(n: Any, sums: Any) -> Any:
             def step(masked: bool, i: Any, sums: Any) -> Any:
+                dk: Any
                 dk, dv = sums
                 i = n * here.count + i
                 its, slot = tile(i, masked), ring.slot(i)
                 q, g = ring.a.at[slot], ring.b.at[slot]
                 if dv is not None:
                     dv = contract(dv, its.w.astype(g.dtype), g, self.interpret)
-                ds = its.ds() if dk is not None else None
+                ds = None if dk is None else its.ds()
                 plgpu.barrier_arrive(ring.b_free.at[slot])
-                if dk is not None:
+                if ds is not None:
                     dk = contract(dk, ds.astype(q.dtype), q, self.interpret)
                 plgpu.barrier_arrive(ring.a_free.at[slot])
                 return [dk, dv]

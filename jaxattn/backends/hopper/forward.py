@@ -214,6 +214,7 @@ class _Rows:
         (acc, m, total), ring, interpret = state, self.ring, self.kernel.interpret
 
         def both(masked: bool, i: Any, state: Any) -> Any:
+            acc: Any
             acc, w, m, total = state
             tile, slot, before = self.here.tile(i), ring.slot(i), ring.slot(i - 1)
             v = ring.b.at[before]
@@ -240,7 +241,7 @@ class _Rows:
                     ref[...] = value
 
             if interpret is None:
-                given = plgpu.ACC.init(acc), w, m, total, m
+                given: Any = plgpu.ACC.init(acc), w, m, total, m
                 acc, w, m, total, shrink = pl.run_state(meanwhile)(given)
             else:
                 (w, m, total, shrink), before_w = weights(None, w, m, total), w
