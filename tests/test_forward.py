@@ -32,7 +32,7 @@ def check(case, backend):
 
 
 @pytest.mark.parametrize("backend", [ja.Reference(), TILED], ids=repr)
-@pytest.mark.parametrize("case", sampled(CASES, 10))
+@pytest.mark.parametrize("case", sampled(CASES, 20))
 def test_forward_matches_float64(case, backend):
     check(case, backend)
 

@@ -132,7 +132,7 @@ def gradients(backend, q, positions, rows):
 whole_gradients = cache(lambda backend: gradients(backend, Q, None, tail))
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(12)
 @for_backends
 @pytest.mark.parametrize("way", WAYS)
 def test_gradients_of_the_last_queries(way, backend):

@@ -38,7 +38,7 @@ def tiles_by_head(walk, mask):
 
 
 @pytest.mark.parametrize("blocks", BLOCKS, ids=str)
-@pytest.mark.parametrize("name", sampled(MASKS, 4))
+@pytest.mark.parametrize("name", sampled(MASKS, 8))
 def test_each_allowed_pair_is_in_one_tile_that_is_listed(name, blocks):
     shape, build = MASKS[name]
     mask, allowed = build(shape, np.random.default_rng(0))

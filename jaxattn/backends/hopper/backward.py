@@ -245,7 +245,7 @@ class _OfKeys(_Backward):
                     dv = contract(dv, its.w.astype(g.dtype), g, self.interpret)
                 ds = None if dk is None else its.ds()
                 plgpu.barrier_arrive(ring.b_free.at[slot])
-                if ds is not None:
+                if dk is not None and ds is not None:
                     dk = contract(dk, ds.astype(q.dtype), q, self.interpret)
                 plgpu.barrier_arrive(ring.a_free.at[slot])
                 return [dk, dv]
