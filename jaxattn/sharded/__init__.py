@@ -1,6 +1,7 @@
 """Attention to one sequence over many devices: exact, with every option and every derivative."""
 
 from jaxattn.sharded.attend import attend, attention
+from jaxattn.sharded.explain import Sharing, explain
 from jaxattn.sharded.ways import CONTIGUOUS, ZIGZAG, AllToAll, Order, Product, Ring, Striped, Way
 
 __all__ = [
@@ -10,8 +11,10 @@ __all__ = [
     "Order",
     "Product",
     "Ring",
+    "Sharing",
     "Striped",
     "Way",
     "attend",
     "attention",
+    "explain",
 ]

@@ -94,6 +94,8 @@ def _run(
     *args: Any, programs: Programs, axis: str, shifts: Any, stays: int, ends: int, linear: int
 ) -> list[Any]:
     del linear
+    # Else XLA takes what visited in the forward pass for the same, and keeps all of it until then.
+    args = jax.lax.optimization_barrier(args)
     here, there = args[:stays], args[stays:]
 
     def visit(shift: Any, sums: Any, visiting: Any) -> tuple[Any, Any]:
