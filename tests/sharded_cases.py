@@ -8,6 +8,7 @@ the tables below; all of them are compared as whole arrays in the order of the s
 
 import re
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -348,6 +349,43 @@ def arrays(kind):
         close(got, want)
 
 
+def decoding():
+    """Queries that every device has, over a cache that is shared out along the sequence."""
+    lengths = np.array([29, 5], np.int32)
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+    options = {"sinks": SINKS, "score": ja.ALiBi()}
+
+    def rule(lengths):
+        mask = ja.Lengths(k=lengths) & ja.Causal() & ja.Window(20)
+        return options | {"mask": mask, "positions": ja.Positions(lengths[:, None] - 3)}
+
+    def local(q, k, v, lengths):
+        return sharded.decode(q, k, v, "x", **rule(lengths))
+
+    keys = P(None, "x")
+    run = jax.shard_map(local, mesh=mesh, in_specs=(P(), keys, keys, P()), out_specs=P())
+    plain = lambda q, k, v, lengths: ja.attend(q, k, v, **rule(lengths))
+    args = Q[:, :3], K, V
+    both = lambda f: jax.jit(
+        lambda *x: (f(*x, lengths), jax.grad(lambda *x: loss_of(f(*x, lengths)), (0, 1, 2))(*x))
+    )
+    close(both(run)(*args), both(plain)(*args))
+    text = jax.jit(run).lower(*args, lengths).compile().as_text()
+    assert {kind for _, kind in SENDS.findall(text)} == set()  # sums over devices alone
+
+
+def page():
+    """The program of the page, with fewer tokens."""
+    text = Path(sharded.__file__).with_name("README.md").read_text()
+    (block,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    known: dict[str, Any] = {}
+    exec(block.replace("131072", "1024"), known)
+    picture, slopes = known["picture"], known["slopes"]
+    assert picture.shape == (1, 64, 64)
+    np.testing.assert_allclose(picture.sum(-1), 1, rtol=1e-5)
+    assert slopes[0].sharding.is_equivalent_to(known["on"], 3)
+
+
 def errors():
     """What cannot be shared out says so."""
 
@@ -387,6 +425,8 @@ USUAL = [
     "collectives",
     "arrays:explicit",
     "bytes_sent",
+    "decoding",
+    "page",
     "errors",
 ]
 NAMES = [f"results:{way},{rule}" for way in WAYS for rule in RULES]

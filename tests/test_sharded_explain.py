@@ -1,5 +1,8 @@
 """What sharing a sequence costs, as `jaxattn.sharded.explain` tells it."""
 
+import re
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,8 +38,10 @@ def test_a_window_sends_to_those_that_need_it():
 @pytest.mark.parametrize("order", [sharded.ZIGZAG, sharded.Striped(16)], ids=repr)
 def test_orders_balance_causal_work(order):
     uneven, even = told(sharded.Ring("x")), told(sharded.Ring("x", order))
-    assert uneven.balance is not None and uneven.balance > 1.7
-    assert even.balance is not None and even.balance < 1.1
+    assert uneven.balance is not None
+    assert even.balance is not None
+    assert uneven.balance > 1.7
+    assert even.balance < 1.1
     assert "of the mean" in str(even)
 
 
@@ -62,3 +67,23 @@ def test_orders_come_back(order):
 def test_an_order_wants_equal_chunks():
     with pytest.raises(ValueError, match="8 equal chunks, got 12 tokens"):
         sharded.ZIGZAG.put(np.ones((12, 1, 1)), 4)
+
+
+def test_the_page_has_the_bytes_that_are_told():
+    page = Path(sharded.__file__).with_name("README.md").read_text()
+    rows = [
+        [x.replace(",", "") for x in row.split("|")[1:-1]]
+        for row in re.findall(r"^\| [\d,]+ .*", page, re.M)
+    ]
+    assert len(rows) == 6
+    for tokens, devices, held, forward, gradient, flops in rows:
+        t, n = int(tokens), int(devices)
+        assert int(held) == t // n
+        np.testing.assert_allclose(float(flops), 2 * 32 * 128 * t**2 / n / 1e12, atol=0.06)
+        if n > 512:
+            continue
+        q, k = (jax.ShapeDtypeStruct((1, t, heads, 128), jnp.bfloat16) for heads in (32, 8))
+        way = sharded.Ring("x", sharded.ZIGZAG)
+        cost = sharded.explain(q, k, k, way, {"x": n}, mask=ja.EVERYTHING)
+        np.testing.assert_allclose(float(forward), cost.forward_bytes / 2**30, atol=0.006)
+        np.testing.assert_allclose(float(gradient), cost.gradient_bytes / 2**30, atol=0.006)

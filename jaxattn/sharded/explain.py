@@ -122,7 +122,7 @@ def explain(
     )
 
 
-MOST = 32  # chunks for which each pair has a plan of its own
+FEW, MOST = 32, 256  # chunks whose pairs are looked at, each or by how far apart they are
 
 
 def _tiles(
@@ -134,7 +134,7 @@ def _tiles(
     backend: Backend,
 ) -> tuple[int, ...] | None:
     """How many tiles each device of the ring has to visit."""
-    if jax.tree.leaves(mask) or not (cases.by_distance or layout.chunks <= MOST):
+    if jax.tree.leaves(mask) or layout.chunks > (MOST if cases.by_distance else FEW):
         return None
     h, n = heads
     cut = lambda x, size, many: jax.ShapeDtypeStruct(

@@ -59,7 +59,12 @@ class Order:
                 f"tokens on axis {axis} of {x.shape}; pad the sequence to a multiple"
             )
         shape = *x.shape[:axis], len(chunks), size, *x.shape[axis + 1 :]
-        return jnp.take(x.reshape(shape), chunks, axis=axis).reshape(x.shape)
+        x, whole = x.reshape(shape), x.shape
+        typed = jax.typeof(x).sharding
+        if typed.mesh.explicit_axes:  # which want to be told how the result is sharded
+            at = *(slice(None),) * axis, jnp.asarray(chunks)
+            return x.at[at].get(out_sharding=typed).reshape(whole)
+        return jnp.take(x, chunks, axis=axis).reshape(whole)
 
 
 @dataclass(frozen=True)
