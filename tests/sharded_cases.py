@@ -370,7 +370,7 @@ def decoding():
         lambda *x: (f(*x, lengths), jax.grad(lambda *x: loss_of(f(*x, lengths)), (0, 1, 2))(*x))
     )
     close(both(run)(*args), both(plain)(*args))
-    text = jax.jit(run).lower(*args, lengths).compile().as_text()
+    text: Any = jax.jit(run).lower(*args, lengths).compile().as_text()
     assert {kind for _, kind in SENDS.findall(text)} == set()  # sums over devices alone
 
 

@@ -54,10 +54,11 @@ def solve(
 ) -> tuple[Array, Array, tuple[Any, ...], Array]:
     """As `jaxattn.attend.run`, of what a device has. The states of heads are those of all pairs."""
     names = varying(problem, watched)
-    problem, watched = vary((problem, watched), names | frozenset(axes.names if names else ()))
+    names |= frozenset(axes.names if names else ())
+    problem, watched = vary((problem, watched), names)
     here, watch = problem, watched
     if axes.heads is not None:
-        here, watch = exchange(axes.heads, axes.groups, (problem, watched))
+        here, watch = vary(exchange(axes.heads, axes.groups, (problem, watched)), names)
     if axes.ring is None:
         backend.choose(Call(here, watch))
         out, lse, states, live = keep(watch, run(backend, here, watch))
