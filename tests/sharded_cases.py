@@ -46,7 +46,7 @@ SHAPES = {"heads": {"x": 4}, "product": {"x": 4, "y": 2}, "product_zigzag": {"x"
 
 
 def near(slopes):
-    return lambda logit, at: logit + slopes[at.head] * jnp.cos(1.0 * at.q - at.k)
+    return lambda logit, at: logit + jnp.asarray(slopes)[at.head] * jnp.cos(1.0 * at.q - at.k)
 
 
 # name: options, of arrays by name; those in `ALONG` have an axis of tokens.
