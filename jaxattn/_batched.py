@@ -34,7 +34,8 @@ def check_numbers(
 
 def check_each(value: Any, name: str, sizes: Sizes, axis: str) -> Any:
     """Integers [*b axis] of any dtype, for axis "t" or "s"; the batch axes broadcast."""
-    array, size = integers(value, name), getattr(sizes, axis)
+    array = integers(value, name)
+    size = sizes.along(axis, array.shape[-1] if array.ndim else 1)
     if array.shape[-1:] != (size,):
         raise ValueError(
             f"{name} must have one number for each position, {size} of them, on its last axis, "
@@ -102,7 +103,8 @@ def fit(array: AnyArray, name: str, sizes: Sizes, axes: str) -> Any:
       ValueError: an axis has neither its full size nor 1.
     """
     own = dict(zip(reversed(axes), reversed(array.shape), strict=False))
-    core = (own["."] if axis == "." else getattr(sizes, axis) for axis in axes)
+    along = lambda axis: sizes.along(axis, own.get(axis, 1), own.get("t", 1))
+    core = (own["."] if axis == "." else along(axis) for axis in axes)
     full = (*sizes.batch, *core)
     if not broadcasts(array.shape, full):
         raise ValueError(

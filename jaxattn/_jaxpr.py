@@ -4,6 +4,7 @@ Source: JAX's documentation, "Writing custom Jaxpr interpreters".
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -28,9 +29,10 @@ def opened(jaxpr: Any) -> Any:
     return jaxpr.replace(constvars=(), invars=[*jaxpr.constvars, *jaxpr.invars])
 
 
-def bind(eqn: Any, operands: Sequence[Any]) -> Sequence[Any]:
-    """The results of an equation of these operands."""
-    with eqn.ctx.manager:
+def bind(eqn: Any, operands: Sequence[Any], mesh: Any = None) -> Sequence[Any]:
+    """The results of an equation of these operands. mesh: in place of that when it was traced."""
+    here = nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh)
+    with eqn.ctx.manager, here:
         results = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
     return results if eqn.primitive.multiple_results else [results]
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Int
 from jaxattn._axes import INDEX, Index, count_to, cut_axis, larger, smaller
 from jaxattn._batched import add_clipped
 from jaxattn._content import show
-from jaxattn._value import Place, Span, Value
+from jaxattn._value import Place, Shift, Span, Value
 from jaxattn.positions import TOO_FAR, BoundPositions, Frame
 
 
@@ -72,6 +72,11 @@ class BoundMask(Mask):
         del place
         return None
 
+    def moved(self, by: Shift) -> "BoundMask":
+        """As `Value.moved`, whatever indices `allows` asks for; then nothing is known of the range
+        that is needed."""
+        return MovedMask(Value.moved(self, by), *by)
+
     @property
     def exact(self) -> bool:
         """Whether the rows of a block, together, see every key of the range that `needs` gives."""
@@ -91,6 +96,26 @@ class BoundMask(Mask):
     def by_head(self) -> bool:
         """Whether heads may differ."""
         return False
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class MovedMask(BoundMask):
+    """A mask of which this is a part, so far from the first of the whole."""
+
+    mask: BoundMask
+    q: int | Int[Array, "*#b"]
+    k: int | Int[Array, "*#b"]
+    head: int | Int[Array, "*#b"]
+    batch: tuple[int | Int[Array, ""], ...]
+
+    def allows(self, place: Place) -> Bool[Array, "#a #b"] | None:
+        return self.mask.allows(place.moved(Shift(self.q, self.k, self.head, self.batch)))
+
+    moved = Value.moved
+
+    @property
+    def by_head(self) -> bool:
+        return self.mask.by_head
 
 
 def _parts(cls: Any, mask: Any) -> tuple[Any, ...]:
@@ -122,6 +147,8 @@ class BoundAnd(BoundMask):
     """An `And` of several."""
 
     masks: tuple[BoundMask, ...]
+
+    moved = Value.moved
 
     def allows(self, place: Place) -> Bool[Array, "#a #b"] | None:
         every = None
@@ -178,6 +205,8 @@ class BoundOr(BoundMask):
 
     masks: tuple[BoundMask, ...]
 
+    moved = Value.moved
+
     def allows(self, place: Place) -> Bool[Array, "#a #b"] | None:
         some = None
         for mask in self.masks:
@@ -232,6 +261,8 @@ class BoundNot(BoundMask):
 
     mask: BoundMask
 
+    moved = Value.moved
+
     def allows(self, place: Place) -> Bool[Array, "#a #b"]:
         allowed = self.mask.allows(place)
         # Mosaic's `not` knows no booleans.
@@ -248,6 +279,8 @@ class Everything(BoundMask):
 
     def __repr__(self) -> str:
         return "EVERYTHING"
+
+    moved = Value.moved
 
     def allows(self, place: Place) -> None:
         return None
@@ -273,6 +306,10 @@ class Band(BoundMask):
 
     low: int | Int[Array, "*#b"] | None
     high: int | Int[Array, "*#b"] | None
+
+    def moved(self, by: Shift) -> "Band":
+        bound = lambda n: None if n is None else n + (by.q - by.k)
+        return Band(bound(self.low), bound(self.high))
 
     def allows(self, place: Place) -> Bool[Array, "#a #b"] | None:
         ahead = place.k - place.q
@@ -329,6 +366,8 @@ class Near(BoundMask):
     k: Int[Array, "*#b s"]
     low: int | None
     high: int | None
+
+    moved = Value.moved
 
     def allows(self, place: Place) -> Bool[Array, "#a #b"] | None:
         ahead = place.each_k(self.k) - place.each_q(self.q)

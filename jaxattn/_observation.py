@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxattn._axes import Index
-from jaxattn._value import Place, Sizes, Value
+from jaxattn._value import Place, Shift, Sizes, Value
 from jaxattn.positions import BoundPositions, Frame, Unplaced
 
 
@@ -173,6 +174,66 @@ class BoundObservation(Observation):
         del live
         return state
 
+    @property
+    def adds_up(self) -> bool:
+        """Whether `merge` adds, and the state of no pairs is zeros."""
+        return False
+
+    def finish_part(self, state: Any, live: Bool[Array, "*b t h"], share: "Share") -> Any:
+        """`finish`, where a device has some of the queries and keys.
+
+        state: of its queries, or of its keys; or of the head, of all pairs. live: of its queries.
+        """
+        del share
+        return self.finish(state, live)
+
+    def moved(self, by: Shift) -> "BoundObservation":
+        """As `Value.moved`: it sees the places and positions of the whole."""
+        return Moved(Value.moved(self, by), *by)
+
+
+class Share(NamedTuple):
+    """What a device has of a sequence. rows: which of its queries. total: sums over devices."""
+
+    rows: Int[Array, " t"]
+    total: Callable[[Any], Any]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Moved(BoundObservation):
+    """An observation of a part, so far from the first of the whole: its states are parts of those
+    of the whole."""
+
+    of: BoundObservation
+    q: int | Int[Array, "*#b"]
+    k: int | Int[Array, "*#b"]
+    head: int | Int[Array, "*#b"]
+    batch: tuple[int | Int[Array, ""], ...]
+
+    @property
+    def per(self) -> Per:
+        return self.of.per
+
+    @property
+    def statistic(self) -> Statistic | Grid | None:
+        known = self.of.statistic
+        return known if isinstance(known, Statistic) else None
+
+    def start(self, sizes: Sizes, dtype: Any) -> Any:
+        return self.of.start(sizes, dtype)
+
+    def absorb(self, seen: Seen) -> Any:
+        place = seen.place.moved(Shift(self.q, self.k, self.head, self.batch))
+        positions = seen.positions
+        if isinstance(positions, BoundPositions):
+            positions = positions.moved(Shift(-self.q, -self.k))
+        return self.of.absorb(seen._replace(place=place, positions=positions))
+
+    def merge(self, a: Any, b: Any) -> Any:
+        return self.of.merge(a, b)
+
+    moved = Value.moved
+
 
 Watch: TypeAlias = tuple[BoundObservation, ...]
 """The observations of a call."""
@@ -228,6 +289,10 @@ def by_rows(f: Callable[..., Any], many: int, *each: Array) -> Any:
 
 class Sum(BoundObservation):
     """An observation whose states add up; the state of no pairs is zeros."""
+
+    @property
+    def adds_up(self) -> bool:
+        return True
 
     def merge(self, a: Any, b: Any) -> Any:
         return jax.tree.map(jnp.add, a, b)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from jaxattn._axes import accumulator
+from jaxattn._axes import INDEX, accumulator
 from jaxattn._batched import fit
 from jaxattn._content import as_array, is_real, show
 from jaxattn._mask import BoundMask, check_mask
@@ -35,6 +35,27 @@ class Rule(NamedTuple):
     sinks: Sinks | None
     dropout: Drop | None
     positions: BoundPositions | Unplaced
+
+
+class Whole(NamedTuple):
+    """A sequence of t queries and s keys, of which q, k and v are a part, or all in some order.
+
+    rows, keys: which of them these are.
+    """
+
+    t: int
+    s: int
+    rows: Int[Array, " held"]
+    keys: Int[Array, " held"]
+
+    def each(self, frame: Frame) -> Frame:
+        """The frame with a position for each query and key that is held."""
+        at = BoundPositions() if isinstance(frame.positions, Unplaced) else frame.positions
+        if not at.in_order:
+            return frame
+        start = lambda x: jnp.asarray(x, INDEX)[..., None]
+        each = start(at.q_start) + self.rows, start(at.k_start) + self.keys
+        return frame._replace(positions=BoundPositions(0, 0, *each))
 
 
 class Problem(NamedTuple):
@@ -71,9 +92,12 @@ def check(
     dropout: Any,
     positions: Any,
     one_dtype: bool = True,
+    whole: "Whole | None" = None,
 ) -> tuple[Problem, Frame]:
-    """The problem that these arrays pose, and its frame. one_dtype: whether q, k and v have to
-    share it.
+    """The problem that these arrays pose, and its frame.
+
+    one_dtype: whether q, k and v have to share it. whole: of what q, k and v are a part, if any;
+    the frame and all that is bound to it are those of the whole.
 
     Raises:
       TypeError: not floating point arrays of one dtype; not a mask, a score or a dropout.
@@ -99,13 +123,15 @@ def check(
             f"n={n} from k {k.shape}; repeat k and v, or change h"
         )
     sizes = _sizes(q, k)
+    if whole is not None:
+        sizes = sizes._replace(t=whole.t, s=whole.s, held=(sizes.t, sizes.s))
     frame = frame_of(positions, sizes)
     rule = Rule(
         _scale(scale, q),
         check_scores(score, frame, q.dtype),
         check_mask(mask).resolve(frame),
         _sinks(sinks, sizes, q.dtype),
-        _dropout(dropout, frame),
+        _dropout(dropout, frame if whole is None else whole.each(frame)),
         frame.positions,
     )
     return Problem(q, k, v, rule), frame

@@ -6,12 +6,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxattn._axes import accumulator
 from jaxattn._content import show
 from jaxattn._trace import Traced, trace
-from jaxattn._value import Place, Value
+from jaxattn._value import Place, Shift, Value
 from jaxattn.positions import Frame
 
 
@@ -30,9 +30,30 @@ class BoundScore(Score):
         del frame, dtype
         return self
 
+    def moved(self, by: Shift) -> "BoundScore":
+        """As `Value.moved`, whatever indices `apply` asks for."""
+        return MovedScore(Value.moved(self, by), *by)
+
     def apply(self, logits: Float[Array, "a b"], place: Place) -> Float[Array, "a b"]:
         """The logits of a tile, as the tile lies. Asked of its part."""
         raise NotImplementedError(f"{type(self).__name__}.apply")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class MovedScore(BoundScore):
+    """A score of which this is a part, so far from the first of the whole."""
+
+    score: BoundScore
+    q: int | Int[Array, "*#b"]
+    k: int | Int[Array, "*#b"]
+    head: int | Int[Array, "*#b"]
+    batch: tuple[int | Int[Array, ""], ...]
+
+    def apply(self, logits: Float[Array, "a b"], place: Place) -> Float[Array, "a b"]:
+        by = Shift(self.q, self.k, self.head, self.batch)
+        return self.score.apply(logits, place.moved(by))
+
+    moved = Value.moved
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -61,6 +82,8 @@ class BoundFunction(BoundScore):
     """A user's function that is traced."""
 
     function: Traced
+
+    moved = Value.moved
 
     def apply(self, logits: Float[Array, "a b"], place: Place) -> Float[Array, "a b"]:
         return self.function.over(place, logits).astype(logits.dtype)

@@ -19,8 +19,8 @@ from jaxtyping import Array, Int
 from jaxattn._axes import INDEX, accumulator
 from jaxattn._function import Source
 from jaxattn._jaxpr import JIT, bind, opened, run
-from jaxattn._value import Fixed, Place, Value
-from jaxattn._varying import Axes, evaluate, hoist, vary
+from jaxattn._value import Fixed, Place, Shift, Value
+from jaxattn._varying import Axes, evaluate, hoist, vary, varying
 from jaxattn.positions import BoundPositions, Frame
 
 POSITION: Any = jax.ShapeDtypeStruct((), INDEX)
@@ -102,12 +102,23 @@ class Traced(Value):
     """A function that is traced and bound to a call.
 
     captured: the arrays it closes over, in at least float32 where they are floating point: their
-      gradients are summed tile by tile. positions: None where it reads none.
+      gradients are summed tile by tile. positions: None where it reads none. head, batch: what its
+    indices of heads and batch elements count from; () for zeros.
     """
 
     program: Program
     captured: tuple[Array, ...]
     positions: BoundPositions | None
+    head: int | Int[Array, "*#b"] = 0
+    batch: tuple[int | Int[Array, ""], ...] = ()
+
+    def moved(self, by: Shift) -> "Traced":
+        positions = None if self.positions is None else self.positions.moved(by)
+        batch = by.batch
+        if self.batch and by.batch:
+            batch = tuple(a + b for a, b in zip(self.batch, by.batch, strict=True))
+        head, batch = self.head + by.head, batch or self.batch
+        return Traced(self.program, self.captured, positions, head, batch)
 
     def over(self, place: Place, *tiles: Array) -> Array:
         """The function of every pair of a tile, with one number of each of `tiles`."""
@@ -115,9 +126,13 @@ class Traced(Value):
         pairs = zip(self.captured, program.dtypes, strict=True)
         captured = [x.astype(dtype) for x, dtype in pairs]
         whole: Callable[..., Any] = jaxpr_as_fun(ClosedJaxpr(program.jaxpr, ()))
-        if program.axes:
-            whole = lambda *args: evaluate(program.jaxpr, (), args, program.axes)
-        as_position = lambda x: vary(jnp.asarray(x, INDEX), program.axes)
+        # Where it was traced outside `jax.shard_map`, its arrays may vary now.
+        axes = program.axes | varying(captured, tiles, self.head, self.batch)
+        if axes:
+            whole = lambda *args: evaluate(program.jaxpr, (), args, axes)
+        as_position = lambda x: vary(jnp.asarray(x, INDEX), axes)
+        if self.batch or not (isinstance(self.head, int) and self.head == 0):
+            place = place.moved(Shift(0, 0, self.head, self.batch))
         batch, head = [as_position(i) for i in place.batch], as_position(place.head)
 
         def one(q: Array, k: Array, *scalars: Array) -> Array:
@@ -130,11 +145,11 @@ class Traced(Value):
             k = place.each_k(at.k(place)) if of_k else jnp.zeros((), INDEX)
             if not (of_q or of_k or tiles):
                 return jnp.broadcast_to(one(q, k), place.shape)
-            axes = 0 if of_q else None, 0 if of_k else None, *(0,) * len(tiles)
-            return jax.vmap(jax.vmap(one, axes), axes)(q, k, *tiles)
+            each = 0 if of_q else None, 0 if of_k else None, *(0,) * len(tiles)
+            return jax.vmap(jax.vmap(one, each), each)(q, k, *tiles)
         q, k = as_position(at.q(place)), as_position(at.k(place))
-        axes = [(None, 0), (0, None)]  # the inner axis, then the outer
-        inner, outer = reversed(axes) if place.keys_first else axes
+        ways = [(None, 0), (0, None)]  # the inner axis, then the outer
+        inner, outer = reversed(ways) if place.keys_first else ways
         every = (0,) * len(tiles)
         return jax.vmap(jax.vmap(one, (*inner, *every)), (*outer, *every))(q, k, *tiles)
 

@@ -6,6 +6,7 @@ As a whole it may also be a static argument of `jax.jit`: it has equality and a 
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from enum import Enum
 from typing import Any, ClassVar, NamedTuple, get_args, get_type_hints
@@ -32,6 +33,13 @@ class Span(NamedTuple):
         """Whether that much is known while tracing."""
         return (self.start if isinstance(self.start, int) else self.step) % n == 0
 
+    def moved(self, by: Index) -> "Span":
+        """The same, so much further on."""
+        if isinstance(by, int) and by == 0:
+            return self
+        step = math.gcd(self.step, by) if isinstance(by, int) else 1
+        return Span(self.start + by, self.size, step)
+
     def indices(self) -> Int[Array, " size"]:
         return self.start + count_to(self.size)
 
@@ -40,6 +48,8 @@ class Sizes(NamedTuple):
     """The axes that a value has to fit.
 
     varying: the axes of a mesh over which all arrays of the call vary, inside `jax.shard_map`.
+    held: how many of the t queries and s keys are here, where those of a sequence are shared out
+      over devices; None for all.
     """
 
     batch: tuple[int, ...]
@@ -47,6 +57,28 @@ class Sizes(NamedTuple):
     t: int
     s: int
     varying: Axes = NOWHERE
+    held: tuple[int, int] | None = None
+
+    def along(self, axis: str, size: int, queries: int = 1) -> int:
+        """The size that an array's axis "h", "t" or "s" has to have. size: that it has.
+
+        Of a shared sequence an array may hold the part that is here, or all. One with an axis of
+        `queries` too has all keys.
+        """
+        if self.held is None or axis not in "ts" or (axis == "s" and queries > 1):
+            return getattr(self, axis)
+        here = self.held["ts".index(axis)]
+        return here if size == here else getattr(self, axis)
+
+
+class Shift(NamedTuple):
+    """How far the first queries, keys, head and batch element of a part are from those of the
+    whole. q, k, head: numbers, or arrays [*#b] as values have them; of a tile's part, scalars."""
+
+    q: int | Int[Array, "*#b"] = 0
+    k: int | Int[Array, "*#b"] = 0
+    head: int | Int[Array, "*#b"] = 0
+    batch: tuple[Index, ...] = ()
 
 
 class Block(NamedTuple):
@@ -73,6 +105,13 @@ class Place(NamedTuple):
     rows: Span
     keys: Span
     keys_first: bool = False
+
+    def moved(self, by: "Shift") -> "Place":
+        """Where the tile is in the whole, of which it is in a part."""
+        pairs = zip(self.batch, by.batch or (0,) * len(self.batch), strict=True)
+        batch = tuple(i + n for i, n in pairs)
+        rows, keys = self.rows.moved(by.q), self.keys.moved(by.k)
+        return self._replace(batch=batch, head=self.head + by.head, rows=rows, keys=keys)
 
     @property
     def q(self) -> Int[Array, "#t #s"]:
@@ -256,6 +295,20 @@ class Value:
             return cut(array, axis) if "s" in core and array.shape[axis] > 1 else array
 
         return self.each_array(each)
+
+    def moved(self, by: Shift) -> Any:
+        """This value, for indices that count from the first of a part, of which it has the arrays.
+
+        For a value that goes by no indices but those in the values in it.
+        """
+
+        def changed(x: Any) -> Any:
+            if isinstance(x, Value):
+                return x.moved(by)
+            return tuple(map(changed, x)) if isinstance(x, tuple) else x
+
+        parts = map(changed, fields_of(self))
+        return _build(type(self), dict(zip(_names(self), parts, strict=True)))
 
     def each_array(self, change: Any) -> Any:
         """This value with change(array, axes) in place of each array; axes as `axes_of` says."""

@@ -58,6 +58,8 @@ def hoist(jaxpr: Any, captured: list[Any]) -> tuple[Any, list[Any]]:
 def evaluate(jaxpr: Any, consts: Any, args: Any, axes: Axes) -> list[Any]:
     """The jaxpr of arguments that vary over `axes`, where some did not when it was traced."""
 
+    mesh = jax.sharding.get_abstract_mesh()
+
     def apply(eqn: Any, operands: list[Any]) -> Any:
         operands = vary(operands, axes)
         if eqn.primitive.name == "pvary":
@@ -67,6 +69,6 @@ def evaluate(jaxpr: Any, consts: Any, args: Any, axes: Axes) -> list[Any]:
             closed = closed or eqn.params.get("call_jaxpr")
         if closed is not None:
             return evaluate(closed.jaxpr, closed.consts, operands, axes)
-        return bind(eqn, operands)
+        return bind(eqn, operands, mesh)
 
     return run(jaxpr, consts, args, apply)

@@ -40,7 +40,7 @@ from jaxattn._mask import (
     ends,
 )
 from jaxattn._trace import At, Traced, trace
-from jaxattn._value import Place, Span
+from jaxattn._value import Place, Shift, Span, Value
 from jaxattn.positions import FARTHEST, Frame
 
 __all__ = [
@@ -150,6 +150,9 @@ class Prefix(BoundMask):
     keys: int | Int[Array, "*#b"]
     high: int | Int[Array, "*#b"]
 
+    def moved(self, by: Shift) -> "Prefix":
+        return Prefix(self.keys - by.k, self.high + (by.q - by.k))
+
     def allows(self, place: Place) -> Bool[Array, "#a #b"]:
         return (place.k < self.keys) | (place.k <= place.q + self.high)
 
@@ -195,6 +198,10 @@ class BoundLengths(BoundMask):
 
     q: int | Int[Array, "*#b"] | None
     k: int | Int[Array, "*#b"] | None
+
+    def moved(self, by: Shift) -> "BoundLengths":
+        q, k = self.q, self.k
+        return BoundLengths(None if q is None else q - by.q, None if k is None else k - by.k)
 
     def allows(self, place: Place) -> Bool[Array, "#a #b"] | None:
         q = None if self.q is None else place.q < self.q
@@ -265,6 +272,8 @@ class BoundSegments(BoundMask):
     q_ids: Int[Array, "*#b t"]
     k_ids: Int[Array, "*#b s"]
 
+    moved = Value.moved
+
     def allows(self, place: Place) -> Bool[Array, "#a #b"]:
         q, k = place.each_q(self.q_ids), place.each_k(self.k_ids)
         return (q == k) & (q >= 0)
@@ -301,6 +310,8 @@ class BoundDense(BoundMask):
     """A `Dense` with all of its axes."""
 
     array: Bool[Array, "*#b #h #t #s"]
+
+    moved = Value.moved
 
     def allows(self, place: Place) -> Bool[Array, "#a #b"]:
         return place.pairs(self.array)
@@ -344,6 +355,8 @@ class BoundWhere(BoundMask):
     """A `Where` that is traced."""
 
     seen: Traced
+
+    moved = Value.moved
 
     def allows(self, place: Place) -> Bool[Array, "a b"]:
         return self.seen.over(place)

@@ -16,7 +16,7 @@ from jaxtyping import Array, Int, Integer
 from jaxattn._axes import INDEX, AnyInteger, count_to
 from jaxattn._batched import as_indices, broadcasts, fit, integers
 from jaxattn._content import is_whole, show
-from jaxattn._value import Fixed, Place, Sizes, Value
+from jaxattn._value import Fixed, Place, Shift, Sizes, Value
 
 __all__ = ["END", "Positions"]
 
@@ -65,6 +65,11 @@ class BoundPositions(Value):
     k_start: int | Int[Array, "*#b"] = 0
     q_each: Int[Array, "*#b t"] | None = None
     k_each: Int[Array, "*#b s"] | None = None
+
+    def moved(self, by: Shift) -> "BoundPositions":
+        if not self.in_order:
+            return self
+        return BoundPositions(self.q_start + by.q, self.k_start + by.k)
 
     @property
     def in_order(self) -> bool:
@@ -215,7 +220,7 @@ def _side(value: Any, name: str, sizes: Sizes, axis: str) -> tuple[Any, Any]:
     if is_whole(value):
         return _near(int(value), what), None
     array = integers(value, what)
-    size = getattr(sizes, axis)
+    size = sizes.along(axis, array.shape[-1] if array.ndim else 1)
     shape, batch = array.shape, sizes.batch
     starts = shape[:-1] if len(shape) > len(batch) and shape[-1] == 1 else shape
     is_start = broadcasts(starts, batch)

@@ -17,7 +17,7 @@ from jaxattn._axes import AnyArray, AnyNumber, accumulator, count_to, cut
 from jaxattn._batched import fit
 from jaxattn._content import as_array, as_int, is_plain, is_real, is_whole, show
 from jaxattn._score import BoundScore, Score
-from jaxattn._value import Place
+from jaxattn._value import Place, Value
 from jaxattn.positions import BoundPositions, Frame
 
 __all__ = ["ALiBi", "Bias", "BoundScore", "RelativeBias", "Score", "SoftCap", "alibi_slopes"]
@@ -46,6 +46,8 @@ class BoundBias(BoundScore):
     """A `Bias` with all of its axes."""
 
     array: Real[Array, "*#b #h #t #s"]
+
+    moved = Value.moved
 
     def apply(self, logits: Float[Array, "a b"], place: Place) -> Float[Array, "a b"]:
         return logits + place.pairs(self.array).astype(logits.dtype)
@@ -80,6 +82,8 @@ class BoundALiBi(BoundScore):
 
     slopes: Float[Array, "*#b h"]
     positions: BoundPositions
+
+    moved = Value.moved
 
     def apply(self, logits: Float[Array, "a b"], place: Place) -> Float[Array, "a b"]:
         return logits - self.slopes * jnp.abs(self.positions.gap(place)).astype(logits.dtype)
@@ -144,6 +148,8 @@ class BoundRelativeBias(BoundScore):
     positions: BoundPositions
     bidirectional: bool
     max_distance: int
+
+    moved = Value.moved
 
     def apply(self, logits: Float[Array, "a b"], place: Place) -> Float[Array, "a b"]:
         """Where positions count up, every line of a tile is the one before, moved by one: the tile
@@ -241,6 +247,8 @@ class BoundSoftCap(BoundScore):
 
     cap: Float[Array, "*#b"]
     known: int | None = None
+
+    moved = Value.moved
 
     def apply(self, logits: Float[Array, "a b"], place: Place) -> Float[Array, "a b"]:
         return self.cap * jnp.tanh(logits / self.cap)

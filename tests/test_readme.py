@@ -32,6 +32,7 @@ def test_the_first_page_runs():
     assert known["seen"].keys() == {"entropy"}
     assert known["dslope"].shape == (8,)
     assert known["out"].shape == (2, 32, 64)
+    assert known["shared"].shape == known["q"].shape
 
 
 def test_the_first_page_is_short():
@@ -61,7 +62,13 @@ def test_the_block_of_16384_tokens_runs():
     assert np.isfinite(known["hvp"]).all()
 
 
-@pytest.mark.parametrize("folder", [".", "jaxattn", "jaxattn/viewer", "figures", "benchmarks"])
+@pytest.mark.parametrize(
+    "folder",
+    [
+        *(".", "jaxattn", "jaxattn/models", "jaxattn/sharded", "jaxattn/viewer"),
+        *("figures", "benchmarks"),
+    ],
+)
 def test_links_lead_somewhere(folder: str):
     path = ROOT / folder / "README.md"
     links = re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", path.read_text())

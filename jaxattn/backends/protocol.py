@@ -97,6 +97,9 @@ class Backend:
     """
 
     DRAWBACK: ClassVar[str] = ""
+    FROM_LSE: ClassVar[bool] = True
+    """Whether `tangent` and `observe` go by the lse that they are given, which may be that of more
+    keys than the problem has: so the keys may be shared out over devices."""
 
     def refuses(self, call: Call) -> str | None:
         """Why this backend cannot do what is asked; None where it can."""

@@ -23,6 +23,7 @@ from jaxattn.backends.protocol import Backend, Call, Cost, Moves, Moving, Result
 class Reference(Backend):
     """`jaxattn.steps` mapped over heads. Memory grows with t x s; for checking and for reading."""
 
+    FROM_LSE = False
     DRAWBACK = "holds the whole score matrix; for checking and for reading"
 
     def refuses(self, call: Call) -> str | None:

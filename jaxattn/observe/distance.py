@@ -1,5 +1,6 @@
 """How far from itself every query looks."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -8,7 +9,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxattn._axes import count_to
-from jaxattn._observation import QUERY, BoundObservation, Observation, Seen, by_rows, known_lengths
+from jaxattn._observation import (
+    QUERY,
+    BoundObservation,
+    Observation,
+    Seen,
+    Share,
+    by_rows,
+    known_lengths,
+)
 from jaxattn._serial import serial_tuple
 from jaxattn._value import Sizes
 from jaxattn.positions import Frame
@@ -123,10 +132,16 @@ class BoundDistance(BoundObservation):
         return both.about(middle(both.mass, both.at, both.first))
 
     def finish(self, state: Moments, live: Array) -> Spread:
+        return self._finish(state, live, lambda x: x)
+
+    def finish_part(self, state: Moments, live: Array, share: Share) -> Spread:
+        return self._finish(state, live, share.total)
+
+    def _finish(self, state: Moments, live: Array, total: Callable[[Array], Array]) -> Spread:
         mass = jnp.where(state.mass > 0, state.mass, 1)
         near = state.first / mass
         variance = jnp.maximum(state.second / mass - near**2, 0)
-        queries = jnp.maximum(live.sum(axis=-2), 1)
-        profile = state.profile.sum(axis=-3) / queries[..., None]
+        queries = jnp.maximum(total(live.sum(axis=-2)), 1)
+        profile = total(state.profile.sum(axis=-3)) / queries[..., None]
         mean = jnp.where(state.mass > 0, state.at.astype(mass.dtype) + near, state.mass)
         return Spread(mean, variance, profile)

@@ -17,6 +17,7 @@ from jaxattn._observation import (
     Grid,
     Observation,
     Seen,
+    Share,
     by_rows,
     known_lengths,
 )
@@ -111,6 +112,20 @@ class BoundMap(BoundObservation):
 
     def merge(self, a: Array, b: Array) -> Array:
         return jnp.maximum(a, b) if self.reduce is PEAK else a + b
+
+    @property
+    def adds_up(self) -> bool:
+        return self.reduce is not PEAK
+
+    def finish_part(
+        self, state: Array, live: Array, share: Share
+    ) -> Float[Array, "*b h rows columns"]:
+        if self.reduce is not SHARE:
+            return state
+        rows = share.rows // side_of(self.t, self.cells)
+        none = jnp.zeros((*live.shape[:-2], live.shape[-1], state.shape[-2]), jnp.int32)
+        queries = share.total(none.at[..., rows].add(jnp.swapaxes(live, -1, -2)))
+        return state / jnp.maximum(queries, 1)[..., None]
 
     def finish(self, state: Array, live: Array) -> Float[Array, "*b h rows columns"]:
         if self.reduce is not SHARE:

@@ -1,0 +1,216 @@
+"""The ring as a backend: another backend's results of pairs of chunks, put together by lse."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxattn._lowering import platform
+from jaxattn._mask import BoundMask
+from jaxattn._observation import Watch
+from jaxattn._problem import Problem
+from jaxattn._softmax import Partial
+from jaxattn._varying import vary, varying
+from jaxattn.backends.blockwise.backend import Blockwise
+from jaxattn.backends.protocol import Backend, Call, Cost, Moves, Moving, Results
+from jaxattn.sharded.go_round import go_round
+from jaxattn.sharded.observing import Observing, states_of, states_to_differentiate
+from jaxattn.sharded.parts import Cases, Layout, Pair, align
+from jaxattn.sharded.ring_sum import ring_sum
+from jaxattn.sharded.visits import Split, Visits
+from jaxattn.sharded.ways import Order
+
+
+@dataclass(frozen=True)
+class Round(Backend):
+    """Keys go round the devices of a mesh axis. Its problems are bound to the whole sequence, and
+    hold what a device has of it: see parts.py.
+
+    inside: makes the results of each pair of chunks.
+    """
+
+    axis: str
+    order: Order
+    inside: Backend
+
+    def refuses(self, call: Call) -> str | None:
+        self.inside.choose(call._replace(watched=(), from_lse=False))
+        return None
+
+    def run(self, problem: Problem, watched: Watch) -> Results:
+        assert not watched, "they are made from lse, in a round of their own"
+        given = problem._replace(rule=problem.rule._replace(sinks=None)), ()
+        visits, split = self._visits(given), Split.of(self._layout(problem), given)
+        stay, travel = split.apart(given)
+        lead = len(problem.sizes.batch)
+
+        def pair_of(pair: Pair, mask: Any, state: Partial, operands: Any) -> Partial:
+            part, _ = visits.part(split.together(*operands), pair, mask)
+            made = self._chosen(part).run(part, ())
+            seen = ~jnp.isneginf(made.peak)
+            total = jnp.where(seen, jnp.exp(made.log_total), 0)
+            here = Partial(made.peak, total, made.out * total[..., None])
+            before = visits.rows(state, pair, lead)
+            peak = jnp.maximum(before.peak, here.peak)
+            after = before.about(peak).add(here.about(peak))
+            return visits.put_rows(state, after, pair, lead)
+
+        def visit(shift: Any, state: Partial, visiting: Any) -> tuple[Partial, Any]:
+            return visits.each(shift, state, pair_of, (stay, visiting)), ()
+
+        acc = jnp.promote_types(problem.q.dtype, jnp.float32)
+        of_query = jnp.zeros(problem.q.shape[:-1], acc)
+        nothing = jnp.zeros((*of_query.shape, problem.v.shape[-1]), acc)
+        start = vary(Partial(of_query - jnp.inf, of_query, nothing), visits.axes)
+        join = lambda a, b: a
+        done, _ = go_round(self.axis, visits.shifts, travel, visit, start, join)
+        out, lse = done.finish()
+        return Results(out, lse.peak, lse.log_total, ())
+
+    def tangent(self, problem: Problem, watched: Watch, results: Results, moving: Moving) -> Moves:
+        """Σ over pairs of the rule with the whole lse and out: it is linear in the tiles."""
+        assert not watched
+        given, along = _bare((problem, watched)), _bare(moving)
+        layout, visits = self._layout(problem), self._visits(given)
+        split, moves = Split.of(layout, given), Split.of(layout, along)
+        lead, found = len(problem.sizes.batch), results._replace(states=())
+        stay, travel = zip(split.apart(given), moves.apart(along), strict=True)
+
+        def pair_of(pair: Pair, mask: Any, state: Any, operands: Any) -> Any:
+            here, there = operands
+            part = visits.part(split.together(here[0], there[0]), pair, mask)
+            of = moves.cut(layout, moves.together(here[1], there[1]), pair)
+            at = visits.rows(here[2], pair, lead)
+            made = self._by_lse(part[0]).tangent(*part, at, align(part, of))
+            before = visits.rows(state, pair, lead)
+            none = lambda dx, x: x if dx is None else x + dx
+            after = none(made.out, before[0]), none(made.log_total, before[1])
+            return visits.put_rows(state, after, pair, lead)
+
+        def visit(shift: Any, here: Any, there: Any) -> tuple[Any, Any]:
+            zeros = jnp.zeros_like(here[2].out), jnp.zeros_like(here[2].log_total)
+            return visits.each(shift, zeros, pair_of, (here, there), again=True), ()
+
+        here, there = (*stay, found), travel
+        (out, log_total), _ = ring_sum(self.axis, visits.shifts, visit, here, there)
+        return Moves(out, log_total, ())
+
+    def transpose(
+        self,
+        problem: Problem,
+        watched: Watch,
+        results: Results,
+        moving: Moving,
+        cotangents: Moves,
+    ) -> Any:
+        """Gradients of what stays are summed where they are; those of keys go round with them."""
+        assert not watched
+        given, asked = _bare((problem, watched)), _bare(moving)
+        layout, visits = self._layout(problem), self._visits(given)
+        split, moves = Split.of(layout, given), Split.of(layout, asked)
+        lead, found = len(problem.sizes.batch), results._replace(states=())
+        kept = [x for x in (cotangents.out, cotangents.log_total) if x is not None]
+        if not kept:
+            return NotImplemented
+        known = [x is not None for x in (cotangents.out, cotangents.log_total)]
+        stay, travel = split.apart(given)
+        shapes = moves.apart(asked)
+
+        def pair_of(pair: Pair, mask: Any, state: Any, operands: Any) -> Any:
+            (here, at, cts), there = operands
+            part: Any = visits.part(split.together(here, there), pair, mask)
+            at, cts = visits.rows((at, cts), pair, lead)
+            every = iter(cts)
+            of_results = [next(every) if it else None for it in known]
+            of_results = Moves(of_results[0], of_results[1], ())
+            return self._pull(visits, moves, pair, part, at, of_results, state)
+
+        def visit(shift: Any, here: Any, there: Any) -> tuple[Any, Any]:
+            wide = lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, found.out.dtype))
+            zeros = jax.tree.map(wide, shapes)
+            return visits.each(shift, zeros, pair_of, (here, there))
+
+        made = ring_sum(self.axis, visits.shifts, visit, (stay, found, kept), travel)
+        narrow = jax.tree.map(lambda x, like: x.astype(like.dtype), made, tuple(shapes))
+        of_problem, of_watched = moves.together(*narrow)
+        sinks = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), moving[0].rule.sinks)
+        of_problem = of_problem._replace(rule=of_problem.rule._replace(sinks=sinks))
+        return of_problem, of_watched
+
+    def _pull(
+        self,
+        visits: Visits,
+        moves: Split,
+        pair: Pair,
+        part: Any,
+        at: Results,
+        cotangents: Moves,
+        sums: Any,
+    ) -> Any:
+        """`sums`, of what stays and of what travels, with those of a pair of chunks."""
+
+        def cutting(some: Any) -> Any:
+            return align(part, moves.cut(visits.layout, moves.together(*some), pair))
+
+        asked = jax.eval_shape(cutting, sums)
+        rule = self._by_lse(part[0])
+        pulled = rule.transpose(part[0], part[1], at, asked, cotangents)
+        if pulled is NotImplemented:
+            zeros = vary(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), asked), visits.axes)
+
+            def along(some: Any) -> list[Any]:
+                made = rule.tangent(part[0], part[1], at, some)
+                pairs = (made.out, cotangents.out), (made.log_total, cotangents.log_total)
+                return [dx for dx, ct in pairs if ct is not None]
+
+            kept = [ct for ct in (cotangents.out, cotangents.log_total) if ct is not None]
+            (pulled,) = jax.vjp(along, zeros)[1](kept)
+        pulled = jax.tree.map(lambda x, like: x.astype(like.dtype), pulled, asked)
+        (added,) = jax.vjp(cutting, sums)[1](pulled)
+        return jax.tree.map(jnp.add, sums, added)
+
+    def observe(
+        self, problem: Problem, watched: Watch, lse: Float[Array, "*b t h"], order: int = 0
+    ) -> tuple[Any, ...]:
+        """Keys go round again, without their values."""
+        bare = problem._replace(v=problem.v[..., :0]), watched
+        given = _bare(bare)
+        visits, split = self._visits(given), Split.of(self._layout(problem), given)
+
+        def make(part: Problem, watched: Watch, lse: Array) -> tuple[Any, ...]:
+            call = Call(part, watched, True, platform(), order)
+            chosen = self._by_lse(part)
+            chosen = Blockwise() if chosen.refuses(call) else chosen
+            return chosen.observe(part, watched, lse, order)
+
+        watching = Observing(visits, problem, watched, make)
+        states = states_to_differentiate if order else states_of
+        return states(self.axis, watching, given, split, lse)
+
+    def cost(self, problem: Problem, mask: BoundMask, watched: Watch) -> Cost:
+        raise NotImplementedError("jaxattn.sharded.explain counts what devices do")
+
+    def _chosen(self, problem: Problem) -> Backend:
+        return self.inside.choose(Call(problem, (), platform=platform()))
+
+    def _by_lse(self, problem: Problem) -> Backend:
+        """The backend whose rule takes an lse of more keys than the problem's."""
+        chosen = self._chosen(problem)
+        return chosen if chosen.FROM_LSE else Blockwise()
+
+    def _layout(self, problem: Problem) -> Layout:
+        devices = jax.lax.axis_size(self.axis)
+        return Layout(self.axis, devices, self.order, problem.sizes.t, problem.sizes.s)
+
+    def _visits(self, given: tuple[Problem, Watch]) -> Visits:
+        layout = self._layout(given[0])
+        cases = Cases(given[0].rule.mask, layout)
+        return Visits(layout, cases, Split.of(layout, given), varying(given))
+
+
+def _bare(given: Any) -> Any:
+    """Without the sinks, which are joined once, when all keys have been seen."""
+    problem, watched = given
+    return problem._replace(rule=problem.rule._replace(sinks=None)), watched

@@ -1,0 +1,169 @@
+"""What a shared sequence costs: bytes on the wire, the work of each device, and its memory."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxattn._axes import accumulator
+from jaxattn._lowering import host_platform, lowered_for
+from jaxattn._mask import EVERYTHING, Band, BoundMask, Mask, check_mask
+from jaxattn._problem import Problem, check
+from jaxattn._value import Shift
+from jaxattn.backends.protocol import Backend, Call
+from jaxattn.backends.select import AUTO
+from jaxattn.positions import Given, frame_of
+from jaxattn.sharded.heads import check_heads
+from jaxattn.sharded.parts import HIDDEN, Cases, Layout
+from jaxattn.sharded.ways import Axes, Way
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sharing:
+    """What a call costs each device.
+
+    visits: from how many devices keys come, itself among them.
+    forward_bytes, gradient_bytes: that a device sends for the results, and for a gradient in q, k
+      and v, for which keys and values go round again and their gradients with them.
+    overlapped: the share of the bytes of a gradient that is sent while something is computed that
+      does not wait for it.
+    tiles: that the mask needs, of each device of the ring and all heads it has; None where arrays
+      tell that, or where chunks differ too much to look at them all.
+    """
+
+    way: Way
+    devices: int
+    visits: int
+    forward_bytes: int
+    gradient_bytes: int
+    overlapped: float
+    tiles: tuple[int, ...] | None
+
+    @property
+    def balance(self) -> float | None:
+        """The tiles of the slowest device by those of the mean."""
+        if self.tiles is None:
+            return None
+        return max(self.tiles) / max(sum(self.tiles) / len(self.tiles), 1)
+
+    def __str__(self) -> str:
+        mib = lambda n: f"{n / 2**20:,.2f} MiB"
+        tiles = "known when it runs"
+        if self.tiles is not None:
+            least, most = min(self.tiles), max(self.tiles)
+            tiles = f"{least:,} to {most:,} a device, the most {self.balance:.2f} of the mean"
+        lines = [
+            f"way        {self.way!r} over {self.devices} devices, {self.visits} visits each",
+            f"sent       {mib(self.forward_bytes)} for results, "
+            f"{mib(self.gradient_bytes)} for a gradient",
+            f"overlap    {100 * self.overlapped:.0f} % of what a gradient sends",
+            f"tiles      {tiles}",
+        ]
+        return "\n".join(lines)
+
+
+def explain(
+    q: Any,
+    k: Any,
+    v: Any,
+    way: Way,
+    mesh: Mapping[str, int],
+    *,
+    mask: Mask = EVERYTHING,
+    positions: Given = None,
+    backend: Backend = AUTO,
+) -> Sharing:
+    """What `attend` of whole arrays would cost each device. Compiles and runs nothing.
+
+    Args:
+      q, k, v: arrays or `jax.ShapeDtypeStruct`, of which the axes of tokens are shared out over the
+        way's axes alone; give the heads and batch elements that one device has.
+      mesh: how many devices each axis has, as `dict(mesh.shape)`.
+    """
+    axes = Axes(way, lambda name: mesh[name])
+    like = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
+    q, k, v = map(like, (q, k, v))
+    plain = EVERYTHING, None, None, None, None, None
+    problem = jax.eval_shape(lambda q, k, v: check(q, k, v, *plain)[0], q, k, v)
+    sizes, acc = problem.sizes, accumulator(q.dtype)
+    h, n = sizes.h, problem.kv_heads
+    exchanged = 0
+    if axes.heads is not None:
+        n *= check_heads(h, n, axes.groups)
+        kept = (axes.groups - 1) / axes.groups
+        of_query = (q.shape[-1] + v.shape[-1]) * h * sizes.t
+        of_key = (q.shape[-1] + v.shape[-1]) * n * sizes.s
+        count = math.prod(sizes.batch) * (of_query + of_key) // axes.count
+        exchanged = int(kept * count * q.dtype.itemsize)
+        h, n = h // axes.groups, n // axes.groups
+    frame = frame_of(positions, sizes)
+    bound = check_mask(mask).resolve(frame)
+    layout = Layout("", axes.rings, axes.order, sizes.t // axes.rings, sizes.s // axes.rings)
+    cases = Cases(bound, layout)
+    visits = len(cases.shifts(layout))
+    shard = math.prod(sizes.batch) * layout.s * n * (q.shape[-1] + v.shape[-1])
+    visiting, gradients = shard * q.dtype.itemsize, shard * jnp.dtype(acc).itemsize
+    forward = (visits - 1) * visiting
+    gradient = forward + (visits - 1) * (visiting + gradients)
+    hidden = gradient - (gradients if visits > 1 else 0)
+    total = gradient + 3 * exchanged
+    return Sharing(
+        way=way,
+        devices=axes.count,
+        visits=visits,
+        forward_bytes=forward + exchanged,
+        gradient_bytes=total,
+        overlapped=hidden / total if total else 1.0,
+        tiles=_tiles(problem, bound, cases, layout, (h, n), backend),
+    )
+
+
+FEW, MOST = 32, 256  # chunks whose pairs are looked at, each or by how far apart they are
+
+
+def _tiles(
+    problem: Problem,
+    mask: BoundMask,
+    cases: Cases,
+    layout: Layout,
+    heads: tuple[int, int],
+    backend: Backend,
+) -> tuple[int, ...] | None:
+    """How many tiles each device of the ring has to visit."""
+    if jax.tree.leaves(mask) or layout.chunks > (MOST if cases.by_distance else FEW):
+        return None
+    h, n = heads
+    cut = lambda x, size, many: jax.ShapeDtypeStruct(
+        (*x.shape[:-3], size, many, x.shape[-1]), x.dtype
+    )
+    part = problem._replace(
+        q=cut(problem.q, layout.rows, h),
+        k=cut(problem.k, layout.keys, n),
+        v=cut(problem.v, layout.keys, n),
+    )
+    found: dict[Any, int | None] = {}
+
+    def visited(q_chunk: int, k_chunk: int) -> int | None:
+        kind = cases.kinds[int(cases.at(np.array(q_chunk), np.array(k_chunk)))]
+        if kind is HIDDEN:
+            return 0
+        key = q_chunk - k_chunk if cases.by_distance else (q_chunk, k_chunk)
+        if key not in found:
+            here = mask.moved(Shift(q_chunk * layout.rows, k_chunk * layout.keys))
+            if isinstance(mask, Band):  # of which only the distance counts
+                here = mask.moved(Shift((q_chunk - k_chunk) * layout.rows))
+            chosen = backend.choose(Call(part, (), platform=host_platform()))
+            with lowered_for(host_platform()):
+                found[key] = chosen.cost(part, here, ()).visited
+        return found[key]
+
+    chunks = layout.order.table(layout.devices)
+    every = [k_chunk for of_device in chunks for k_chunk in of_device]
+    counts = [[visited(int(i), int(j)) for i in mine for j in every] for mine in chunks]
+    if any(x is None for row in counts for x in row):
+        return None
+    return tuple(sum(x for x in row if x is not None) for row in counts)
