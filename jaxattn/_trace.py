@@ -126,9 +126,11 @@ class Traced(Value):
         pairs = zip(self.captured, program.dtypes, strict=True)
         captured = [x.astype(dtype) for x, dtype in pairs]
         whole: Callable[..., Any] = jaxpr_as_fun(ClosedJaxpr(program.jaxpr, ()))
-        # Where it was traced outside `jax.shard_map`, its arrays may vary now.
-        axes = program.axes | varying(captured, tiles, self.head, self.batch)
-        if axes:
+        # Where it was traced outside `jax.shard_map`, its arrays may vary now, and the mesh is
+        # another one.
+        where = self.positions, self.head, self.batch, place
+        axes = program.axes | varying(captured, tiles, where)
+        if axes or not jax.sharding.get_abstract_mesh().empty:
             whole = lambda *args: evaluate(program.jaxpr, (), args, axes)
         as_position = lambda x: vary(jnp.asarray(x, INDEX), axes)
         if self.batch or not (isinstance(self.head, int) and self.head == 0):

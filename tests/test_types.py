@@ -16,7 +16,7 @@ import runpy
 from jaxtyping import install_import_hook
 with install_import_hook("jaxattn", "beartype.beartype"):
     import jaxattn
-    from jaxattn import compat, models, nn, plot, steps
+    from jaxattn import compat, models, nn, plot, sharded, steps, viewer
     from jaxattn._value import Value
 try:
     jaxattn.alibi_slopes("8")

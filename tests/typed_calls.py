@@ -20,10 +20,11 @@ from matplotlib.figure import Figure
 
 import jaxattn as ja
 from jaxattn import cache as kv
-from jaxattn import compat, models, nn, plot, recipes, rope, steps, viewer
+from jaxattn import compat, models, nn, plot, recipes, rope, sharded, steps, viewer
 from jaxattn import observe as see
 from jaxattn.masks import BoundMask
 from jaxattn.models import language
+from jaxattn.scores import BoundScore
 
 B, T, S, H, N, D, E = 2, 5, 7, 4, 2, 6, 3
 random = np.random.default_rng(0)
@@ -284,6 +285,24 @@ class EveryThird(ja.Mask):
         return Every(3)
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class Sloped(BoundScore):
+    """A score of a user's own, as it is bound to any call."""
+
+    slope: float
+
+    def apply(self, logits: jax.Array, place: Any) -> jax.Array:
+        return logits - self.slope * (place.q - place.k)
+
+
+@dataclass(frozen=True)
+class Slope(ja.Score):
+    """A score of a user's own."""
+
+    def resolve(self, frame: Any, dtype: Any) -> Sloped:
+        return Sloped(0.1)
+
+
 @dataclass(frozen=True)
 class Squares(see.BoundObservation):
     """An observation of a user's own."""
@@ -397,6 +416,20 @@ def drawing() -> None:
     print(table.texts, layers.lines, bar, plot.norms.centred(maps), plot.pooled(maps, 2, 2))
 
 
+def shared() -> None:
+    """On one device, in two chunks."""
+    mesh = jax.make_mesh((1,), ("x",))
+    q, k, v = normal(2, 8, H, D), normal(2, 8, N, D), normal(2, 8, N, E)
+    ways: list[sharded.Way] = [sharded.Ring("x", sharded.ZIGZAG), sharded.AllToAll("x")]
+    rule = ja.Causal() & ja.Where(lambda at: at.k % 3 < 2) & Every(1)
+    score: ja.Scoring = (ja.Bias(normal(8, 8)), Slope(), lambda logit, at: logit - 0.1 * at.q)
+    for way in ways:
+        with jax.set_mesh(mesh):
+            seen = sharded.attend(q, k, v, way, mask=rule, score=score, observe={"map": see.Map(4)})
+            out = sharded.attention(q, k, v, way, mask=ja.Lengths(k=np.array([3, 8])))
+        print(seen.out.shape, out.shape, sharded.explain(q, k, v, way, dict(mesh.shape), mask=rule))
+
+
 def viewed() -> None:
     words = list("abababa")
     keys, values = normal(2, S, H, D), normal(2, S, H, E)
@@ -433,6 +466,7 @@ def main() -> None:
     checkpoint()
     drawing()
     viewed()
+    shared()
 
 
 if __name__ == "__main__":

@@ -48,9 +48,9 @@ def attend_whole(
     observations = check_observations(observe, frame, problem.q.dtype)
     given = problem, tuple(observations.values())
 
-    def of(x: Array, names: str | None) -> P:
-        if names is None:
-            return P(*(None,) * x.ndim)
+    def of(x: Any, names: str | None) -> P:
+        if names is None:  # perhaps a number of a user's own value
+            return P(*(None,) * jnp.ndim(x))
         lead = x.ndim - len(names)
         own = dict(zip(names, x.shape[lead:], strict=True))
         parts = [a if n > 1 else None for a, n in zip(batch, x.shape[:lead], strict=False)]
