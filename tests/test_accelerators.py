@@ -29,7 +29,7 @@ def made_for_a_gpu():
         yield
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", KINDS)
 def test_every_kind_of_mask(name):
     test_forward.check(Case(name, *KINDS[name]), TILED)
@@ -44,7 +44,7 @@ WITH_GRADIENTS = {
 }
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("backend", [TILED, ja.Blockwise()], ids=repr)
 @pytest.mark.parametrize("name", WITH_GRADIENTS)
 def test_gradients(name, backend):

@@ -73,7 +73,7 @@ def _forgetful(q, k, v, asked, extra):
     return attend(ja, q, k, v, asked.plain, extra)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("gradient", [False, True], ids=["forward", "gradient"])
 @pytest.mark.parametrize(
     "work",

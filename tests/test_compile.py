@@ -85,7 +85,7 @@ SAME = {
 }
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("backend", BACKENDS, ids=repr)
 @pytest.mark.parametrize("name", SAME)
 def test_the_same_program_serves(name, backend):

@@ -90,7 +90,7 @@ def test_observations(name):
             np.testing.assert_allclose(have, want, rtol=0, atol=limit, err_msg=key)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("bad", [np.nan, np.inf], ids=str)
 @pytest.mark.parametrize("at", [2, 2499, 2500, 8999])
 def test_non_finite_value_shows_to_those_who_see_it(at, bad):
@@ -127,7 +127,7 @@ CALLS = {
 }
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("t", [1, 8, 64])
 @pytest.mark.parametrize("name", CALLS)
 def test_the_program_does_not_grow_with_the_keys(name, t):

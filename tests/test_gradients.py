@@ -179,6 +179,7 @@ def test_vjp_with_the_default_tiles(case):
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=lambda dtype: dtype.__name__)
+@pytest.mark.long
 def test_derivatives_in_every_dtype(dtype):
     (case,) = named("causal-end-tall")
     check_gradients(case.to(dtype), TILED)

@@ -74,20 +74,20 @@ def assembled():
         yield say
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("d", [64, 128, 256])
 @pytest.mark.parametrize("name", COMPILED)
 def test_compiles_without_spills(name, d, assembled):
     check_clean(assembled(d, mask=COMPILED[name]))
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_options_compile_without_spills(name, assembled):
     check_clean(assembled(128, t=1024, **OPTIONS[name]))
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("schedule", ["overlap", "ping-pong"])
 @pytest.mark.parametrize("d", [64, 128, 256])
 @pytest.mark.parametrize("name", ["full", "causal", "dense", "segments"])
@@ -95,7 +95,7 @@ def test_schedules_compile_without_spills(name, schedule, d, assembled):
     check_clean(assembled(d, mask=COMPILED[name], backend=ja.Hopper(schedule=schedule)))
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("d", [64, 128, 256])
 @pytest.mark.parametrize("name", COMPILED)
 def test_gradients_compile_without_spills(name, d, assembled):
@@ -104,7 +104,7 @@ def test_gradients_compile_without_spills(name, d, assembled):
     assert said.count("Compiling entry function") == (3 if d <= 128 else 4)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("d", [64, 128, 256])
 @pytest.mark.parametrize("name", ["cap", "alibi", "bias", "dropout", "dropout-causal"])
 def test_gradients_of_options_compile_without_spills(name, d, assembled):

@@ -90,7 +90,7 @@ TAKES = {
 }
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("name", TAKES)
 def test_forward_matches_float64(name, interpreted):
     check_forward(Case(name, *TAKES[name], dtype=BF16), interpreted)
@@ -134,7 +134,7 @@ OPTIONS_OF_CALLS = {
 }
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("name", OPTIONS_OF_CALLS)
 def test_scores_scale_and_dropout(name, interpreted):
     """The same pairs are dropped as by `Reference`."""
@@ -145,7 +145,7 @@ def test_scores_scale_and_dropout(name, interpreted):
     np.testing.assert_allclose(got.lse.value, want.lse, atol=1e-5)
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("schedule", ["overlap", "ping-pong"])
 @pytest.mark.parametrize(
     "name", ["several-tiles", "several-tiles-causal", "lengths-both", "segments"]
@@ -220,7 +220,7 @@ def check_gradients(interpreted, shapes, **options):
         np.testing.assert_allclose(x, y, atol=0.015 * np.abs(y).max(), err_msg=f"d{name}")
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("name", WITH_GRADIENTS)
 def test_gradients(name, interpreted):
     check_gradients(interpreted, (SEVERAL.q, SEVERAL.k, SEVERAL.v), **WITH_GRADIENTS[name])

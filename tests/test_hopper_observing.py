@@ -79,7 +79,7 @@ CASES = {
 }
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("name", CASES)
 def test_states(name, interpreted):
     check_states(interpreted, drawn((2, 190, 2, 64), (2, 190, 1, 64)), **CASES[name])
@@ -174,7 +174,7 @@ MADE = {
 }
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("name", MADE)
 def test_compiles_without_spills(name, assembled):
     d, options = MADE[name]

@@ -87,7 +87,7 @@ def same(got, want):
     jax.tree.map(one, jax.device_get(got), jax.device_get(want))
 
 
-@pytest.mark.sampled(16)
+@pytest.mark.sampled(32)
 @for_backends
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("name", MASKS)

@@ -127,7 +127,7 @@ def test_dtypes(name, dtype, backend):
         check((*build(lambda x: jnp.asarray(x, dtype)), allowed), backend)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @for_backends
 @pytest.mark.parametrize("name", EXTREME)
 def test_extremes(name, backend):
@@ -147,7 +147,7 @@ def test_gradients(dtype):
     check_against_oracle(ja.Blockwise(4, 3), ja.Window(MOST, 1), allowed, positions=positions)
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 @for_backends
 @for_dtypes
 def test_scores_go_by_positions(dtype, backend):
@@ -186,7 +186,7 @@ def test_lengths_mapped(x64):
     assert_close(got, out, naive)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("count", [None, np.uint8(4), 4, np.int64(4)])
 @pytest.mark.parametrize("window", [None, 6])
 @pytest.mark.parametrize("batch", [(), (1,)])

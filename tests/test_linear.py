@@ -45,7 +45,7 @@ def assert_transposes(f, v, cotangent):
     np.testing.assert_allclose(got, want, rtol=close, atol=close)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("backend", [ja.AUTO, TILED, ja.Reference()], ids=repr)
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_linear_transpose(options, backend):

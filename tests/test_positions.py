@@ -132,7 +132,7 @@ def gradients(backend, q, positions, rows):
 whole_gradients = cache(lambda backend: gradients(backend, Q, None, tail))
 
 
-@pytest.mark.sampled(12)
+@pytest.mark.sampled(24)
 @for_backends
 @pytest.mark.parametrize("way", WAYS)
 def test_gradients_of_the_last_queries(way, backend):
@@ -161,6 +161,7 @@ def test_tokens_in_another_order(backend):
 
 @for_backends
 @pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.long
 def test_every_observation_of_cached_tokens(window, backend):
     """Of the last 4 of 12, which come after 8; also where sequences have different lengths."""
     capacity = T + 3 if window is None else window + LAST - 1

@@ -139,7 +139,7 @@ def check(examples, part, problem_seed):
     run()
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("part", range(5))
 def test_any_problem(part):
     check(4, part, 0)

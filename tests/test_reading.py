@@ -79,6 +79,7 @@ def copied_of(weights: np.ndarray, text: str) -> np.ndarray:
 # Where heads look
 
 
+@pytest.mark.long
 def test_what_is_watched_agrees_with_weights_written_out():
     model = reading.load().model
     seen = reading.look(model, SOME, PASSAGE)
@@ -130,6 +131,7 @@ def test_training_lowers_the_loss_and_is_the_same_bit_for_bit(tmp_path):
     assert reading.losses_of(back.model) == pytest.approx((back.learnt, back.held_back), rel=1e-5)
 
 
+@pytest.mark.long
 def test_the_checkpoint_has_the_losses_of_its_parameters():
     training = reading.load()
     learnt, held_back = reading.losses_of(training.model)

@@ -20,6 +20,7 @@ def draw(t, dtype=jnp.float32):
 
 @pytest.mark.optimized
 @pytest.mark.parametrize("backend", [ja.AUTO, TILED], ids=repr)
+@pytest.mark.long
 def test_names_keep_the_forward_pass(backend):
     """With them a pass back is made as often as without a checkpoint, and no pass forward again."""
 
@@ -39,7 +40,7 @@ def test_names_keep_the_forward_pass(backend):
 
 
 @pytest.mark.optimized
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(16)
 @pytest.mark.parametrize("backend", [ja.AUTO, TILED, ja.Reference()], ids=repr)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("mask", [ja.EVERYTHING, ja.Causal()], ids=repr)

@@ -33,7 +33,7 @@ MASK = both(causal(), dense_mask("ts", 0.8))
 TELLING = ("bias-bhts", "bias-h1s", "alibi", "relative-causal", "function-of-head-and-key")
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", SCORES)
 def test_score_matches_float64(name):
     Asked(END, MASK, SCORES[name]).check(TILED)
@@ -181,7 +181,7 @@ def test_order_matters(backend):
     assert np.asarray(added).min() > 1e3
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @for_backends
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_cap_of_inf_is_no_cap(backend, dtype):

@@ -125,7 +125,7 @@ TAKES = {
 }
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", TAKES)
 def test_forward_matches_float64(name):
     case = Case(name, *TAKES[name], dtype=BF16)

@@ -59,7 +59,7 @@ def test_every_allowed_pair_is_in_one_piece(shape, build):
         assert times.sum() == way.pairs < block.size * way.whole.keys.size
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(("shape", "build"), CASES.values(), ids=CASES)
 def test_results_and_gradients(shape, build):
     Asked(shape, build).check(BACKEND)
@@ -131,7 +131,7 @@ def test_explain_counts_what_is_computed():
     assert told.flops == 2 * SQUARE.h * pairs * (SQUARE.d + SQUARE.e)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(("last", "visited"), [(0, 0), (400, 1), (800, 2)])
 def test_a_block_without_an_allowed_pair_is_not_computed(last, visited):
     mask = ja.Causal() & ja.Where(lambda at: at.q < last)

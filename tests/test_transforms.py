@@ -134,7 +134,7 @@ TRANSFORMS = {
 TELLING = ("jvp-of-grad", "grad-of-grad", "jacrev")
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize(
     ("name", "backend"),
     [
@@ -192,6 +192,7 @@ def test_gradient_of_vmap(in_axes, backend):
     )
 
 
+@pytest.mark.long
 def test_second_order_of_vmap():
     """A Hessian product for each example of a batch."""
     agree(

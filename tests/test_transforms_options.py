@@ -111,7 +111,7 @@ def agree(transform, got_of, want_of):
         assert_close(*leaves, np.float64, f"result {i}", size)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize(
     ("name", "backend"),
     [
