@@ -134,8 +134,8 @@ CASES = [
 
 def make(case, folder):
     """Saves a model with random weights, large enough to attend sharply, and gives it."""
-    import torch
-    import transformers
+    import torch  # pyright: ignore[reportMissingImports]
+    import transformers  # pyright: ignore[reportMissingImports]
 
     config = transformers.AutoConfig.for_model(case.model_type, **case.config)
     config._experts_implementation = "eager"  # the default asks for sizes that are multiples of 4
