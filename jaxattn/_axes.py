@@ -8,6 +8,7 @@ Arrays without a shape annotation carry their axes in their name: `logits_ts`.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -110,3 +111,21 @@ def smaller(a: Index, b: Index) -> Index:
 
 def larger(a: Index, b: Index) -> Index:
     return max(a, b) if isinstance(a, int) and isinstance(b, int) else jnp.maximum(a, b)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def max_along(x: Array, axis: int) -> Array:
+    """The largest along an axis. Its derivative is that of the first of the largest.
+
+    JAX looks for numbers that equal the maximum. It finds none, or another one, where a compiler
+    computes them a second time and rounds them differently.
+    """
+    return x.max(axis)
+
+
+@max_along.defjvp
+def _max_along_jvp(axis: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    (x,), (dx,) = primals, tangents
+    first = jnp.expand_dims(jnp.argmax(x, axis), axis)
+    places = jax.lax.broadcasted_iota(first.dtype, x.shape, axis % x.ndim)
+    return max_along(x, axis), jnp.where(places == first, dx, 0).sum(axis)

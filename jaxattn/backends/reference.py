@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxattn import steps
-from jaxattn._axes import accumulator, count_to
+from jaxattn._axes import accumulator, count_to, max_along
 from jaxattn._finite import finite, hide, rows_not_finite
 from jaxattn._mask import BoundMask
 from jaxattn._observation import HEAD, Seen, Watch
@@ -110,7 +110,7 @@ def one_head(
     lse, share = LogSumExp(peak, log_total), jnp.ones_like(peak)
     if rule.sinks is not None:
         lse, share = lse.with_sink(part(rule.sinks).logits)
-    queries, tops = seen.sum(axis=0, dtype=jnp.int32), logits.max(axis=1)
+    queries, tops = seen.sum(axis=0, dtype=jnp.int32), max_along(logits, 1)
     seen = Seen(
         whole,
         share,

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxattn._axes import max_along
 from jaxattn._batched import add_clipped
 from jaxattn._content import is_whole
 from jaxattn._observation import HEAD, Largest, Seen, Shares, Statistic, Sum
@@ -37,8 +38,9 @@ class MaxLogit(Largest):
 
     def absorb(self, seen: Seen) -> Float[Array, ""]:
         if not (self.before_scores and seen.scored):
-            return seen.peak.max()
-        return jnp.where(seen.logits > -jnp.inf, seen.scaled, -jnp.inf).max()
+            return max_along(seen.peak, 0)
+        scaled = jnp.where(seen.logits > -jnp.inf, seen.scaled, -jnp.inf)
+        return max_along(scaled.reshape(-1), 0)
 
     def finish(self, state: Array, live: Array) -> Float[Array, " h"]:
         return state.max(axis=tuple(range(state.ndim - 1)), initial=-jnp.inf)

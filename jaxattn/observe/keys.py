@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Integer, Shaped
 
-from jaxattn._axes import AnyArray, dot
+from jaxattn._axes import AnyArray, dot, max_along
 from jaxattn._batched import fit
 from jaxattn._observation import KEY, Largest, Observation, Seen, Statistic, Sum
 from jaxattn._serial import serial_tuple
@@ -74,7 +74,7 @@ class ReceivedMax(Largest):
         return jnp.zeros((), dtype)
 
     def absorb(self, seen: Seen) -> Float[Array, " s"]:
-        return seen.weights.max(axis=0)
+        return max_along(seen.weights, 0)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jaxtyping import Array, Bool, Float
 
-from jaxattn._axes import Index, count_to, cut_axis
+from jaxattn._axes import Index, count_to, cut_axis, max_along
 from jaxattn._finite import finite
 from jaxattn._observation import Watch
 from jaxattn._problem import Rule
@@ -113,5 +113,5 @@ def _tile(
     rule, watched = part
     scaled = tile.scaled(q, k, rule.scale)
     logits = tile.logits(scaled, rule, place, fresh)
-    tiles = tile.Products(scaled, logits, logits.max(axis=1))
+    tiles = tile.Products(scaled, logits, max_along(logits, 1))
     return watch.look(watched, tiles, lse, rule, place, fresh, new)
