@@ -158,7 +158,7 @@ def test_shards(loaded):
 def test_weights_are_not_copied(tmp_path, lines):
     numbers = np.arange(100 * lines, dtype=np.float32).reshape(lines, 100)
     (tmp_path / "x").write_bytes(b"123" + numbers.tobytes())
-    read = Tensor(tmp_path / "x", "F32", (lines, 100), 3).read()
+    read = Tensor(tmp_path / "x", "F32", (lines, 100), 3, numbers.nbytes).read()
     np.testing.assert_array_equal(read, numbers)
     on_device = jax.device_put(read, jax.devices("cpu")[0])
     assert not lines or on_device.unsafe_buffer_pointer() == read.ctypes.data

@@ -17,6 +17,7 @@ import numpy as np
 import optax  # pyright: ignore[reportMissingTypeStubs]
 from flax import nnx
 from matplotlib.figure import Figure
+from safetensors.numpy import save_file  # pyright: ignore[reportUnknownVariableType]
 
 import jaxattn as ja
 from jaxattn import cache as kv
@@ -341,22 +342,15 @@ def flax() -> None:
 
 
 def write_gpt2(folder: Path) -> None:
-    """Of one layer, and zeros: a header of names, and the numbers."""
+    """Of one layer, and zeros."""
     shapes = {"wte.weight": (7, 8), "wpe.weight": (9, 8)}
     for name, a, b in (("attn.c_attn", 8, 24), ("attn.c_proj", 8, 8), ("mlp.c_fc", 8, 32)):
         shapes |= {f"h.0.{name}.weight": (a, b), f"h.0.{name}.bias": (b,)}
     shapes |= {"h.0.mlp.c_proj.weight": (32, 8), "h.0.mlp.c_proj.bias": (8,)}
     for name in ("h.0.ln_1", "h.0.ln_2", "ln_f"):
         shapes |= {f"{name}.weight": (8,), f"{name}.bias": (8,)}
-    header: dict[str, Any] = {}
-    size = 0
-    for name, shape in shapes.items():
-        end = size + 4 * int(np.prod(shape))
-        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [size, end]}
-        size = end
-    text = json.dumps(header).encode()
-    data = len(text).to_bytes(8, "little") + text + bytes(size)
-    (folder / "model.safetensors").write_bytes(data)
+    zeros = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    save_file(zeros, folder / "model.safetensors")
     config = {"model_type": "gpt2", "vocab_size": 7, "n_embd": 8, "n_head": 2, "n_layer": 1}
     (folder / "config.json").write_text(json.dumps(config | {"n_positions": 9}))
 
