@@ -5,7 +5,7 @@ import re
 from jaxattn.models.attention import Attention, Separate
 from jaxattn.models.block import PostNormBlock
 from jaxattn.models.config import Config
-from jaxattn.models.layers import ACTIVATIONS, MLP, Embeddings, Head, LayerNorm, Linear
+from jaxattn.models.layers import ACTIVATIONS, MLP, Activation, Embeddings, Head, LayerNorm, Linear
 from jaxattn.models.model import Info, Model
 from jaxattn.models.weights import Weights
 
@@ -21,21 +21,32 @@ def build(config: Config, weights: Weights) -> Model:
     # As files of the first years name them.
     weights.rename(lambda name: re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name))
     weights.rename(lambda name: re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name))
-    width, vocabulary = config.size("hidden_size"), config.size("vocab_size")
-    eps = config.number("layer_norm_eps", default=1e-12)
     model = encoder(config, weights.under("bert." if weights.has_prefix("bert.") else ""), "bert")
     if weights.has_prefix("cls.predictions."):
-        own = weights.under("cls.predictions.")
-        tied = config.flag("tie_word_embeddings", default=True)
-        apart = not tied and "decoder.bias" in own
-        model.head = Head(
-            None if tied else own.take("decoder.weight", vocabulary, width),
-            bias=own.take("decoder.bias" if apart else "bias", vocabulary),
-            transform=Linear.take(own.under("transform.dense."), width, width),
-            activation=config.choice("hidden_act", of=ACTIVATIONS, default="gelu"),
-            norm=LayerNorm.take(own.under("transform.LayerNorm."), width, eps),
-        )
+        activation = config.choice("hidden_act", of=ACTIVATIONS, default="gelu")
+        names = "transform.dense.", "transform.LayerNorm."
+        model.head = head(config, weights.under("cls.predictions."), *names, activation)
     return model
+
+
+def head(
+    config: Config, weights: Weights, transform: str, norm: str, activation: Activation
+) -> Head:
+    """The masked-language heads of BERT and RoBERTa. transform, norm: their prefixes."""
+    width, vocabulary = config.size("hidden_size"), config.size("vocab_size")
+    tied = config.flag("tie_word_embeddings", default=True)
+    apart = not tied and "decoder.bias" in weights
+    return Head(
+        None if tied else weights.take("decoder.weight", vocabulary, width),
+        bias=weights.take("decoder.bias" if apart else "bias", vocabulary),
+        transform=Linear.take(weights.under(transform), width, width),
+        activation=activation,
+        norm=LayerNorm.take(weights.under(norm), width, read_eps(config)),
+    )
+
+
+def read_eps(config: Config) -> float:
+    return config.number("layer_norm_eps", default=1e-12)
 
 
 def encoder(
@@ -50,7 +61,7 @@ def encoder(
     width, heads = config.size("hidden_size"), config.size("num_attention_heads")
     layers, vocabulary = config.size("num_hidden_layers"), config.size("vocab_size")
     inner, most = config.size("intermediate_size"), config.size("max_position_embeddings")
-    eps = config.number("layer_norm_eps", default=1e-12)
+    eps = read_eps(config)
     activation = config.choice("hidden_act", of=ACTIVATIONS, default="gelu")
     config.refuse("position_embedding_type", "absolute")
     config.refuse("is_decoder", False)

@@ -1,13 +1,13 @@
 """What decoders since Llama have in common: sizes, rotary embeddings, names of projections."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from jaxattn.models.attention import Attention, Separate
 from jaxattn.models.checkpoint import CheckpointError
 from jaxattn.models.config import Config
-from jaxattn.models.layers import Embeddings, Head, Linear, Norm
+from jaxattn.models.layers import Activation, Embeddings, GatedMLP, Head, Linear, Norm
 from jaxattn.models.model import Info, Model
 from jaxattn.models.weights import Weights
 from jaxattn.rope import Rope
@@ -87,9 +87,10 @@ def take_attention(
     *,
     bias: bool = False,
     out_bias: bool = False,
+    norm: Callable[[Weights, int], Norm] | None = None,
     **options: Any,
 ) -> Attention:
-    """options: of `Attention`."""
+    """norm: takes one, which queries and keys have head by head. options: of `Attention`."""
     width, inner = sizes.width, sizes.heads * sizes.features
     of_keys = sizes.kv_heads * sizes.features
     project = Separate(
@@ -98,8 +99,22 @@ def take_attention(
         Linear.take(weights.under("v_proj."), width, of_keys, bias),
     )
     out = Linear.take(weights.under("o_proj."), inner, width, out_bias)
+    if norm is not None:
+        options["query_norm"] = norm(weights.under("q_norm."), sizes.features)
+        options["key_norm"] = norm(weights.under("k_norm."), sizes.features)
     heads: Mapping[str, int] = {"heads": sizes.heads, "kv_heads": sizes.kv_heads}
     return Attention(project, out, causal=True, **heads, **options)
+
+
+def take_mlp(
+    weights: Weights, sizes: Sizes, activation: Activation, bias: bool = False
+) -> GatedMLP:
+    return GatedMLP(
+        Linear.take(weights.under("gate_proj."), sizes.width, sizes.inner, bias),
+        Linear.take(weights.under("up_proj."), sizes.width, sizes.inner, bias),
+        Linear.take(weights.under("down_proj."), sizes.inner, sizes.width, bias),
+        activation,
+    )
 
 
 def inside(weights: Weights) -> Weights:

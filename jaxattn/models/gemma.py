@@ -10,7 +10,7 @@ from jaxattn.models import decoder
 from jaxattn.models.block import Block
 from jaxattn.models.config import Config
 from jaxattn.models.decoder import FULL, SLIDING, Sizes
-from jaxattn.models.layers import ACTIVATIONS, GatedMLP, Linear, RMSNorm
+from jaxattn.models.layers import ACTIVATIONS, RMSNorm
 from jaxattn.models.model import Model
 from jaxattn.models.weights import Weights
 from jaxattn.rope import Rope
@@ -86,27 +86,20 @@ def _build(
 
     def layer(index: int) -> Block:
         own = inside.under(f"layers.{index}.")
-        attention, mlp = own.under("self_attn."), own.under("mlp.")
         return Block(
             decoder.take_attention(
-                attention,
+                own.under("self_attn."),
                 sizes,
                 bias=bias,
                 out_bias=bias,
                 rope=ropes[kinds[index]],
                 window=decoder.window_of(config, kinds[index]),
-                query_norm=norm(attention.under("q_norm."), sizes.features) if normed else None,
-                key_norm=norm(attention.under("k_norm."), sizes.features) if normed else None,
+                norm=norm if normed else None,
                 # A whole number is known while tracing, as some backends want it.
                 score=() if cap is None else (SoftCap(int(cap) if cap == int(cap) else cap),),
                 scale=scale,
             ),
-            GatedMLP(
-                Linear.take(mlp.under("gate_proj."), sizes.width, sizes.inner, False),
-                Linear.take(mlp.under("up_proj."), sizes.width, sizes.inner, False),
-                Linear.take(mlp.under("down_proj."), sizes.inner, sizes.width, False),
-                activation,
-            ),
+            decoder.take_mlp(own.under("mlp."), sizes, activation),
             before_attention=norm(own.under("input_layernorm.")),
             after_attention=norm(own.under("post_attention_layernorm.")),
             before_mlp=norm(own.under("pre_feedforward_layernorm.")),

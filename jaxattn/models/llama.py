@@ -4,7 +4,7 @@ from jaxattn.models import decoder
 from jaxattn.models.block import Block
 from jaxattn.models.config import Config
 from jaxattn.models.decoder import FULL, SLIDING, Sizes
-from jaxattn.models.layers import ACTIVATIONS, GatedMLP, Linear, RMSNorm
+from jaxattn.models.layers import ACTIVATIONS, RMSNorm
 from jaxattn.models.model import Model
 from jaxattn.models.weights import Weights
 
@@ -73,24 +73,17 @@ def _build(
 
     def layer(index: int) -> Block:
         own = inside.under(f"layers.{index}.")
-        attention, mlp = own.under("self_attn."), own.under("mlp.")
         return Block(
             decoder.take_attention(
-                attention,
+                own.under("self_attn."),
                 sizes,
                 bias=bias,
                 out_bias=out_bias,
                 rope=rope,
                 window=decoder.window_of(config, kinds[index]),
-                query_norm=norm(attention.under("q_norm."), sizes.features) if normed else None,
-                key_norm=norm(attention.under("k_norm."), sizes.features) if normed else None,
+                norm=norm if normed else None,
             ),
-            GatedMLP(
-                Linear.take(mlp.under("gate_proj."), sizes.width, sizes.inner, mlp_bias),
-                Linear.take(mlp.under("up_proj."), sizes.width, sizes.inner, mlp_bias),
-                Linear.take(mlp.under("down_proj."), sizes.inner, sizes.width, mlp_bias),
-                activation,
-            ),
+            decoder.take_mlp(own.under("mlp."), sizes, activation, mlp_bias),
             before_attention=norm(own.under("input_layernorm."), sizes.width),
             before_mlp=norm(own.under("post_attention_layernorm."), sizes.width),
         )
