@@ -3,9 +3,15 @@
 import importlib.util
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeAlias
+
+import typer
 
 CONFIG = "config.json"
+
+Folder: TypeAlias = Annotated[
+    str, typer.Argument(metavar="FOLDER", help="A checkpoint, or a package.")
+]
 
 
 class Checkpoint(NamedTuple):

@@ -14,7 +14,7 @@ Examples:
 
 
 def generate(
-    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="A checkpoint, or a package.")],
+    folder: checkpoint.Folder,
     prompt: Annotated[
         str | None, typer.Argument(metavar="PROMPT", help="Standard input if it is left out.")
     ] = None,

@@ -3,7 +3,6 @@
 import json
 import math
 from itertools import product
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -41,13 +40,9 @@ COLUMNS = [
 
 
 def heads(
-    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="A checkpoint, or a package.")],
-    text: Annotated[
-        str | None, typer.Argument(metavar="TEXT", help="Standard input if it is left out.")
-    ] = None,
-    text_file: Annotated[
-        Path | None, typer.Option("--text-file", "-f", metavar="FILE", help="The text, in UTF-8.")
-    ] = None,
+    folder: checkpoint.Folder,
+    text: texts.Text = None,
+    text_file: texts.TextFile = None,
     sort: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="The largest first; else by layer.")
     ] = None,

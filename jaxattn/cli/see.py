@@ -23,13 +23,9 @@ PAGE = Path("attention.html")  # if nothing else is asked for
 
 
 def see(
-    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="A checkpoint, or a package.")],
-    text: Annotated[
-        str | None, typer.Argument(metavar="TEXT", help="Standard input if it is left out.")
-    ] = None,
-    text_file: Annotated[
-        Path | None, typer.Option("--text-file", "-f", metavar="FILE", help="The text, in UTF-8.")
-    ] = None,
+    folder: checkpoint.Folder,
+    text: texts.Text = None,
+    text_file: texts.TextFile = None,
     html: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help=f"Write the page here.  [default: {PAGE}]"),

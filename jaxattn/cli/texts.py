@@ -2,8 +2,16 @@
 
 import sys
 from pathlib import Path
+from typing import Annotated, TypeAlias
 
 import typer
+
+Text: TypeAlias = Annotated[
+    str | None, typer.Argument(metavar="TEXT", help="Standard input if it is left out.")
+]
+TextFile: TypeAlias = Annotated[
+    Path | None, typer.Option("--text-file", "-f", metavar="FILE", help="The text, in UTF-8.")
+]
 
 
 def read(text: str | None, file: Path | None, what: str = "TEXT") -> str:
