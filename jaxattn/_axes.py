@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxattn._lowering import platform
 from jaxattn._serial import serial_tuple
@@ -111,6 +111,18 @@ def smaller(a: Index, b: Index) -> Index:
 
 def larger(a: Index, b: Index) -> Index:
     return max(a, b) if isinstance(a, int) and isinstance(b, int) else jnp.maximum(a, b)
+
+
+def clip(value: Any, s: int) -> Index:
+    """From 0 to s."""
+    return smaller(larger(value, 0), s)
+
+
+def true_range(x: Bool[Array, " s"], s: int) -> tuple[Index, Index]:
+    """The range [first, stop) from the first to the last True."""
+    first = jnp.min(count_to(s), where=x, initial=s)
+    stop = jnp.max(count_to(s), where=x, initial=-1) + 1
+    return jnp.minimum(first, stop), stop
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))

@@ -1,7 +1,6 @@
 """The mask algebra: what a mask has to answer, and how masks combine."""
 
 import functools
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,11 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from jaxattn._axes import INDEX, Index, count_to, cut_axis, larger, smaller
-from jaxattn._batched import add_clipped
+from jaxattn._axes import INDEX, Index, larger, smaller
 from jaxattn._content import show
 from jaxattn._value import Place, Shift, Span, Value
-from jaxattn.positions import TOO_FAR, BoundPositions, Frame
+from jaxattn.positions import Frame
 
 
 class Mask(Value):
@@ -72,6 +70,11 @@ class BoundMask(Mask):
         del place
         return None
 
+    def met(self, other: "BoundMask") -> "BoundMask | None":
+        """What both allow, where that is one mask; else None, and `BoundAnd` asks each."""
+        del other
+        return None
+
     def moved(self, by: Shift) -> "BoundMask":
         """As `Value.moved`, whatever indices `allows` asks for; then nothing is known of the range
         that is needed."""
@@ -122,6 +125,16 @@ def _parts(cls: Any, mask: Any) -> tuple[Any, ...]:
     return mask.masks if isinstance(mask, cls) else (mask,)
 
 
+def _met(masks: tuple[BoundMask, ...], mask: BoundMask) -> tuple[BoundMask, ...]:
+    """`masks`, and `mask` as a part of one of them if it can be."""
+    if isinstance(mask, Everything):
+        return masks
+    for i, other in enumerate(masks):
+        if (both := other.met(mask)) is not None:
+            return (*masks[:i], both, *masks[i + 1 :])
+    return (*masks, mask)
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class And(Mask):
     """What every one of `masks` allows. Written `a & b`."""
@@ -134,12 +147,10 @@ class And(Mask):
         )
 
     def resolve(self, frame: Frame) -> BoundMask:
-        """Flat, with all its bands as one."""
+        """Flat, with what can be one mask as one, as bands can."""
         resolved = [part for mask in self.masks for part in _parts(BoundAnd, mask.resolve(frame))]
-        bands = [mask for mask in resolved if isinstance(mask, Band | Near)]
-        masks = [*functools.reduce(_met, bands, ())]
-        masks += [mask for mask in resolved if not isinstance(mask, Band | Near | Everything)]
-        return BoundAnd(tuple(masks)) if len(masks) > 1 else masks[0] if masks else EVERYTHING
+        masks = functools.reduce(_met, resolved, ())
+        return BoundAnd(masks) if len(masks) > 1 else masks[0] if masks else EVERYTHING
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -297,132 +308,6 @@ class Everything(BoundMask):
 
 
 EVERYTHING = Everything()
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Band(BoundMask):
-    """The i-th query sees the keys i + low to i + high, both inclusive; None for no bound on that
-    side. What `Causal` and `Window` are where positions count up."""
-
-    low: int | Int[Array, "*#b"] | None
-    high: int | Int[Array, "*#b"] | None
-
-    def moved(self, by: Shift) -> "Band":
-        bound = lambda n: None if n is None else n + (by.q - by.k)
-        return Band(bound(self.low), bound(self.high))
-
-    def allows(self, place: Place) -> Bool[Array, "#a #b"] | None:
-        ahead = place.k - place.q
-        high = None if self.high is None else ahead <= self.high
-        low = None if self.low is None else self.low <= ahead
-        return low if high is None else high if low is None else low & high
-
-    def count(self, place: Place) -> Int[Array, " s"]:
-        keys, first, last = place.keys.indices(), place.rows.start, place.rows.start
-        last = last + place.rows.size - 1
-        from_, to = first, last
-        if self.high is not None:
-            from_ = jnp.maximum(keys - self.high, first)
-        if self.low is not None:
-            to = jnp.minimum(keys - self.low, last)
-        return jnp.broadcast_to(jnp.maximum(to - from_ + 1, 0), keys.shape)
-
-    def limits(self, rows: Span, s: int) -> Any:
-        return self.needs(rows, s) if self._is_known else (0, s)
-
-    def covers(self, rows: Span, keys: Span) -> bool:
-        if not (self._is_known and isinstance(rows.start, int) and isinstance(keys.start, int)):
-            return False
-        low: Any = -math.inf if self.low is None else self.low
-        high: Any = math.inf if self.high is None else self.high
-        nearest = keys.start - (rows.start + rows.size - 1)
-        return low <= nearest and keys.start + keys.size - 1 - rows.start <= high
-
-    @property
-    def _is_known(self) -> bool:
-        return all(bound is None or isinstance(bound, int) for bound in (self.low, self.high))
-
-    def needs(self, rows: Span, s: int) -> tuple[Index, Index]:
-        first = 0 if self.low is None else clip(rows.start + self.low, s)
-        stop = s if self.high is None else clip(rows.start + rows.size + self.high, s)
-        if self.low is not None and self.high is not None:
-            if isinstance(self.low, int) and isinstance(self.high, int):
-                stop = stop if self.low <= self.high else first
-            else:
-                stop = jnp.where(self.low <= self.high, stop, first)
-        return smaller(first, stop), stop
-
-    @property
-    def exact(self) -> bool:
-        return True
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Near(BoundMask):
-    """A query at position p sees the keys at p + low to p + high, both inclusive; None for no bound
-    on that side. A `Band` where every token has a position of its own."""
-
-    q: Int[Array, "*#b #t"]
-    k: Int[Array, "*#b s"]
-    low: int | None
-    high: int | None
-
-    moved = Value.moved
-
-    def allows(self, place: Place) -> Bool[Array, "#a #b"] | None:
-        ahead = place.each_k(self.k) - place.each_q(self.q)
-        high = None if self.high is None else ahead <= self.high
-        low = None if self.low is None else self.low <= ahead
-        return low if high is None else high if low is None else low & high
-
-    def needs(self, rows: Span, s: int) -> tuple[Index, Index]:
-        """From the first to the last key that is near enough to any of the rows."""
-        q = self.q if self.q.shape[-1] == 1 else cut_axis(self.q, rows.start, rows.size)
-        near = jnp.ones(s, bool)
-        if self.high is not None:
-            near &= self.k - jnp.max(q) <= self.high
-        if self.low is not None:
-            near &= self.k - jnp.min(q) >= self.low
-        return ends(near, s)
-
-
-def band(positions: BoundPositions, low: int | None, high: int | None, frame: Frame) -> BoundMask:
-    """Which keys are from `low` to `high` positions after their query."""
-    if positions.q_each is None or positions.k_each is None:
-        bound = lambda n: None if n is None else add_clipped(positions.ahead, n, -frame.t, frame.s)
-        return Band(bound(low), bound(high))
-    bound = lambda n: None if n is None else min(max(n, -TOO_FAR), TOO_FAR)
-    return Near(positions.q_each, positions.k_each, bound(low), bound(high))
-
-
-def _met(bands: tuple[BoundMask, ...], band: BoundMask) -> tuple[BoundMask, ...]:
-    """`bands`, and `band` as a part of the last of them if both count from the same positions."""
-    if not bands:
-        return (band,)
-    *rest, last = bands
-    if isinstance(last, Band) and isinstance(band, Band):
-        return (*rest, Band(*_meet(last, band)))
-    if isinstance(last, Near) and isinstance(band, Near) and last.q is band.q:
-        low, high = _meet(last, band)
-        return (*rest, Near(band.q, band.k, low, high))
-    return (*bands, band)
-
-
-def _meet(a: Any, b: Any) -> tuple[Any, Any]:
-    """The bounds (low, high) of what is between those of both."""
-    both = lambda choose, x, y: y if x is None else x if y is None else choose(x, y)
-    return both(larger, a.low, b.low), both(smaller, a.high, b.high)
-
-
-def ends(near_s: Bool[Array, " s"], s: int) -> tuple[Index, Index]:
-    """The range from the first to the last True."""
-    first = jnp.min(count_to(s), where=near_s, initial=s)
-    stop = jnp.max(count_to(s), where=near_s, initial=-1) + 1
-    return jnp.minimum(first, stop), stop
-
-
-def clip(value: Any, s: int) -> Index:
-    return smaller(larger(value, 0), s)
 
 
 def check_mask(mask: object) -> Mask:

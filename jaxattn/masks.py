@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Int, Integer
 
-from jaxattn._axes import INDEX, AnyArray, AnyInteger, Index, cut_axis, larger
+from jaxattn._axes import INDEX, AnyArray, AnyInteger, Index, clip, cut_axis, larger, true_range
+from jaxattn._band import Near, band
 from jaxattn._batched import (
     add_clipped,
     are_indices,
@@ -32,12 +33,8 @@ from jaxattn._mask import (
     BoundOr,
     Everything,
     Mask,
-    Near,
     Not,
     Or,
-    band,
-    clip,
-    ends,
 )
 from jaxattn._trace import At, Traced, trace
 from jaxattn._value import Place, Shift, Span, Value
@@ -283,7 +280,7 @@ class BoundSegments(BoundMask):
         live = lambda ids: ids >= 0
         ids, k_ids = cut_axis(self.q_ids, rows.start, rows.size), self.k_ids
         least = jnp.min(ids, where=live(ids), initial=jnp.iinfo(ids.dtype).max)
-        return ends(live(k_ids) & (least <= k_ids) & (k_ids <= jnp.max(ids)), s)
+        return true_range(live(k_ids) & (least <= k_ids) & (k_ids <= jnp.max(ids)), s)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -14,7 +14,7 @@ from oracle import observe as truth
 
 import jaxattn as ja
 from jaxattn import observe as see
-from jaxattn._mask import Band
+from jaxattn._band import Band
 from jaxattn._value import Place, Span
 from jaxattn.observe.rank import largest
 

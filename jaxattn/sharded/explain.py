@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxattn._axes import accumulator
+from jaxattn._band import Band
 from jaxattn._lowering import host_platform, lowered_for
-from jaxattn._mask import EVERYTHING, Band, BoundMask, Mask, check_mask
+from jaxattn._mask import EVERYTHING, BoundMask, Mask, check_mask
 from jaxattn._problem import Problem, check
 from jaxattn._value import Shift
 from jaxattn.backends.protocol import Backend, Call

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxattn._axes import Index, cut_axis
-from jaxattn._mask import EVERYTHING, Band, BoundMask
+from jaxattn._band import Band
+from jaxattn._mask import EVERYTHING, BoundMask
 from jaxattn._observation import Moved as MovedObservation
 from jaxattn._observation import Watch
 from jaxattn._problem import Problem

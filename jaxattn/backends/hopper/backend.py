@@ -12,10 +12,11 @@ from jax.extend.core import Var
 from jaxtyping import Array
 
 from jaxattn._axes import accumulator
+from jaxattn._band import Band, Near
 from jaxattn._content import as_int, is_whole
 from jaxattn._jaxpr import equations
 from jaxattn._lowering import is_divided
-from jaxattn._mask import Band, BoundAnd, BoundMask, BoundNot, BoundOr, Everything, Near
+from jaxattn._mask import BoundAnd, BoundMask, BoundNot, BoundOr, Everything
 from jaxattn._observation import Watch
 from jaxattn._problem import Problem
 from jaxattn._score import BoundFunction

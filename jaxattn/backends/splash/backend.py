@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from jaxattn._axes import INDEX, ceil_div, count_to
+from jaxattn._band import Band
 from jaxattn._finite import all_usual
 from jaxattn._lowering import is_divided
-from jaxattn._mask import EVERYTHING, Band, BoundAnd, BoundMask, BoundNot, BoundOr, Everything
+from jaxattn._mask import EVERYTHING, BoundAnd, BoundMask, BoundNot, BoundOr, Everything
 from jaxattn._observation import Watch
 from jaxattn._problem import Problem
 from jaxattn._value import Sizes
