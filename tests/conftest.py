@@ -187,3 +187,17 @@ def parse_slice(text):
     if not (index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
         raise pytest.UsageError(f"--slice takes I/N with 1 <= I <= N, got {text}; try --slice 1/20")
     return int(index), int(count)
+
+
+@pytest.fixture
+def figure():
+    """A bare figure that nobody saves."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(6, 5), dpi=200)
+
+
+@pytest.fixture
+def ax(figure):
+    """Axes of 800 by 800 pixels."""
+    return figure.add_axes((0.2, 0.1, 800 / 1200, 800 / 1000))
