@@ -15,7 +15,7 @@ import jaxattn as ja
 from jaxattn import cache as kv
 from jaxattn import observe as see
 
-pytestmark = pytest.mark.sampled(2)
+pytestmark = pytest.mark.sampled(4)
 
 B, T, H, N, D, E = 2, 23, 4, 2, 5, 3
 RANDOM = np.random.default_rng(0)

@@ -16,7 +16,7 @@ from small import K, Q, V, for_backends
 import jaxattn as ja
 from jaxattn.nn import MultiHeadAttention, attention_fn
 
-pytestmark = pytest.mark.sampled(2)
+pytestmark = pytest.mark.sampled(5)
 
 KEY = jax.random.key(3)
 BLOCKS = [(1, 1), (5, 7), (64, 64), (3, None)]

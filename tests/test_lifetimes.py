@@ -98,7 +98,7 @@ def assert_gone(make, use):
     assert not [name for name, x in left.items() if x() is not None]
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("backend", BACKENDS, ids=repr)
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("option", OPTIONS)
@@ -134,7 +134,7 @@ def test_also_elsewhere(option, use):
     assert_gone(make, lambda function: OTHERS[use](**option_of(function)))
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("backend", BACKENDS, ids=repr)
 @pytest.mark.parametrize(
     "options",

@@ -20,7 +20,7 @@ from rules import Shape
 import jaxattn as ja
 from jaxattn import masks
 
-pytestmark = pytest.mark.sampled(3)
+pytestmark = pytest.mark.sampled(6)
 
 T, S = 13, 17
 WIDE = Shape((2,), T, S, 4, 2, 1, S)

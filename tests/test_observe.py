@@ -16,7 +16,7 @@ from oracle import observe as truth
 import jaxattn as ja
 from jaxattn import observe as see
 
-pytestmark = pytest.mark.sampled(2)
+pytestmark = pytest.mark.sampled(4)
 
 B, T, S, H, N, D, E = 2, 29, 37, 4, 2, 5, 3
 RNG = np.random.default_rng(0)

@@ -35,7 +35,7 @@ from tolerance import assert_close
 
 import jaxattn as ja
 
-pytestmark = pytest.mark.sampled(3)
+pytestmark = pytest.mark.sampled(6)
 
 UNSEEING = {
     "dense": (ja.Dense(hidden_rows([3, 10], 1)), hidden_rows([3, 10], 1)),

@@ -13,7 +13,7 @@ from small import for_backends
 import jaxattn as ja
 from jaxattn import observe as see
 
-pytestmark = pytest.mark.sampled(3)
+pytestmark = pytest.mark.sampled(6)
 
 B, T, H, N, D = 2, 12, 4, 2, 5
 LAST = 4  # queries

@@ -17,7 +17,7 @@ from tolerance import assert_close
 import jaxattn as ja
 from jaxattn import observe as see
 
-pytestmark = pytest.mark.sampled(2)
+pytestmark = pytest.mark.sampled(4)
 
 SINKS = np.array([0.3, -1.0, 2.0, 0.0, -40.0, 5.0], np.float32)
 

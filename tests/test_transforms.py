@@ -18,7 +18,7 @@ from tolerance import assert_close
 
 import jaxattn as ja
 
-pytestmark = pytest.mark.sampled(2)
+pytestmark = pytest.mark.sampled(4)
 
 T, S, H, N, D, E = 7, 11, 4, 2, 3, 5
 BATCH = 3
