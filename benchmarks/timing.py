@@ -43,7 +43,7 @@ class Built:
     outputs: Callable[[Any], list[np.ndarray]] = list
     """What `run` returned as float32: out [b t h e], and for a gradient dq, dk, dv like q, k, v."""
     needs_bytes: int = 0
-    """Bytes the computation takes in all, known or estimated before it is run."""
+    """Bytes the computation takes on a device in all, known or estimated before it is run."""
     read_off: Callable[[int], Any] | None = None
     """Which weights of how many first queries it keeps, a `gate.Pattern`, where it drops some."""
 
@@ -63,7 +63,9 @@ def build(f: Callable[..., Any], *arrays: Any, donated: int | None = None) -> Bu
     begin = time.perf_counter()
     compiled = jax.jit(f, donate_argnums=donated).lower(*arrays).compile()
     seconds = time.perf_counter() - begin
-    temp = getattr(compiled.memory_analysis(), "temp_size_in_bytes", None)
+    memory = compiled.memory_analysis()
+    temp = getattr(memory, "temp_size_in_bytes", None)
+    needs = [getattr(memory, f"{x}_size_in_bytes", 0) for x in ("argument", "output", "temp")]
     held = list(arrays)
     if donated is not None:
         held[donated] = jax.tree.map(jnp.copy, arrays[donated])
@@ -74,7 +76,7 @@ def build(f: Callable[..., Any], *arrays: Any, donated: int | None = None) -> Bu
             held[donated], got = got
         return got
 
-    return Built(run, temp_bytes=lambda: temp, compile_seconds=seconds)
+    return Built(run, temp_bytes=lambda: temp, compile_seconds=seconds, needs_bytes=sum(needs))
 
 
 @dataclass(frozen=True)

@@ -287,6 +287,21 @@ def bytes_sent():
         assert least <= sent <= 1.05 * told.gradient_bytes, (way, sent, told)
 
 
+def flops():
+    """As `explain` says, of a device; XLA counts the branch that makes rows again, where there is a
+    NaN, as well. Over 4: the steps of a longer ring are a loop, of which it counts one."""
+    mesh = jax.make_mesh((4,), ("x",), axis_types=(AxisType.Auto,))
+    q, k = (jax.ShapeDtypeStruct((1, 256, heads, 256), jnp.float32) for heads in (H, N))
+    for way in (ring(), sharded.AllToAll("x")):
+        told = sharded.explain(q, k, k, way, dict(mesh.shape)).flops
+        local, spec = partial(sharded.attention, way=way), P(None, "x")
+        run = jax.shard_map(local, mesh=mesh, in_specs=spec, out_specs=spec)
+        found: Any = jax.jit(run).lower(q, k, k).compile().cost_analysis()
+        assert told is not None
+        assert set(told) == {told[0]}
+        assert told[0] <= found["flops"] <= 1.6 * told[0], (way, found["flops"], told)
+
+
 def memory():
     """Of one device, with the same tokens on 2 and on 8: a quarter, but for what a tile takes."""
 
@@ -425,6 +440,7 @@ USUAL = [
     "collectives",
     "arrays:explicit",
     "bytes_sent",
+    "flops",
     "decoding",
     "page",
     "errors",

@@ -43,6 +43,18 @@ def test_orders_balance_causal_work(order):
     assert uneven.balance > 1.7
     assert even.balance < 1.1
     assert "of the mean" in str(even)
+    assert even.flops is not None
+    pairs = 65536 * 65537 // 2  # of queries and keys, and few more are computed
+    assert 1 <= sum(even.flops) / (4 * 8 * 64 * pairs) < 1.1
+
+
+def test_memory_is_a_share_and_what_visits():
+    cost = told(sharded.Ring("x"))
+    of_queries = 65536 // 8 * 8 * (2 * 64 * 2 + 4)  # q, out and lse
+    assert cost.array_bytes == of_queries + SHARD * 2
+    assert cost.visiting_bytes == 2 * SHARD * 2  # one that visits, one that arrives
+    assert told(sharded.AllToAll("y")).visiting_bytes == 0
+    assert "visiting and arriving" in str(cost)
 
 
 def test_heads_are_exchanged_once():

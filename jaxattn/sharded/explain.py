@@ -15,7 +15,7 @@ from jaxattn._lowering import host_platform, lowered_for
 from jaxattn._mask import EVERYTHING, BoundMask, Mask, check_mask
 from jaxattn._problem import Problem, check
 from jaxattn._value import Shift
-from jaxattn.backends.protocol import Backend, Call
+from jaxattn.backends.protocol import Backend, Call, Cost
 from jaxattn.backends.select import AUTO
 from jaxattn.positions import Given, frame_of
 from jaxattn.sharded.heads import check_heads
@@ -34,6 +34,10 @@ class Sharing:
       does not wait for it.
     tiles: that the mask needs, of each device of the ring and all heads it has; None where arrays
       tell that, or where chunks differ too much to look at them all.
+    flops: of the products q kᵀ and p v in what is computed of them, likewise.
+    array_bytes: of what a device has of q, k, v, out and lse.
+    visiting_bytes: of keys and values that visit, and of those that arrive meanwhile; a gradient
+      has theirs beside them. What the backend needs for a tile is not counted.
     """
 
     way: Way
@@ -43,6 +47,9 @@ class Sharing:
     gradient_bytes: int
     overlapped: float
     tiles: tuple[int, ...] | None
+    flops: tuple[int, ...] | None
+    array_bytes: int
+    visiting_bytes: int
 
     @property
     def balance(self) -> float | None:
@@ -54,15 +61,18 @@ class Sharing:
     def __str__(self) -> str:
         mib = lambda n: f"{n / 2**20:,.2f} MiB"
         tiles = "known when it runs"
-        if self.tiles is not None:
+        if self.tiles is not None and self.flops is not None:
             least, most = min(self.tiles), max(self.tiles)
-            tiles = f"{least:,} to {most:,} a device, the most {self.balance:.2f} of the mean"
+            tiles = f"{least:,} to {most:,} a device, the most {self.balance:.2f} of the mean, "
+            tiles += f"{max(self.flops) / 1e9:,.3f} GFLOP"
         lines = [
             f"way        {self.way!r} over {self.devices} devices, {self.visits} visits each",
             f"sent       {mib(self.forward_bytes)} for results, "
             f"{mib(self.gradient_bytes)} for a gradient",
             f"overlap    {100 * self.overlapped:.0f} % of what a gradient sends",
             f"tiles      {tiles}",
+            f"memory     {mib(self.array_bytes)} of arrays on each device, "
+            f"{mib(self.visiting_bytes)} visiting and arriving",
         ]
         return "\n".join(lines)
 
@@ -112,6 +122,10 @@ def explain(
     gradient = forward + (visits - 1) * (visiting + gradients)
     hidden = gradient - (gradients if visits > 1 else 0)
     total = gradient + 3 * exchanged
+    work = _work(problem, bound, cases, layout, (h, n), backend)
+    wide = q.shape[-1] + v.shape[-1]
+    held = (sizes.h * sizes.t + problem.kv_heads * sizes.s) * wide * q.dtype.itemsize
+    held += sizes.h * sizes.t * jnp.dtype(acc).itemsize
     return Sharing(
         way=way,
         devices=axes.count,
@@ -119,22 +133,25 @@ def explain(
         forward_bytes=forward + exchanged,
         gradient_bytes=total,
         overlapped=hidden / total if total else 1.0,
-        tiles=_tiles(problem, bound, cases, layout, (h, n), backend),
+        tiles=None if work is None else tuple(x for x, _ in work),
+        flops=None if work is None else tuple(x for _, x in work),
+        array_bytes=math.prod(sizes.batch) * held // axes.count,
+        visiting_bytes=min(visits - 1, 2) * visiting,
     )
 
 
 FEW, MOST = 32, 256  # chunks whose pairs are looked at, each or by how far apart they are
 
 
-def _tiles(
+def _work(
     problem: Problem,
     mask: BoundMask,
     cases: Cases,
     layout: Layout,
     heads: tuple[int, int],
     backend: Backend,
-) -> tuple[int, ...] | None:
-    """How many tiles each device of the ring has to visit."""
+) -> list[tuple[int, int]] | None:
+    """(tiles, FLOP) of each device of the ring."""
     if jax.tree.leaves(mask) or layout.chunks > (MOST if cases.by_distance else FEW):
         return None
     h, n = heads
@@ -146,12 +163,12 @@ def _tiles(
         k=cut(problem.k, layout.keys, n),
         v=cut(problem.v, layout.keys, n),
     )
-    found: dict[Any, int | None] = {}
+    found: dict[Any, Cost] = {}
 
-    def visited(q_chunk: int, k_chunk: int) -> int | None:
+    def cost(q_chunk: int, k_chunk: int) -> Cost:
         kind = cases.kinds[int(cases.at(np.array(q_chunk), np.array(k_chunk)))]
         if kind is HIDDEN:
-            return 0
+            return Cost()
         key = q_chunk - k_chunk if cases.by_distance else (q_chunk, k_chunk)
         if key not in found:
             here = mask.moved(Shift(q_chunk * layout.rows, k_chunk * layout.keys))
@@ -159,12 +176,16 @@ def _tiles(
                 here = mask.moved(Shift((q_chunk - k_chunk) * layout.rows))
             chosen = backend.choose(Call(part, (), platform=host_platform()))
             with lowered_for(host_platform()):
-                found[key] = chosen.cost(part, here, ()).visited
+                found[key] = chosen.cost(part, here, ())
         return found[key]
 
     chunks = layout.order.table(layout.devices)
     every = [k_chunk for of_device in chunks for k_chunk in of_device]
-    counts = [[visited(int(i), int(j)) for i in mine for j in every] for mine in chunks]
-    if any(x is None for row in counts for x in row):
-        return None
-    return tuple(sum(x for x in row if x is not None) for row in counts)
+    costs = [[cost(int(i), int(j)) for i in mine for j in every] for mine in chunks]
+    work = []
+    for row in costs:
+        tiles, flops = [x.visited for x in row], [x.flops for x in row]
+        if None in tiles or None in flops:
+            return None
+        work.append((sum(filter(None, tiles)), sum(filter(None, flops))))
+    return work

@@ -77,7 +77,8 @@ def attend_whole(
 
     divided = jax.shard_map(on_device, mesh=mesh, in_specs=tuple(inputs), out_specs=out_specs)
     if mesh.explicit_axes:
-        leaves = [jax.reshard(x, spec) for x, spec in zip(leaves, inputs, strict=True)]
+        put = lambda x, spec: jax.reshard(x, jax.NamedSharding(mesh, spec))
+        leaves = list(map(put, leaves, inputs))
     out, lse, states, live = keep(given[1], divided(*leaves))
     if any(x.per is HEAD for x in given[1]) and axes.order.parts > 1:
         live = axes.order.back(live, axes.rings, -2)
