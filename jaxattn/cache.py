@@ -27,7 +27,7 @@ from jaxattn._lowering import Target, lowered
 from jaxattn._mask import EVERYTHING, Mask
 from jaxattn._observation import Observation
 from jaxattn._problem import check
-from jaxattn.attend import Scoring, solve
+from jaxattn._solve import Scoring, solve
 from jaxattn.backends.protocol import Backend
 from jaxattn.backends.select import AUTO
 from jaxattn.masks import Causal, Lengths, Window

@@ -11,12 +11,14 @@ from jaxattn._lowering import host_platform, lowered_for
 from jaxattn._mask import Mask, check_mask
 from jaxattn._observation import Observation, check_observations
 from jaxattn._problem import check
-from jaxattn.attend import Scoring, run
+from jaxattn._solve import Scoring, run
 from jaxattn.backends.protocol import Backend, Call, Cost
-from jaxattn.backends.select import AUTO, check_backend, turned_down
+from jaxattn.backends.select import AUTO, Auto, check_backend, turned_down
 from jaxattn.dropout import Dropout
 from jaxattn.masks import EVERYTHING
 from jaxattn.positions import Given, frame_of
+from jaxattn.sharded.typed import way_of
+from jaxattn.sharded.ways import Way
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -24,12 +26,15 @@ class Explanation(Cost):
     """What a call of `attend` would do, and its `Cost`.
 
     backend: the one that would run. turned_down: why each of the others would not.
+    way: how `jaxattn.sharded` attends, where the types of q, k and v ask for that, as
+      `jaxattn.sharded.explain` tells; the rest is told of one device. Else None.
     temporary_bytes: memory beside arguments and results, with the observations, as the compiler
       plans it for the forward pass alone; None where it does not say.
     """
 
     backend: Backend
     turned_down: Mapping[Backend, str]
+    way: Way | None
     temporary_bytes: int | None
 
     def __repr__(self) -> str:
@@ -42,6 +47,7 @@ class Explanation(Cost):
         if self.temporary_bytes is not None:
             memory = f"{self.temporary_bytes / 2**20:,.2f} MiB"
         lines = [
+            *([f"shared out {self.way!r}; the rest is told of one device"] if self.way else ()),
             f"backend    {self.backend!r}",
             *(f"           not {other!r}: {why}" for other, why in self.turned_down.items()),
             f"tile       {self.q_block} queries × {self.k_block} keys, "
@@ -72,10 +78,12 @@ def explain(
     q, k and v may be given as `jax.ShapeDtypeStruct`. Takes and raises what `attend` does.
     """
     rule = mask, score, scale, sinks, dropout, positions
-    arrays = (
+    arrays = [
         x if isinstance(x, jax.ShapeDtypeStruct) else as_array(x, name)
         for name, x in (("q", q), ("k", k), ("v", v))
-    )
+    ]
+    way = way_of(*arrays) if isinstance(backend, Auto) else None
+    arrays = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays]
     problem = jax.eval_shape(lambda q, k, v: check(q, k, v, *rule)[0], *arrays)
     frame = frame_of(positions, problem.sizes)
     watched = tuple(check_observations(observe, frame, problem.q.dtype).values())
@@ -92,5 +100,6 @@ def explain(
         **vars(cost),
         backend=chosen,
         turned_down=turned_down(backend, chosen, call),
+        way=way,
         temporary_bytes=None if memory is None else int(memory.temp_size_in_bytes),
     )

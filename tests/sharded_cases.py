@@ -21,6 +21,7 @@ from jax.sharding import AxisType
 import jaxattn as ja
 from jaxattn import sharded
 from jaxattn.observe.distance import Spread
+from jaxattn.sharded.typed import way_of
 
 P = jax.P
 B, T, H, N, D, E = 2, 32, 4, 2, 8, 6
@@ -364,6 +365,44 @@ def arrays(kind):
         close(got, want)
 
 
+def typed():
+    """Arrays whose types say that tokens are sharded are attended to by a way that suits."""
+    wanted = {name: EVERY[name] for name in ("map", "entropy", "received", "max_logit")}
+    score = lambda logit, at: logit + jnp.asarray(SLOPES)[at.head] * jnp.sin(1.0 * at.q - at.k)
+    rule = {"mask": ja.Causal() & ja.Segments(IDS), "score": score, "sinks": SINKS}
+
+    def both(q, k, v):
+        def loss(*x):
+            found = ja.attend(*x, **rule, observe=wanted)
+            return loss_of(found) + jnp.sin(found.observed["map"]).sum()
+
+        return ja.attend(q, k, v, **rule, observe=wanted), jax.grad(loss, (0, 1, 2))(q, k, v)
+
+    want = jax.jit(both)(Q, K, V)
+    for shape, spec, way in (
+        ({"x": 8}, P(None, "x"), sharded.Ring("x")),
+        ({"d": 2, "x": 4}, P("d", "x"), sharded.AllToAll("x")),
+        ({"x": 2, "m": 2}, P(None, "x", "m"), sharded.AllToAll("x")),
+        ({"x": 4, "y": 2}, P(None, ("x", "y")), sharded.Product("y", "x")),
+    ):
+        kinds = (AxisType.Explicit,) * len(shape)
+        mesh = jax.make_mesh(tuple(shape.values()), tuple(shape), axis_types=kinds)
+        with jax.set_mesh(mesh):
+            on = [jax.device_put(x, jax.NamedSharding(mesh, spec)) for x in (Q, K, V)]
+            assert way_of(*on) == way
+            assert ja.explain(*on, **rule).way == way
+            got = jax.jit(both)(*on)
+            assert jax.typeof(got[0].out).sharding.spec == jax.typeof(on[0]).sharding.spec
+            assert jax.typeof(got[1][1]).sharding.spec == jax.typeof(on[1]).sharding.spec
+            close(jax.device_get(got), want)
+            text: Any = jax.jit(ja.attention).lower(*on).compile().as_text()
+            assert "all-gather" not in {kind for _, kind in SENDS.findall(text)}
+            apart = on[0], *(jax.device_put(x, jax.NamedSharding(mesh, P())) for x in (K, V))
+            assert way_of(*apart) is None
+            close(jax.device_get(ja.attention(*apart)), ja.attention(Q, K, V))
+        close(jax.device_get(ja.attention(*on)), ja.attention(Q, K, V))  # the arrays know the mesh
+
+
 def decoding():
     """Queries that every device has, over a cache that is shared out along the sequence."""
     lengths = np.array([29, 5], np.int32)
@@ -389,16 +428,19 @@ def decoding():
     assert {kind for _, kind in SENDS.findall(text)} == set()  # sums over devices alone
 
 
-def page():
-    """The program of the page, with fewer tokens."""
-    text = Path(sharded.__file__).with_name("README.md").read_text()
-    (block,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    known: dict[str, Any] = {}
-    exec(block.replace("131072", "1024"), known)
-    picture, slopes = known["picture"], known["slopes"]
+def pages():
+    """The programs of the first page, with fewer tokens, and of the page."""
+    here = Path(sharded.__file__).with_name("README.md")
+    found: dict[str, Any] = {"jax": jax, "jnp": jnp, "ja": ja}
+    for path, has in ((here, "import jax"), (here.parents[2] / "README.md", "131072")):
+        blocks = re.findall(r"^```python\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
+        (block,) = (block for block in blocks if has in block and "sharded" in block)
+        exec(block.replace("131072", "1024").replace("4096", "64"), found)
+    assert found["out"].shape == (1, 64, 8, 64)
+    picture, slopes = found["picture"], found["slopes"]
     assert picture.shape == (1, 64, 64)
     np.testing.assert_allclose(picture.sum(-1), 1, rtol=1e-5)
-    assert slopes[0].sharding.is_equivalent_to(known["on"], 3)
+    assert slopes[0].sharding.is_equivalent_to(found["on"], 3)
 
 
 def errors():
@@ -439,10 +481,11 @@ USUAL = [
     "slopes_of_seen:ring,causal,received+row_max",
     "collectives",
     "arrays:explicit",
+    "typed",
     "bytes_sent",
     "flops",
     "decoding",
-    "page",
+    "pages",
     "errors",
 ]
 NAMES = [f"results:{way},{rule}" for way in WAYS for rule in RULES]

@@ -120,7 +120,8 @@ LAYERS = (
     *("_linear", "_mesh", "merge"),
     *("backends/protocol", "backends/rule", "backends/reference"),
     *("backends/blockwise", "backends/hopper", "backends/splash", "backends/select"),
-    *("attend", "observe", "recipes", "explain", "compat", "cache", "sharded", "nn", "models"),
+    *("_solve", "sharded", "attend", "observe", "recipes", "explain", "compat", "cache", "nn"),
+    *("models",),
     *("viewer", "plot", "cli"),
 )
 """From the bottom up: a file imports from its own layer and from those before it."""

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Real
 from jaxattn._axes import AnyArray, AnyNumber, Attended
 from jaxattn._content import as_array
 from jaxattn._observation import Observation
-from jaxattn.attend import Scoring
+from jaxattn._solve import Scoring
 from jaxattn.backends.protocol import Backend
 from jaxattn.backends.select import AUTO
 from jaxattn.dropout import Dropout

@@ -10,9 +10,9 @@ from jaxattn._axes import AnyArray, AnyNumber, Attended, count_to
 from jaxattn._content import as_array
 from jaxattn._problem import Whole, check
 from jaxattn._softmax import LogSumExp, base
+from jaxattn._solve import Scoring, run
 from jaxattn._value import Shift
 from jaxattn._varying import vary, varying
-from jaxattn.attend import Scoring, run
 from jaxattn.backends.protocol import Backend, Call
 from jaxattn.backends.select import AUTO, check_backend
 from jaxattn.masks import EVERYTHING, Mask

@@ -16,8 +16,8 @@ from jaxattn._observation import (
     states_of_no_pairs,
 )
 from jaxattn._problem import Problem, Whole, check
+from jaxattn._solve import run
 from jaxattn._varying import vary, varying
-from jaxattn.attend import run
 from jaxattn.backends.protocol import Backend, Call
 from jaxattn.backends.rule import observed
 from jaxattn.backends.select import check_backend

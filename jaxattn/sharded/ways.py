@@ -225,6 +225,11 @@ class Axes:
             )
 
 
+def names_of(axis: Any) -> tuple[str, ...]:
+    """The axes of the mesh in an entry of a spec."""
+    return () if axis is None else axis if isinstance(axis, tuple) else (axis,)
+
+
 def _check_axis(name: str, axis: object) -> None:
     if not isinstance(axis, str) or not axis:
         raise TypeError(f"{name} takes the name of an axis of the mesh, as 'x', got {axis!r}")

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
@@ -19,7 +20,7 @@ from jaxattn.backends.protocol import Backend
 from jaxattn.backends.select import check_backend
 from jaxattn.sharded.local import solve
 from jaxattn.sharded.parts import each_array, moved
-from jaxattn.sharded.ways import Axes
+from jaxattn.sharded.ways import Axes, names_of
 
 
 def attend_whole(
@@ -28,7 +29,7 @@ def attend_whole(
     rule: tuple[Any, ...],
     observe: Mapping[str, Observation] | None,
     backend: Backend,
-    spec: Any,
+    spec: Any = None,
 ) -> Attended:
     """spec: of q, [*b t h d]; None for that of q's own sharding."""
     q, k, v = arrays
@@ -77,13 +78,18 @@ def attend_whole(
 
     divided = jax.shard_map(on_device, mesh=mesh, in_specs=tuple(inputs), out_specs=out_specs)
     if mesh.explicit_axes:
-        put = lambda x, spec: jax.reshard(x, jax.NamedSharding(mesh, spec))
-        leaves = list(map(put, leaves, inputs))
+        leaves = [_put(x, mesh, its) for x, its in zip(leaves, inputs, strict=True)]
     out, lse, states, live = keep(given[1], divided(*leaves))
     if any(x.per is HEAD for x in given[1]) and axes.order.parts > 1:
         live = axes.order.back(live, axes.rings, -2)
     pairs = zip(observations.items(), states, strict=True)
     return Attended(out, lse, {name: each.finish(x, live) for (name, each), x in pairs})
+
+
+def _put(x: Any, mesh: Any, spec: P) -> Array:
+    """Where no mesh is set, an array that is not traced may be on one device."""
+    move = jax.device_put if isinstance(mesh, Mesh) and not isinstance(x, Tracer) else jax.reshard
+    return move(x, jax.NamedSharding(mesh, spec))
 
 
 class _Marked:
@@ -100,11 +106,11 @@ def mesh_of(q: Any) -> Any:
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty:
         return mesh
+    if not isinstance(q, Tracer) and isinstance(q.sharding, jax.NamedSharding):
+        return q.sharding.mesh
     own = getattr(jax.typeof(q).sharding, "mesh", None)
     if own is not None and not own.empty:
         return own
-    if not isinstance(q, Tracer) and isinstance(q.sharding, jax.NamedSharding):
-        return q.sharding.mesh
     raise ValueError(
         f"a sequence is shared out over a mesh, and none is known here, got q {q.shape}; call it "
         f"under jax.set_mesh(mesh), with arrays that are on a mesh, or inside jax.shard_map"
@@ -143,16 +149,12 @@ def _size(mesh: Any, name: str) -> int:
     return mesh.shape[name]
 
 
-def _names(axis: Any) -> tuple[str, ...]:
-    return () if axis is None else axis if isinstance(axis, tuple) else (axis,)
-
-
 def _count(mesh: Any, axis: Any) -> int:
-    return math.prod(mesh.shape[name] for name in _names(axis))
+    return math.prod(mesh.shape[name] for name in names_of(axis))
 
 
 def _index(axis: Any) -> Any:
-    return jax.lax.axis_index(_names(axis))
+    return jax.lax.axis_index(names_of(axis))
 
 
 def _in_order(axes: Axes, length: int) -> Any:
