@@ -7,6 +7,7 @@ the tables below; all of them are compared as whole arrays in the order of the s
 # pyright: reportArgumentType=false
 
 import re
+import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from catalogue import observations
+from flax import nnx
 from jax.sharding import AxisType
 
 import jaxattn as ja
-from jaxattn import sharded
+from jaxattn import nn, sharded
 from jaxattn.observe.distance import Spread
 from jaxattn.sharded.typed import way_of
 
@@ -403,6 +406,64 @@ def typed():
         close(jax.device_get(ja.attention(*on)), ja.attention(Q, K, V))  # the arrays know the mesh
 
 
+def module():
+    """Batch, tokens and heads of Flax's module over axes of a mesh, its parameters by Flax's own
+    annotations; and a checkpoint by orbax, from one mesh into it and into another."""
+    names, width = ("d", "x", "m"), H * D
+    of_heads = {"out_sharding": (None, "m", None)}
+    metadata = {"kernel_metadata": of_heads, "out_kernel_metadata": {"out_sharding": ("m",)}}
+    metadata |= {
+        "bias_metadata": {"out_sharding": ("m",)},
+        "out_bias_metadata": {"out_sharding": ()},
+    }
+    metadata |= {"sinks_metadata": {"out_sharding": ("m",)}}
+    x = RNG.standard_normal((B, T, width)).astype(np.float32)
+
+    def make(**metadata):
+        options = {"mask": ja.Causal(), "sinks": True, "rope": ja.rope.Rope(D), "num_kv_heads": N}
+        return nn.MultiHeadAttention(H, width, **options, **metadata, rngs=nnx.Rngs(0))
+
+    def slope(model, x, **shardings):
+        loss = lambda model, x: jnp.square(model(x, **shardings)).sum()
+        return nnx.jit(nnx.grad(loss))(model, x), nnx.jit(partial(_call, **shardings))(model, x)
+
+    def placed(shape):
+        return jax.make_mesh(shape, names, axis_types=(AxisType.Explicit,) * 3)
+
+    want = jax.device_get(slope(make(), x))
+    mesh = placed((2, 2, 2))
+    with jax.set_mesh(mesh):
+        model = make(**metadata)
+        state = nnx.state(model, nnx.Param)
+        assert model.query.kernel[...].sharding.spec == P(None, "m", None)
+        assert nnx.get_partition_spec(state)["sinks"].get_value() == P("m")
+        given = jax.device_put(x, P("d", "x"))
+        got = slope(
+            model, given, qkv_sharding=P("d", "x", "m", None), out_sharding=P("d", "x", None)
+        )
+        assert jax.typeof(got[1]).sharding.spec == P("d", "x", None)
+        close(jax.tree.leaves(jax.device_get(got)), jax.tree.leaves(want), 1e-4)
+    pure = nnx.to_pure_dict(state)
+    with tempfile.TemporaryDirectory() as folder:
+        saver = ocp.StandardCheckpointer()
+        saver.save(Path(folder) / "state", pure)
+        saver.wait_until_finished()
+        for shape in ((2, 2, 2), (4, 1, 2), (2, 4, 1)):
+            other = placed(shape)
+            on = lambda x, other=other: jax.ShapeDtypeStruct(
+                x.shape, x.dtype, sharding=jax.NamedSharding(other, x.sharding.spec)
+            )
+            asked = jax.tree.map(on, pure)
+            found = saver.restore(Path(folder) / "state", asked)
+            jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y), found, pure)
+            same = lambda x, its: x.sharding.is_equivalent_to(its.sharding, x.ndim)
+            assert all(jax.tree.leaves(jax.tree.map(same, found, asked)))
+
+
+def _call(model, x, **shardings):
+    return model(x, **shardings)
+
+
 def decoding():
     """Queries that every device has, over a cache that is shared out along the sequence."""
     lengths = np.array([29, 5], np.int32)
@@ -429,18 +490,24 @@ def decoding():
 
 
 def pages():
-    """The programs of the first page, with fewer tokens, and of the page."""
+    """The programs of the first page and of the page, with fewer tokens. Training has the losses
+    and the maps of one device."""
     here = Path(sharded.__file__).with_name("README.md")
+    blocks = lambda path: re.findall(r"^```python\n(.*?)^```", path.read_text(), re.M | re.S)
+    (long,) = (block for block in blocks(here.parents[2] / "README.md") if "131072" in block)
     found: dict[str, Any] = {"jax": jax, "jnp": jnp, "ja": ja}
-    for path, has in ((here, "import jax"), (here.parents[2] / "README.md", "131072")):
-        blocks = re.findall(r"^```python\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
-        (block,) = (block for block in blocks if has in block and "sharded" in block)
-        exec(block.replace("131072", "1024").replace("4096", "64"), found)
-    assert found["out"].shape == (1, 64, 8, 64)
+    exec(long.replace("131072", "1024"), found)
     picture, slopes = found["picture"], found["slopes"]
     assert picture.shape == (1, 64, 64)
     np.testing.assert_allclose(picture.sum(-1), 1, rtol=1e-5)
     assert slopes[0].sharding.is_equivalent_to(found["on"], 3)
+    for block in blocks(here):
+        exec(block.replace("4096", "64").replace("4097", "65"), found)
+    assert found["out"].shape == (1, 64, 8, 64)
+    losses, maps = found["train"](jnp.asarray)
+    assert losses[-1] < losses[0]
+    np.testing.assert_allclose(found["losses"], losses, rtol=1e-5)
+    close(found["maps"], maps, 1e-3)
 
 
 def errors():
@@ -482,6 +549,7 @@ USUAL = [
     "collectives",
     "arrays:explicit",
     "typed",
+    "module",
     "bytes_sent",
     "flops",
     "decoding",

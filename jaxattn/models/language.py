@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.nnx.nn.dtypes import promote_dtype
 from jaxtyping import Array, Float, Int
 
 from jaxattn import nn
@@ -99,7 +100,7 @@ class LanguageModel(nnx.Module):
         self.norm = nnx.RMSNorm(config.width, dtype=config.dtype, rngs=rngs)
 
     def __call__(self, ids: Int[Array, "*b t"]) -> Float[Array, "*b t v"]:
-        x, window = self.embed(ids), self.config.window
+        x, window = self._words(ids), self.config.window
         mask = Causal() if window is None else Window(window - 1)
         for block in self.blocks:
             x = block(x, mask)
@@ -119,19 +120,34 @@ class LanguageModel(nnx.Module):
         count: Int[Array, "*b"] | None = None,
     ) -> tuple[Float[Array, "*b t v"], tuple[Cache, ...]]:
         """Logits after the next tokens, and the caches with them. count: as in `cache.append`."""
-        x, after = self.embed(ids), []
+        x, after = self._words(ids), []
         for block, cache in zip(self.blocks, caches, strict=True):
             x, cache = block.decode(x, cache, count)
             after.append(cache)
         return self.embed.attend(self.norm(x)).astype(jnp.float32), tuple(after)
 
+    def _words(self, ids: Int[Array, "*b t"]) -> Float[Array, "*b t m"]:
+        """Their embeddings, sharded as ids are where their type says so."""
+        (table,) = promote_dtype((self.embed.embedding[...],), dtype=self.embed.dtype)
+        typed = jax.typeof(ids).sharding
+        if not typed.mesh.explicit_axes:
+            return jnp.take(table, ids, axis=0)
+        return table.at[ids].get(out_sharding=jax.P(*typed.spec, None))
+
 
 def loss(model: LanguageModel, ids: Int[Array, "b t"]) -> Float[Array, ""]:
     """The mean cross-entropy of the next token, in nats; negative ids at the end are padding."""
-    inputs, targets = jnp.maximum(ids[:, :-1], 0), ids[:, 1:]
+    return cross_entropy(model, jnp.maximum(ids[:, :-1], 0), ids[:, 1:])
+
+
+def cross_entropy(
+    model: LanguageModel, inputs: Int[Array, "b t"], targets: Int[Array, "b t"]
+) -> Float[Array, ""]:
+    """The mean over targets that are not negative, in nats."""
     logs = jax.nn.log_softmax(model(inputs))
-    nats = -jnp.take_along_axis(logs, jnp.maximum(targets, 0)[..., None], axis=-1)[..., 0]
-    return nats.sum(where=targets >= 0) / jnp.maximum((targets >= 0).sum(), 1)
+    is_target = jax.lax.broadcasted_iota(targets.dtype, logs.shape, 2) == targets[..., None]
+    nats = -logs.sum(axis=-1, where=is_target)
+    return nats.sum() / jnp.maximum((targets >= 0).sum(), 1)
 
 
 @nnx.jit

@@ -1,6 +1,8 @@
 """`MultiHeadAttention`: Flax's projections around `jaxattn.attend`."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import jax.numpy as jnp
@@ -48,6 +50,7 @@ class MultiHeadAttention(nnx.MultiHeadAttention):
         scale: float | None = None,
         rope: Rope | None = None,
         sinks: bool = False,
+        sinks_metadata: Mapping[str, Any] = MappingProxyType({}),
         backend: Backend = AUTO,
         rngs: nnx.Rngs,
         **flax: Any,
@@ -58,10 +61,12 @@ class MultiHeadAttention(nnx.MultiHeadAttention):
           mask, score, scale, backend: as in `jaxattn.attend`, of every call. Arrays in them are
             constants; learnt ones go into the call.
           rope: turns queries and keys by their positions.
-          sinks: whether each head has a learnt sink, which starts at 0.
+          sinks: whether each head has a learnt sink, which starts at 0. sinks_metadata: of that
+            parameter, as Flax has `kernel_metadata`.
           flax: what else `nnx.MultiHeadAttention` takes: dtype, param_dtype, use_bias,
-            normalize_qk, dropout_rate, deterministic, initializers, sharding by `kernel_metadata`;
-            `precision` is that of the projections.
+            normalize_qk, dropout_rate, deterministic, initializers; `precision` is that of the
+            projections; sharding by `kernel_metadata` and its like, as
+            {"out_sharding": (None, "m", None)} for heads over the axis m of a mesh.
         """
         if "attention_fn" in flax or flax.pop("decode", None):
             raise TypeError(f"MultiHeadAttention has its own attention and cache; {INSTEAD}")
@@ -88,8 +93,8 @@ class MultiHeadAttention(nnx.MultiHeadAttention):
         )
         del self.decode  # Flax's flag; here a method
         self.rope = rope
-        at_zero = nnx.Param(jnp.zeros(num_heads, self.param_dtype)) if sinks else None
-        self.sinks = nnx.data(at_zero)
+        zeros = jnp.zeros(num_heads, self.param_dtype)
+        self.sinks = nnx.data(nnx.Param(zeros, **sinks_metadata) if sinks else None)
 
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
