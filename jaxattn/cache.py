@@ -13,14 +13,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Integer, Real
 
-from jaxattn._axes import AnyArray, AnyInteger, AnyNumber, Attended, count_to
+from jaxattn._axes import AnyArray, AnyInteger, AnyNumber, Attended, Index, count_to
 from jaxattn._batched import as_indices, uncut
 from jaxattn._content import as_array, as_int, is_whole, show
 from jaxattn._lowering import Target, lowered
@@ -29,9 +29,10 @@ from jaxattn._observation import Observation
 from jaxattn._problem import check
 from jaxattn._solve import Scoring, solve
 from jaxattn.backends.protocol import Backend
-from jaxattn.backends.select import AUTO
+from jaxattn.backends.select import AUTO, check_backend
 from jaxattn.masks import Causal, Lengths, Window
 from jaxattn.positions import FARTHEST, BoundPositions
+from jaxattn.sharded.decode import over_keys, whole_of
 
 
 def _rebuilt(window: Any, arrays: Any) -> Any:
@@ -66,7 +67,10 @@ class Cache:
 
     def fits(self, t: int) -> bool:
         """Whether t more tokens take the place of none that their queries see."""
-        return self.window is None or t <= self.capacity - (self.window - 1)
+        return self._fits(t, self.capacity)
+
+    def _fits(self, t: int, capacity: int) -> bool:
+        return self.window is None or t <= capacity - (self.window - 1)
 
     def keys_seen(self, t: int) -> int:
         """How many keys `attend` of t new tokens meets, empty slots among them."""
@@ -78,12 +82,28 @@ class Cache:
 
     def slots(self) -> Int[Array, "*b s"]:
         """The position of the token in each slot; -1 for none."""
-        slot = count_to(self.capacity)
-        length = self.length[..., None]
+        return self._slots(Slots(self.capacity))
+
+    def _slots(self, slots: "Slots") -> Int[Array, "*b s"]:
+        slot, length = slots.first + count_to(self.capacity), self.length[..., None]
         if self.window is None:
             return jnp.where(slot < length, slot, -1)
-        last = length - 1 - (length - 1 - slot) % self.capacity
+        last = length - 1 - (length - 1 - slot) % slots.count
         return jnp.where((last >= 0) & (length > 0), last, -1)
+
+
+class Slots(NamedTuple):
+    """The slots of a cache: of all devices, and the first of this one."""
+
+    count: int
+    first: Index = 0
+
+    @staticmethod
+    def of(cache: Cache, axis: str | None) -> "Slots":
+        if axis is None:
+            return Slots(cache.capacity)
+        me = jax.lax.axis_index(axis)
+        return Slots(cache.capacity * jax.lax.axis_size(axis), me * cache.capacity)
 
 
 def empty(
@@ -151,9 +171,12 @@ def append(
     k: Float[AnyArray, "*b t n d"],
     v: Float[AnyArray, "*b t n e"],
     count: Integer[AnyInteger, "*#b"] | None = None,
+    *,
+    axis: str | None = None,
 ) -> Cache:
     """The cache with the keys and values of t more tokens.
 
+    axis: of a mesh, inside `jax.shard_map`, over which slots are shared out; see `attend`.
     count: how many of the t are tokens, from the first on; the rest is padding and is not kept.
     Raises:
       ValueError: shapes that do not fit; a cache without a window that would hold more tokens than
@@ -162,14 +185,16 @@ def append(
     """
     k, v = as_array(k, "k"), as_array(v, "v")
     count = _check(cache, k, v, count)
-    t, capacity = k.shape[-3], cache.capacity
+    t, slots = k.shape[-3], Slots.of(cache, axis)
     at = cache.positions(t)
     index = count_to(t)
     keep = index < count[..., None]
     if cache.window is not None:
-        keep &= index >= count[..., None] - capacity  # of a chunk beyond the ring, the last
-        at %= capacity
-    at = jnp.where(keep, at, capacity + index)  # beyond the end: dropped
+        keep &= index >= count[..., None] - slots.count  # of a chunk beyond the ring, the last
+        at %= slots.count
+    at = at - slots.first
+    keep &= (at >= 0) & (at < cache.capacity)
+    at = jnp.where(keep, at, cache.capacity + index)  # beyond the end: dropped
     return replace(
         cache, k=_put(cache.k, k, at), v=_put(cache.v, v, at), length=cache.length + count
     )
@@ -188,6 +213,7 @@ def attend(
     sinks: Float[AnyArray, " h"] | None = None,
     observe: Mapping[str, Observation] | None = None,
     backend: Backend = AUTO,
+    axis: str | None = None,
 ) -> tuple[Attended, Cache]:
     """Appends t tokens and attends from them, causally, to all that the cache holds.
 
@@ -198,6 +224,10 @@ def attend(
         means what it does without a cache, also in a ring: `Window(9)`, `ALiBi()`, `Distance()`,
         `at.q` and `at.k` of a function. Arrays count the new tokens from 0, and keys by slots.
       score, scale, sinks, observe, backend: as in `jaxattn.attend`.
+      axis: of a mesh, inside `jax.shard_map` over it: the cache has the device's slots, contiguous
+        ones of those of all devices, and all else is the same on every device; so are the results,
+        which `jaxattn.sharded.decode` merges. A device keeps the tokens whose slots it has. A ring
+        takes no chunk that would need a copy.
     Returns:
       What `jaxattn.attend` returns, and the cache with the tokens. Beyond the capacity of a cache
       without a window out and lse are NaN.
@@ -214,12 +244,18 @@ def attend(
             f"each new token has a query, a key and a value, got q {q.shape} and k {k.shape}; the "
             f"axes are q [*b t h d], k [*b t n d]"
         )
-    after = append(cache, k, v, count)
+    after, every = append(cache, k, v, count, axis=axis), Slots.of(cache, axis)
     ragged = EVERYTHING if count is None else Lengths(q=count)
     keys, values, positions = after.k, after.v, BoundPositions(before, 0)
     if cache.window is not None:
-        at, slots = cache.positions(t), after.slots()
-        if not cache.fits(t):  # the first queries need keys that the last tokens take the place of
+        at, slots = cache.positions(t), after._slots(every)
+        if not cache._fits(t, every.count):
+            # The first queries need keys that the last tokens take the place of.
+            if axis is not None:
+                raise ValueError(
+                    f"a ring of {every.count} slots over an axis takes chunks of up to "
+                    f"{every.count - cache.window + 1} tokens, got {t}; append them in several"
+                )
             join = lambda x, y: jnp.concatenate([x, y.astype(x.dtype)], axis=-3)
             keys, values = join(cache.k, k), join(cache.v, v)
             slots = jnp.concatenate([cache.slots(), at], axis=-1)
@@ -228,10 +264,15 @@ def attend(
     seen = Causal() if cache.window is None else Window(cache.window - 1)
     # Tiles are read in the dtype of the logits, so a cache of another dtype is not converted whole.
     rule = seen & ragged & mask, score, scale, sinks, None, positions
-    got = solve(*check(q, keys, values, *rule, one_dtype=False), observe, backend)
+    if axis is None:
+        got = solve(*check(q, keys, values, *rule, one_dtype=False), observe, backend)
+    else:
+        whole = whole_of(axis, t, keys.shape[-3])
+        checked = check(q, keys, values, *rule, one_dtype=False, whole=whole)
+        got = over_keys(axis, *checked, observe, check_backend(backend))
     if cache.window is None:
         taken = (after.length - before)[..., None]
-        lost = ((cache.positions(t) >= cache.capacity) & (count_to(t) < taken))[..., None]
+        lost = ((cache.positions(t) >= every.count) & (count_to(t) < taken))[..., None]
         out = jnp.where(lost[..., None], jnp.nan, got.out)
         got = got._replace(out=out, lse=jnp.where(lost, jnp.nan, got.lse))
     return got, after

@@ -22,6 +22,10 @@ from flax import nnx
 from jax.sharding import AxisType
 
 import jaxattn as ja
+from benchmarks import sharded as cost
+from benchmarks.run import measure_all
+from benchmarks.timing import Budget
+from jaxattn import cache as kv
 from jaxattn import nn, sharded
 from jaxattn.observe.distance import Spread
 from jaxattn.sharded.typed import way_of
@@ -169,6 +173,34 @@ def results(way, rule, backend=ja.AUTO):
 
     got = jax.jit(lambda: both(partial(case.attend, rule, backend=backend)))()
     close(got, jax.jit(lambda: both(partial(whole, rule)))())
+
+
+def inside(way, *names):
+    """Any backend makes the parts: results, gradients, tangents, observations."""
+    for name in names:
+        backend = {"Reference": ja.Reference(), "Blockwise": ja.Blockwise(8, 8)}[name]
+        results(way, "segments", backend)
+        wanted = {name: EVERY[name] for name in ("map", "entropy", "received")}
+        rest = {"observe": wanted, "backend": backend}
+        got = jax.jit(partial(Case(way).attend, "sinks", **rest))(Q, K, V, REST)
+        close(got, whole("sinks", Q, K, V, REST, observe=wanted))
+
+
+def benchmark(*names):
+    """What is compared is right, the plain ring too."""
+    random = np.random.default_rng(0)
+    q, k, v, g = (jnp.asarray(random.standard_normal((1, 128, 8, 16)), jnp.float32) for _ in "qkvg")
+    tasks = {
+        "forward": lambda: cost.beside((q, k, v), lambda f: f),
+        "gradient": lambda: cost.beside((q, k, v, g), cost.gradient),
+        "more": lambda: cost.more((q, k, v)),
+        "long": lambda: {"long": (lambda: cost.long(256), cost.rows_add_up)},
+    }
+    for name in names:
+        task = tasks[name]()
+        found = measure_all(task, Budget(0, 1, 1))
+        assert len(found) >= 1
+        assert {its["status"] for its in found.values()} == {"timed"}, found
 
 
 def second(way, rule):
@@ -328,7 +360,7 @@ def memory():
         assert of(8, grad) < 0.45 * of(2, grad), (of(2, grad), of(8, grad))
 
 
-def arrays(kind):
+def arrays(kind, *by):
     """Whole arrays over data, sequence and heads: by axes that are Auto or Explicit."""
     kind, weight = {"auto": AxisType.Auto, "explicit": AxisType.Explicit}[kind], SLOPES * IDS[:, :1]
     observe = {name: EVERY[name] for name in ("map", "entropy", "received", "max_logit")}
@@ -349,15 +381,11 @@ def arrays(kind):
 
     args = Q, K, V, BIAS, jnp.asarray(weight)
     want = jax.jit(partial(both, ja.attend))(*args)
-    ways = (
-        (WAYS["ring"], ("d", "x", "m"), P("d", "x", "m")),
-        (
-            WAYS["product"],
-            ("d", "x", "y"),
-            P("d", ("x", "y")),
-        ),
-    )
-    for way, names, spec in ways:
+    ways = {
+        "ring": (WAYS["ring"], ("d", "x", "m"), P("d", "x", "m")),
+        "product": (WAYS["product"], ("d", "x", "y"), P("d", ("x", "y"))),
+    }
+    for way, names, spec in (ways[name] for name in by):
         mesh = jax.make_mesh((2, 2, 2), names, axis_types=(kind,) * 3)
         with jax.set_mesh(mesh):
             on = [jax.device_put(x, jax.NamedSharding(mesh, spec)) for x in (Q, K, V)]
@@ -368,7 +396,7 @@ def arrays(kind):
         close(got, want)
 
 
-def typed():
+def typed(*names):
     """Arrays whose types say that tokens are sharded are attended to by a way that suits."""
     wanted = {name: EVERY[name] for name in ("map", "entropy", "received", "max_logit")}
     score = lambda logit, at: logit + jnp.asarray(SLOPES)[at.head] * jnp.sin(1.0 * at.q - at.k)
@@ -382,12 +410,13 @@ def typed():
         return ja.attend(q, k, v, **rule, observe=wanted), jax.grad(loss, (0, 1, 2))(q, k, v)
 
     want = jax.jit(both)(Q, K, V)
-    for shape, spec, way in (
-        ({"x": 8}, P(None, "x"), sharded.Ring("x")),
-        ({"d": 2, "x": 4}, P("d", "x"), sharded.AllToAll("x")),
-        ({"x": 2, "m": 2}, P(None, "x", "m"), sharded.AllToAll("x")),
-        ({"x": 4, "y": 2}, P(None, ("x", "y")), sharded.Product("y", "x")),
-    ):
+    every = {
+        "ring": ({"x": 8}, P(None, "x"), sharded.Ring("x")),
+        "heads": ({"d": 2, "x": 4}, P("d", "x"), sharded.AllToAll("x")),
+        "split": ({"x": 2, "m": 2}, P(None, "x", "m"), sharded.AllToAll("x")),
+        "product": ({"x": 4, "y": 2}, P(None, ("x", "y")), sharded.Product("y", "x")),
+    }
+    for shape, spec, way in (every[name] for name in names):
         kinds = (AxisType.Explicit,) * len(shape)
         mesh = jax.make_mesh(tuple(shape.values()), tuple(shape), axis_types=kinds)
         with jax.set_mesh(mesh):
@@ -402,8 +431,9 @@ def typed():
             assert "all-gather" not in {kind for _, kind in SENDS.findall(text)}
             apart = on[0], *(jax.device_put(x, jax.NamedSharding(mesh, P())) for x in (K, V))
             assert way_of(*apart) is None
-            close(jax.device_get(ja.attention(*apart)), ja.attention(Q, K, V))
-        close(jax.device_get(ja.attention(*on)), ja.attention(Q, K, V))  # the arrays know the mesh
+            attention = jax.jit(ja.attention)
+            close(jax.device_get(attention(*apart)), attention(Q, K, V))
+        close(jax.device_get(attention(*on)), attention(Q, K, V))  # the arrays know the mesh
 
 
 def module():
@@ -433,10 +463,11 @@ def module():
     want = jax.device_get(slope(make(), x))
     mesh = placed((2, 2, 2))
     with jax.set_mesh(mesh):
-        model = make(**metadata)
-        state = nnx.state(model, nnx.Param)
+        model: Any = make(**metadata)
+        state: Any = nnx.state(model, nnx.Param)
+        specs: Any = nnx.get_partition_spec(state)
         assert model.query.kernel[...].sharding.spec == P(None, "m", None)
-        assert nnx.get_partition_spec(state)["sinks"].get_value() == P("m")
+        assert specs["sinks"].get_value() == P("m")
         given = jax.device_put(x, P("d", "x"))
         got = slope(
             model, given, qkv_sharding=P("d", "x", "m", None), out_sharding=P("d", "x", None)
@@ -487,6 +518,65 @@ def decoding():
     close(both(run)(*args), both(plain)(*args))
     text: Any = jax.jit(run).lower(*args, lengths).compile().as_text()
     assert {kind for _, kind in SENDS.findall(text)} == set()  # sums over devices alone
+
+
+def caches():
+    """A cache that is shared out, along its slots or its heads, is as one that is not: chunks,
+    steps, sequences of different lengths, rings; and no keys are sent."""
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+    names = ("entropy", "top", "max_logit", "received", "map")
+    rule = {"score": ja.ALiBi(), "sinks": SINKS, "observe": {name: EVERY[name] for name in names}}
+    parts = [slice(0, 5), slice(5, 10), slice(10, 15), slice(15, 20), slice(20, 21)]
+    counts = np.array([[5, 3], [5, 4], [5, 0], [5, 5], [1, 1]])
+
+    def run(step, cache):
+        found = []
+        for part, count in zip(parts, counts, strict=True):
+            got, cache = step(*(x[:, part] for x in (Q, K, V)), cache, jnp.asarray(count))
+            found.append(got)
+        return found, cache
+
+    def step(q, k, v, cache, count, **options):
+        return kv.attend(q, k, v, cache, count=count, **rule, **options)
+
+    for window in (None, 12):
+        empty = kv.empty((B,), 16 if window else 32, N, D, E, window=window)
+        observed = {"received": P(None, "x")}
+        observed |= {name: P() for name in names if name != "received"}
+        spec = kv.Cache(P(None, "x"), P(None, "x"), P(), window)
+        shared = jax.jit(
+            jax.shard_map(
+                partial(step, axis="x"),
+                mesh=mesh,
+                in_specs=(P(), P(), P(), spec, P()),
+                out_specs=(ja.Attended(P(), P(), observed), spec),
+            )
+        )
+        want, kept = run(jax.jit(step), empty)
+        got, held = run(shared, empty)
+        close(held, kept)
+        close(got, want)
+        few = [x[:, :1] for x in (Q, K, V)]
+        text: Any = shared.lower(*few, empty, jnp.ones(B, int)).compile()
+        assert not {kind for _, kind in SENDS.findall(text.as_text())}
+    with pytest.raises(ValueError, match="up to 5 tokens, got 6"):
+        shared(Q[:, :6], K[:, :6], V[:, :6], empty, jnp.ones(B, int))
+    heads = P(None, None, "x")
+    spec = kv.Cache(heads, heads, P())
+    two = jax.make_mesh((2,), ("x",), axis_types=(AxisType.Auto,))
+    plain = lambda q, k, v, cache: kv.attend(q, k, v, cache, mask=ja.Window(9))
+    alone = jax.jit(
+        jax.shard_map(
+            plain,
+            mesh=two,
+            in_specs=(heads, heads, heads, spec),
+            out_specs=(ja.Attended(heads, heads, {}), spec),
+        )
+    )
+    empty = kv.empty((B,), 32, N, D, E)
+    close(alone(Q[:, :7], K[:, :7], V[:, :7], empty), plain(Q[:, :7], K[:, :7], V[:, :7], empty))
+    text = alone.lower(Q[:, :7], K[:, :7], V[:, :7], empty).compile()
+    assert "all-" not in text.as_text()
 
 
 def pages():
@@ -547,12 +637,15 @@ USUAL = [
     "seen:ring,causal,entropy+map+received_max+top+distance+fold_keys",
     "slopes_of_seen:ring,causal,received+row_max",
     "collectives",
-    "arrays:explicit",
-    "typed",
+    "arrays:explicit,ring",
+    "typed:heads",
     "module",
     "bytes_sent",
     "flops",
     "decoding",
+    "caches",
+    "inside:ring,Reference",
+    "benchmark:forward",
     "pages",
     "errors",
 ]
@@ -560,7 +653,13 @@ NAMES = [f"results:{way},{rule}" for way in WAYS for rule in RULES]
 NAMES += [f"second:{way},{rule}" for way, rule in (("ring", "causal"), ("zigzag", "segments"))]
 NAMES += [f"seen:{way},{rule}" for way in WAYS for rule in ("causal", "segments", "sinks")]
 NAMES += [
-    "arrays:auto",
+    "arrays:auto,ring,product",
+    "arrays:explicit,product",
+    "typed:ring,split,product",
+    "benchmark:gradient,more,long",
+    "inside:ring,Blockwise",
+    "inside:product_zigzag,Reference,Blockwise",
+    "inside:heads,Reference,Blockwise",
     "mapped:ring",
     "mapped:heads",
     "memory",

@@ -9,6 +9,7 @@ from jaxtyping import Array
 from jaxattn._axes import Attended
 from jaxattn._function import Compiled, keep
 from jaxattn._observation import (
+    HEAD,
     Observation,
     Share,
     Watch,
@@ -68,7 +69,9 @@ def solve(
         out, lse, _, live = run(ring, here, ())
         states = keep(watch, observe_again(ring, here, watch, lse))
         pairs = zip(watch, states, strict=True)
-        states = tuple(over_devices(axes.ring, each, x) for each, x in pairs)
+        states = tuple(
+            over_devices(ring.axis, each, x) if each.per is HEAD else x for each, x in pairs
+        )
     if axes.heads is not None:
         lead = len(problem.sizes.batch)
         out, lse, live = restore(axes.heads, (out, lse, live), lead)

@@ -160,9 +160,7 @@ def states_to_differentiate(
 
 
 def over_devices(axis: str, each: BoundObservation, state: Any) -> Any:
-    """A state of heads, of what each device of a ring saw, as that of all."""
-    if each.per is not HEAD:
-        return state
+    """The state of what each device saw as that of all."""
     if each.adds_up:
         return jax.lax.psum(state, axis)
     n, me = jax.lax.axis_size(axis), jax.lax.axis_index(axis)
