@@ -637,7 +637,6 @@ USUAL = [
     "seen:ring,causal,entropy+map+received_max+top+distance+fold_keys",
     "slopes_of_seen:ring,causal,received+row_max",
     "collectives",
-    "arrays:explicit,ring",
     "typed:heads",
     "module",
     "bytes_sent",
@@ -654,7 +653,7 @@ NAMES += [f"second:{way},{rule}" for way, rule in (("ring", "causal"), ("zigzag"
 NAMES += [f"seen:{way},{rule}" for way in WAYS for rule in ("causal", "segments", "sinks")]
 NAMES += [
     "arrays:auto,ring,product",
-    "arrays:explicit,product",
+    "arrays:explicit,ring,product",
     "typed:ring,split,product",
     "benchmark:gradient,more,long",
     "inside:ring,Blockwise",
