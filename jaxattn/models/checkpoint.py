@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "model.bin")
@@ -154,6 +153,8 @@ def read_header(path: Path) -> dict[str, Tensor]:
     Raises:
       CheckpointError: it is no whole safetensors file.
     """
+    from safetensors import SafetensorError, safe_open  # only where one is read
+
     with path.open("rb") as file:
         length = file.read(8)
         if length == b"version " and b"git-lfs" in file.read(64):
