@@ -15,9 +15,10 @@ def sharded_as(q: Any, compute: Callable[..., Any], results: Any) -> Callable[..
     results: a tree of what each result, or tree of results, has one of: QUERY [*b t h ...],
       KEY [*b s h ...] or HEAD [*b h ...].
     """
-    if not jax.sharding.get_abstract_mesh().explicit_axes:
+    axes = jax.sharding.get_abstract_mesh().explicit_axes
+    if not axes:
         return compute
     *batch, t, h, _ = jax.typeof(q).sharding.spec
     specs = {QUERY: P(*batch, t, h), KEY: P(*batch, None, h), HEAD: P(*batch, h)}
     divided: Any = jax.sharding.auto_axes
-    return divided(compute, out_sharding=jax.tree.map(specs.__getitem__, results))
+    return divided(compute, axes=axes, out_sharding=jax.tree.map(specs.__getitem__, results))
