@@ -93,8 +93,8 @@ class MultiHeadAttention(nnx.MultiHeadAttention):
         )
         del self.decode  # Flax's flag; here a method
         self.rope = rope
-        zeros = jnp.zeros(num_heads, self.param_dtype)
-        self.sinks = nnx.data(nnx.Param(zeros, **sinks_metadata) if sinks else None)
+        at_zero = lambda: nnx.Param(jnp.zeros(num_heads, self.param_dtype), **sinks_metadata)
+        self.sinks = nnx.data(at_zero() if sinks else None)
 
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
