@@ -1,0 +1,89 @@
+"""Results, derivatives and observations over 8 devices against those of one."""
+
+# pyright: reportArgumentType=false
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from sharded_setup import BIAS, EVERY, REST, SINKS, SLOPES, Case, K, Q, V, close, loss_of, whole
+
+import jaxattn as ja
+
+
+def results(way, rule, backend=ja.AUTO):
+    """Results, a gradient in everything, and a tangent."""
+    case = Case(way)
+
+    def both(run):
+        def loss(q, k, v, bias, slopes, sinks):
+            rest = REST | {"bias": bias, "slopes": slopes, "sinks": sinks}
+            return loss_of(run(q, k, v, rest))
+
+        args = Q, K, V, BIAS, SLOPES, SINKS
+        slope = jax.grad(loss, tuple(range(6)))(*args)
+        out = lambda q, k, v: run(q, k, v, REST).out
+        return run(Q, K, V, REST), slope, jax.jvp(out, (Q, K, V), (Q + 1, K - 1, V))[1]
+
+    got = jax.jit(lambda: both(partial(case.attend, rule, backend=backend)))()
+    close(got, jax.jit(lambda: both(partial(whole, rule)))())
+
+
+def inside(way, *names):
+    """Any backend makes the parts: results, gradients, tangents, observations."""
+    for name in names:
+        backend = {"Reference": ja.Reference(), "Blockwise": ja.Blockwise(8, 8)}[name]
+        results(way, "segments", backend)
+        wanted = {name: EVERY[name] for name in ("map", "entropy", "received")}
+        rest = {"observe": wanted, "backend": backend}
+        got = jax.jit(partial(Case(way).attend, "sinks", **rest))(Q, K, V, REST)
+        close(got, whole("sinks", Q, K, V, REST, observe=wanted))
+
+
+def second(way, rule):
+    """A product with the Hessian."""
+    case = Case(way)
+
+    def product(run):
+        slope = jax.grad(lambda *x: loss_of(run(*x, REST)), (0, 1, 2))
+        return jax.jvp(slope, (Q, K, V), (K.mean() + Q, K - 1, V))[1]
+
+    got = jax.jit(lambda: product(partial(case.attend, rule)))()
+    close(got, jax.jit(lambda: product(partial(whole, rule)))(), 2e-4)
+
+
+def mapped(way):
+    """Under `jax.vmap`."""
+    case = Case(way)
+    each = lambda run: lambda s: run(Q * s, K, V, REST)
+    scales = jnp.array([0.5, 1.0, 2.0])
+    got = jax.jit(jax.vmap(each(partial(case.attend, "causal"))))(scales)
+    close(got, jax.vmap(each(partial(whole, "causal")))(scales))
+
+
+def seen(way, rule, names=None):
+    """Observations, of which a whole array along the keys or queries would need the order."""
+    case = Case(way)
+    ordered = ("apply", "mass_on", "received_of", "transposed")
+    wanted = names or [x for x in EVERY if not (case.order.parts > 1 and x in ordered)]
+    observe = {name: EVERY[name] for name in wanted}
+    got = jax.jit(partial(case.attend, rule, observe=observe))(Q, K, V, REST)
+    want = whole(rule, Q, K, V, REST, observe=observe)
+    close(got._replace(observed={}), want._replace(observed={}))
+    for name in observe:
+        close(got.observed[name], want.observed[name], 1e-4 if name == "distance" else 2e-5)
+
+
+def slopes_of_seen(way, rule, names):
+    """Gradients through observations."""
+    case, observe = Case(way), {name: EVERY[name] for name in names}
+
+    def slope(run):
+        def loss(q, k):
+            found = run(q, k, V, REST, observe=observe).observed
+            real = [x for x in jax.tree.leaves(found) if jnp.issubdtype(x.dtype, jnp.floating)]
+            return sum(jnp.sin(x).sum() for x in real)
+
+        return jax.jit(jax.grad(loss, (0, 1)))(Q, K)
+
+    close(slope(partial(case.attend, rule)), slope(partial(whole, rule)), 1e-4)
