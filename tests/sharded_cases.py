@@ -22,17 +22,19 @@ def run(text):
 
 USUAL = [
     "results:ring,causal",
-    "results:zigzag,segments",
+    "results:zigzag_pieces,segments",
+    "blocks:pieces,causal",
     "results:product,sinks",
     "results:heads,dropout",
-    "seen:ring,causal,entropy+map+received_max+top+distance+fold_keys",
-    "slopes_of_seen:ring,causal,received+row_max",
+    "seen:zigzag_pieces,causal,entropy+map+received_max+top+distance+fold_keys",
+    "slopes_of_seen:zigzag_pieces,causal,received+row_max+map_peak",
     "collectives",
     "typed:heads",
     "edges",
     "module",
     "bytes_sent",
     "flops",
+    "narrow",
     "decoding",
     "caches",
     "inside:ring,Reference",
@@ -41,7 +43,7 @@ USUAL = [
     "errors",
 ]
 NAMES = [f"results:{way},{rule}" for way in WAYS for rule in RULES]
-NAMES += [f"second:{way},{rule}" for way, rule in (("ring", "causal"), ("zigzag", "segments"))]
+NAMES += [f"second:{way},{rule}" for way, rule in (("ring", "causal"), ("pieces", "segments"))]
 NAMES += [f"seen:{way},{rule}" for way in WAYS for rule in ("causal", "segments", "sinks")]
 NAMES += [
     "arrays:auto,ring,product",
@@ -51,9 +53,12 @@ NAMES += [
     "inside:ring,Blockwise",
     "inside:product_zigzag,Reference,Blockwise",
     "inside:heads,Reference,Blockwise",
-    "mapped:ring",
+    "mapped:pieces",
     "mapped:heads",
     "memory",
+    "sixth",
+    "blocks:zigzag_pieces,segments",
+    "blocks_again:zigzag_pieces,segments",
     "slopes_of_seen:ring,causal,entropy+map+top",
 ]
 NAMES += ["slopes_of_seen:zigzag,causal,map_peak+received_max"]

@@ -3,12 +3,15 @@
 # pyright: reportArgumentType=false
 
 from functools import partial
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
-from sharded_setup import BIAS, EVERY, REST, SINKS, SLOPES, Case, K, Q, V, close, loss_of, whole
+import numpy as np
+from sharded_setup import BIAS, EVERY, REST, SINKS, SLOPES, Case, E, K, Q, V, close, loss_of, whole
 
 import jaxattn as ja
+from jaxattn.sharded import parts
 
 
 def results(way, rule, backend=ja.AUTO):
@@ -27,6 +30,42 @@ def results(way, rule, backend=ja.AUTO):
 
     got = jax.jit(lambda: both(partial(case.attend, rule, backend=backend)))()
     close(got, jax.jit(lambda: both(partial(whole, rule)))())
+
+
+def narrow():
+    """Gradients in bfloat16 are summed over devices in float32: no further from the right ones than
+    those of one device, on the whole."""
+    case, wide = Case("pieces"), (Q, K, V, np.cos(np.arange(Q.size)).reshape(Q.shape)[..., :E])
+    args = [jnp.asarray(x, jnp.bfloat16) for x in wide]
+
+    def slopes(run, args):
+        q, k, v, g = args
+        return jax.jit(lambda: jax.vjp(lambda *x: run(*x, REST).out, q, k, v)[1](g))()
+
+    right = slopes(partial(whole, "causal"), [x.astype(jnp.float32) for x in args])
+
+    def off(run):
+        pairs = zip(slopes(run, args), right, strict=True)
+        return [float(jnp.linalg.norm(jnp.float32(x) - y) / jnp.linalg.norm(y)) for x, y in pairs]
+
+    for of_ring, of_one in zip(
+        off(partial(case.attend, "causal")), off(partial(whole, "causal")), strict=True
+    ):
+        assert 0 < of_ring < 1.2 * of_one, (of_ring, of_one)
+
+
+def blocks(way, rule):
+    """Queries that are taken a few at a time."""
+    with mock.patch.object(parts, "ROWS_OF_CPU", 2):
+        results(way, rule)
+        seen(way, rule, ("entropy", "map_peak", "received_max", "top", "distance"))
+
+
+def blocks_again(way, rule):
+    """The same, of derivatives."""
+    with mock.patch.object(parts, "ROWS_OF_CPU", 2):
+        second(way, rule)
+        slopes_of_seen(way, rule, ("entropy", "map_peak", "received_max"))
 
 
 def inside(way, *names):

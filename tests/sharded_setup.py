@@ -34,7 +34,9 @@ WAYS = {
     "striped": ring(sharded.Striped(2)),
     "heads": sharded.AllToAll("x"),
     "product": sharded.Product("y", "x"),
-    "product_zigzag": sharded.Product("y", "x", sharded.ZIGZAG),
+    "product_zigzag": sharded.Product("y", "x", sharded.ZIGZAG, 2),
+    "pieces": ring(pieces=4),
+    "zigzag_pieces": ring(sharded.ZIGZAG, 2),
 }
 SHAPES = {"heads": {"x": 4}, "product": {"x": 4, "y": 2}, "product_zigzag": {"x": 4, "y": 2}}
 

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,8 @@ import pytest
 
 import jaxattn as ja
 from jaxattn import sharded
+from jaxattn._lowering import lowered_for
+from jaxattn.sharded.parts import Layout, layout_of
 
 MESH = {"x": 8, "y": 4}
 Q = jax.ShapeDtypeStruct((1, 65536, 8, 64), jnp.bfloat16)
@@ -49,10 +52,12 @@ def test_orders_balance_causal_work(order):
 
 
 def test_memory_is_a_share_and_what_visits():
-    cost = told(sharded.Ring("x"))
+    cost = told(sharded.Ring("x", pieces=1))
     of_queries = 65536 // 8 * 8 * (2 * 64 * 2 + 4)  # q, out and lse
     assert cost.array_bytes == of_queries + SHARD * 2
     assert cost.visiting_bytes == 2 * SHARD * 2  # one that visits, one that arrives
+    assert told(sharded.Ring("x", pieces=16)).visiting_bytes == cost.visiting_bytes // 16
+    assert told(sharded.Ring("x", pieces=16)).forward_bytes == cost.forward_bytes
     assert told(sharded.AllToAll("y")).visiting_bytes == 0
     assert "visiting and arriving" in str(cost)
 
@@ -79,6 +84,50 @@ def test_orders_come_back(order):
 def test_an_order_wants_equal_chunks():
     with pytest.raises(ValueError, match="8 equal chunks, got 12 tokens"):
         sharded.ZIGZAG.put(np.ones((12, 1, 1)), 4)
+
+
+@pytest.mark.parametrize("order", [sharded.CONTIGUOUS, sharded.ZIGZAG], ids=repr)
+def test_pieces_have_as_much_of_every_chunk(order):
+    """Of an array in the order of the sequence, whose keys are on the axis in the middle."""
+    layout = Layout("x", 4, order, 48, 48, pieces=3)
+    x = jnp.arange(2 * 48 * 5).reshape(2, 48, 5)
+    pieces = [layout.piece(x, -2, i) for i in range(3)]
+    size = 48 // 3 // order.parts
+    for i, piece in enumerate(pieces):
+        chunks = np.asarray(x).reshape(2, order.parts, 3, size, 5)[:, :, i]
+        np.testing.assert_array_equal(piece, chunks.reshape(2, 16, 5))
+    whole = jnp.zeros_like(x)
+    for i, piece in enumerate(pieces):
+        whole = layout.put_piece(whole, piece, -2, i)
+    np.testing.assert_array_equal(whole, x)
+
+
+@pytest.mark.parametrize(
+    ("platform", "keys", "parts", "pieces", "rows"),
+    [
+        ("cpu", 2048, 1, 4, 512),
+        ("cpu", 2048, 2, 4, 512),
+        ("cpu", 65536, 2, 8, 512),
+        ("cpu", 600, 2, 1, 300),
+        ("cpu", 1536, 3, 2, 512),
+        ("cuda", 8192, 2, 1, 4096),
+        ("cuda", 131072, 2, 8, 65536),
+    ],
+)
+def test_a_ring_chooses_its_pieces(platform, keys, parts, pieces, rows):
+    with lowered_for(platform):
+        layout = layout_of("x", 8, sharded.Striped(parts), keys, keys, None)
+        assert (layout.pieces, layout.rows) == (pieces, rows)
+        assert layout_of("x", 8, sharded.Striped(parts), keys, keys, 6).pieces == 6
+
+
+def test_pieces_are_of_one_size():
+    with pytest.raises(ValueError, match="pieces=3 of the 4096 keys of a chunk"):
+        told(sharded.Ring("x", sharded.ZIGZAG, 3))
+    wrong: tuple[Any, ...] = 0, 1.5, True
+    for bad in wrong:
+        with pytest.raises(ValueError, match="whole number of pieces"):
+            sharded.Product("y", "x", pieces=bad)
 
 
 def test_the_page_has_the_bytes_that_are_told():

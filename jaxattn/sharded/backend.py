@@ -1,12 +1,14 @@
 """The ring as a backend: another backend's results of pairs of chunks, put together by lse."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxattn._axes import accumulator
 from jaxattn._lowering import platform
 from jaxattn._mask import BoundMask
 from jaxattn._observation import Watch
@@ -17,7 +19,7 @@ from jaxattn.backends.blockwise.backend import Blockwise
 from jaxattn.backends.protocol import Backend, Call, Cost, Moves, Moving, Results
 from jaxattn.sharded.go_round import go_round
 from jaxattn.sharded.observing import Observing, states_of, states_to_differentiate
-from jaxattn.sharded.parts import Cases, Layout, Pair, align
+from jaxattn.sharded.parts import Cases, Layout, Pair, Visit, align, layout_of
 from jaxattn.sharded.ring_sum import ring_sum
 from jaxattn.sharded.visits import Split, Visits
 from jaxattn.sharded.ways import Order
@@ -28,11 +30,13 @@ class Round(Backend):
     """Keys go round the devices of a mesh axis. Its problems are bound to the whole sequence, and
     hold what a device has of it: see parts.py.
 
-    inside: makes the results of each pair of chunks.
+    pieces: how many the keys of a device go round in, as a `Ring` has it. inside: makes the results
+      of each pair of chunks.
     """
 
     axis: str
     order: Order
+    pieces: int | None
     inside: Backend
 
     def refuses(self, call: Call) -> str | None:
@@ -46,26 +50,34 @@ class Round(Backend):
         stay, travel = split.apart(given)
         lead = len(problem.sizes.batch)
 
-        def pair_of(pair: Pair, mask: Any, state: Partial, operands: Any) -> Partial:
+        def nothing(t: int) -> Partial:
+            acc, sizes = accumulator(problem.q.dtype), problem.sizes
+            zeros = jnp.zeros((*sizes.batch, t, sizes.h), acc)
+            out = jnp.zeros((*zeros.shape, problem.v.shape[-1]), acc)
+            return vary(Partial(zeros - jnp.inf, zeros, out), visits.axes)
+
+        def pair_of(pair: Pair, mask: Any, operands: Any) -> Results:
             part, _ = visits.part(split.together(*operands), pair, mask)
-            made = self._chosen(part).run(part, ())
-            seen = ~jnp.isneginf(made.peak)
-            total = jnp.where(seen, jnp.exp(made.log_total), 0)
+            return self._chosen(part).run(part, ())
+
+        def hidden(_: Pair) -> Results:
+            rows = nothing(visits.layout.rows)
+            return Results(rows.accumulator, rows.peak, rows.total, ())
+
+        def add(pair: Pair, state: Partial, made: Results) -> Partial:
+            total = jnp.where(jnp.isneginf(made.peak), 0, jnp.exp(made.log_total))
             here = Partial(made.peak, total, made.out * total[..., None])
             before = visits.rows(state, pair, lead)
             peak = jnp.maximum(before.peak, here.peak)
             after = before.about(peak).add(here.about(peak))
             return visits.put_rows(state, after, pair, lead)
 
-        def visit(shift: Any, state: Partial, visiting: Any) -> tuple[Partial, Any]:
-            return visits.each(shift, state, pair_of, (stay, visiting)), ()
+        def visit(at: Visit, state: Partial, visiting: Any) -> tuple[Partial, Any]:
+            return visits.each(at, state, pair_of, add, (stay, visiting), hidden), ()
 
-        acc = jnp.promote_types(problem.q.dtype, jnp.float32)
-        of_query = jnp.zeros(problem.q.shape[:-1], acc)
-        nothing = jnp.zeros((*of_query.shape, problem.v.shape[-1]), acc)
-        start = vary(Partial(of_query - jnp.inf, of_query, nothing), visits.axes)
-        join = lambda a, b: a
-        done, _ = go_round(self.axis, visits.shifts, travel, visit, start, join)
+        join, moving = lambda a, b: a, (travel, split.keys)
+        start, home = nothing(problem.sizes.t), ((), ())
+        done, _ = go_round(visits.layout, visits.shifts, moving, visit, start, home, join)
         out, lse = done.finish()
         return Results(out, lse.peak, lse.log_total, ())
 
@@ -78,23 +90,25 @@ class Round(Backend):
         lead, found = len(problem.sizes.batch), results._replace(states=())
         stay, travel = zip(split.apart(given), moves.apart(along), strict=True)
 
-        def pair_of(pair: Pair, mask: Any, state: Any, operands: Any) -> Any:
+        def pair_of(pair: Pair, mask: Any, operands: Any) -> Any:
             here, there = operands
             part = visits.part(split.together(here[0], there[0]), pair, mask)
             of = moves.cut(layout, moves.together(here[1], there[1]), pair)
             at = visits.rows(here[2], pair, lead)
             made = self._by_lse(part[0]).tangent(*part, at, align(part, of))
-            before = visits.rows(state, pair, lead)
-            none = lambda dx, x: x if dx is None else x + dx
-            after = none(made.out, before[0]), none(made.log_total, before[1])
-            return visits.put_rows(state, after, pair, lead)
+            some = lambda dx, like: jnp.zeros(like.shape, like.dtype) if dx is None else dx
+            return some(made.out, at.out), some(made.log_total, at.log_total)
 
-        def visit(shift: Any, here: Any, there: Any) -> tuple[Any, Any]:
-            zeros = jnp.zeros_like(here[2].out), jnp.zeros_like(here[2].log_total)
-            return visits.each(shift, zeros, pair_of, (here, there), again=True), ()
+        def add(pair: Pair, sums: Any, part: Any) -> Any:
+            after = jax.tree.map(jnp.add, visits.rows(sums, pair, lead), part)
+            return visits.put_rows(sums, after, pair, lead)
 
-        here, there = (*stay, found), travel
-        (out, log_total), _ = ring_sum(self.axis, visits.shifts, visit, here, there)
+        def visit(at: Visit, sums: Any, here: Any, there: Any) -> tuple[Any, Any]:
+            return visits.each(at, sums, pair_of, add, (here, there), again=True), ()
+
+        here, there = (*stay, found), (travel, (*split.keys, *moves.keys))
+        start = visits.zeros((found.out, found.log_total))
+        (out, log_total), _ = ring_sum(layout, visits.shifts, visit, start, here, there, ())
         return Moves(out, log_total, ())
 
     def transpose(
@@ -117,22 +131,35 @@ class Round(Backend):
         known = [x is not None for x in (cotangents.out, cotangents.log_total)]
         stay, travel = split.apart(given)
         shapes = moves.apart(asked)
+        wide = lambda x: x.update(dtype=jnp.promote_types(x.dtype, found.out.dtype))
+        sums_here, whole = ([wide(jax.typeof(x)) for x in some] for some in shapes)
+        of_piece = lambda x, axis: x.update(shape=layout.piece_shape(x.shape, axis))
+        sums_there = [*map(of_piece, whole, moves.keys)]
 
-        def pair_of(pair: Pair, mask: Any, state: Any, operands: Any) -> Any:
+        def pair_of(pair: Pair, mask: Any, operands: Any) -> Any:
             (here, at, cts), there = operands
             part: Any = visits.part(split.together(here, there), pair, mask)
             at, cts = visits.rows((at, cts), pair, lead)
             every = iter(cts)
             of_results = [next(every) if it else None for it in known]
             of_results = Moves(of_results[0], of_results[1], ())
-            return self._pull(visits, moves, pair, part, at, of_results, state)
+            cutting = lambda some: moves.cut(layout, moves.together(*some), pair)
+            like = jax.eval_shape(cutting, (sums_here, sums_there))
+            return jax.tree.leaves(self._pull(visits, part, at, of_results, like))
 
-        def visit(shift: Any, here: Any, there: Any) -> tuple[Any, Any]:
-            wide = lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, found.out.dtype))
-            zeros = jax.tree.map(wide, shapes)
-            return visits.each(shift, zeros, pair_of, (here, there))
+        def add(pair: Pair, sums: Any, part: Any) -> Any:
+            whole = jax.tree.leaves(moves.together(*sums))
+            every = zip(whole, part, moves.tags, strict=True)
+            whole = [layout.add(x, dx, tag, pair) for x, dx, tag in every]
+            return moves.apart(jax.tree.unflatten(moves.structure, whole))
 
-        made = ring_sum(self.axis, visits.shifts, visit, (stay, found, kept), travel)
+        def visit(at: Visit, sums: Any, here: Any, there: Any) -> tuple[Any, Any]:
+            sums = sums, visits.zeros(sums_there)
+            return visits.each(at, sums, pair_of, add, (here, there))
+
+        here, there = (stay, found, kept), (travel, split.keys)
+        start = visits.zeros(sums_here)
+        made = ring_sum(layout, visits.shifts, visit, start, here, there, moves.keys)
         narrow = jax.tree.map(lambda x, like: x.astype(like.dtype), made, tuple(shapes))
         of_problem, of_watched = moves.together(*narrow)
         sinks = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), moving[0].rule.sinks)
@@ -140,25 +167,14 @@ class Round(Backend):
         return of_problem, of_watched
 
     def _pull(
-        self,
-        visits: Visits,
-        moves: Split,
-        pair: Pair,
-        part: Any,
-        at: Results,
-        cotangents: Moves,
-        sums: Any,
-    ) -> Any:
-        """`sums`, of what stays and of what travels, with those of a pair of chunks."""
-
-        def cutting(some: Any) -> Any:
-            return align(part, moves.cut(visits.layout, moves.together(*some), pair))
-
-        asked = jax.eval_shape(cutting, sums)
+        self, visits: Visits, part: Any, at: Results, cotangents: Moves, like: Moving
+    ) -> Moving:
+        """Gradients of a pair. like: of what."""
+        aligned = partial(align, part)
+        asked = jax.eval_shape(aligned, like)
         rule = self._by_lse(part[0])
         pulled = rule.transpose(part[0], part[1], at, asked, cotangents)
         if pulled is NotImplemented:
-            zeros = vary(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), asked), visits.axes)
 
             def along(some: Any) -> list[Any]:
                 made = rule.tangent(part[0], part[1], at, some)
@@ -166,10 +182,9 @@ class Round(Backend):
                 return [dx for dx, ct in pairs if ct is not None]
 
             kept = [ct for ct in (cotangents.out, cotangents.log_total) if ct is not None]
-            (pulled,) = jax.vjp(along, zeros)[1](kept)
+            (pulled,) = jax.vjp(along, visits.zeros(asked))[1](kept)
         pulled = jax.tree.map(lambda x, like: x.astype(like.dtype), pulled, asked)
-        (added,) = jax.vjp(cutting, sums)[1](pulled)
-        return jax.tree.map(jnp.add, sums, added)
+        return jax.vjp(aligned, visits.zeros(like))[1](pulled)[0]
 
     def observe(
         self, problem: Problem, watched: Watch, lse: Float[Array, "*b t h"], order: int = 0
@@ -187,7 +202,7 @@ class Round(Backend):
 
         watching = Observing(visits, problem, watched, make)
         states = states_to_differentiate if order else states_of
-        return states(self.axis, watching, given, split, lse)
+        return states(watching, given, split, lse)
 
     def cost(self, problem: Problem, mask: BoundMask, watched: Watch) -> Cost:
         raise NotImplementedError("jaxattn.sharded.explain counts what devices do")
@@ -202,7 +217,8 @@ class Round(Backend):
 
     def _layout(self, problem: Problem) -> Layout:
         devices = jax.lax.axis_size(self.axis)
-        return Layout(self.axis, devices, self.order, problem.sizes.t, problem.sizes.s)
+        sizes = problem.sizes
+        return layout_of(self.axis, devices, self.order, sizes.t, sizes.s, self.pieces)
 
     def _visits(self, given: tuple[Problem, Watch]) -> Visits:
         layout = self._layout(given[0])

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import jax
@@ -10,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxattn._axes import accumulator
-from jaxattn._band import Band
 from jaxattn._lowering import host_platform, lowered_for
 from jaxattn._mask import EVERYTHING, BoundMask, Mask, check_mask
 from jaxattn._problem import Problem, check
@@ -19,7 +19,7 @@ from jaxattn.backends.protocol import Backend, Call, Cost
 from jaxattn.backends.select import AUTO
 from jaxattn.positions import Given, frame_of
 from jaxattn.sharded.heads import check_heads
-from jaxattn.sharded.parts import HIDDEN, Cases, Layout
+from jaxattn.sharded.parts import Cases, Layout, layout_of
 from jaxattn.sharded.ways import Axes, Way
 
 
@@ -36,8 +36,8 @@ class Sharing:
       tell that, or where chunks differ too much to look at them all.
     flops: of the products q kᵀ and p v in what is computed of them, likewise.
     array_bytes: of what a device has of q, k, v, out and lse.
-    visiting_bytes: of keys and values that visit, and of those that arrive meanwhile; a gradient
-      has theirs beside them. What the backend needs for a tile is not counted.
+    visiting_bytes: of the pieces of keys and values that visit and that arrive meanwhile; a
+      gradient has theirs beside them. What the backend needs for a tile is not counted.
     """
 
     way: Way
@@ -94,6 +94,8 @@ def explain(
       q, k, v: arrays or `jax.ShapeDtypeStruct`, of which the axes of tokens are shared out over the
         way's axes alone; give the heads and batch elements that one device has.
       mesh: how many devices each axis has, as `dict(mesh.shape)`.
+    Raises:
+      ValueError: heads or keys cannot be shared out as the way says.
     """
     axes = Axes(way, lambda name: mesh[name])
     like = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
@@ -113,7 +115,10 @@ def explain(
         h, n = h // axes.groups, n // axes.groups
     frame = frame_of(positions, sizes)
     bound = check_mask(mask).resolve(frame)
-    layout = Layout("", axes.rings, axes.order, sizes.t // axes.rings, sizes.s // axes.rings)
+    t, s, order = sizes.t // axes.rings, sizes.s // axes.rings, axes.order
+    axes.check_pieces(s)
+    with lowered_for(host_platform()):
+        layout = layout_of("", axes.rings, order, t, s, axes.pieces)
     cases = Cases(bound, layout)
     visits = len(cases.shifts(layout))
     shard = math.prod(sizes.batch) * layout.s * n * (q.shape[-1] + v.shape[-1])
@@ -136,7 +141,7 @@ def explain(
         tiles=None if work is None else tuple(x for x, _ in work),
         flops=None if work is None else tuple(x for _, x in work),
         array_bytes=math.prod(sizes.batch) * held // axes.count,
-        visiting_bytes=min(visits - 1, 2) * visiting,
+        visiting_bytes=min(visits - 1, 2) * visiting // layout.pieces,
     )
 
 
@@ -163,29 +168,27 @@ def _work(
         k=cut(problem.k, layout.keys, n),
         v=cut(problem.v, layout.keys, n),
     )
-    found: dict[Any, Cost] = {}
 
-    def cost(q_chunk: int, k_chunk: int) -> Cost:
-        kind = cases.kinds[int(cases.at(np.array(q_chunk), np.array(k_chunk)))]
-        if kind is HIDDEN:
-            return Cost()
-        key = q_chunk - k_chunk if cases.by_distance else (q_chunk, k_chunk)
-        if key not in found:
-            here = mask.moved(Shift(q_chunk * layout.rows, k_chunk * layout.keys))
-            if isinstance(mask, Band):  # of which only the distance counts
-                here = mask.moved(Shift((q_chunk - k_chunk) * layout.rows))
-            chosen = backend.choose(Call(part, (), platform=host_platform()))
-            with lowered_for(host_platform()):
-                found[key] = chosen.cost(part, here, ())
-        return found[key]
+    @cache
+    def cost(kind: int, q: int, k: int) -> Cost:
+        """Of the pair whose first query and key these are."""
+        here = EVERYTHING if cases.kinds[kind] is EVERYTHING else mask.moved(Shift(q, k))
+        chosen = backend.choose(Call(part, (), platform=host_platform()))
+        with lowered_for(host_platform()):
+            return chosen.cost(part, here, ())
 
-    chunks = layout.order.table(layout.devices)
-    every = [k_chunk for of_device in chunks for k_chunk in of_device]
-    costs = [[cost(int(i), int(j)) for i in mine for j in every] for mine in chunks]
     work = []
-    for row in costs:
-        tiles, flops = [x.visited for x in row], [x.flops for x in row]
-        if None in tiles or None in flops:
-            return None
-        work.append((sum(filter(None, tiles)), sum(filter(None, flops))))
+    is_whole = np.array([kind is EVERYTHING for kind in cases.kinds])
+    for kinds, q, k in cases.needed(layout):
+        whole = is_whole[kinds]
+        start = (q - k, 0 * k) if cases.by_distance else (q, k)
+        pairs = np.stack([kinds, *(np.where(whole, 0, x) for x in start)])
+        different, counts = np.unique(pairs, axis=1, return_counts=True)
+        tiles = flops = 0
+        for pair, count in zip(different.T.tolist(), counts.tolist(), strict=True):
+            its = cost(*pair)
+            if its.visited is None or its.flops is None:
+                return None
+            tiles, flops = tiles + count * its.visited, flops + count * its.flops
+        work.append((tiles, flops))
     return work

@@ -1,8 +1,9 @@
 """Round a ring: what travels, what stays, and when it is sent.
 
-Every transfer is issued before the computation that it does not need, so that they overlap. What
-travels with the keys of a device, such as their gradients, starts at the first device that is not
-its own, and comes home last: n - 1 transfers, where n devices are visited.
+The keys of a device go round a piece at a time, so that what visits is small. Every transfer is
+issued before the computation that it does not need, so that they overlap. What travels with the
+keys, such as their gradients, starts at the first device that is not its own, and comes home last:
+n - 1 transfers of each piece, where n devices are visited.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,27 +12,54 @@ from typing import Any
 
 import jax
 
+from jaxattn.sharded.parts import Layout, Visit
+
 FEW = 3  # steps are written out, more of the same are a loop
+
+Visiting = Callable[[Visit, Any, Any], tuple[Any, Any]]
 
 
 def go_round(
-    axis: str,
+    layout: Layout,
     shifts: Sequence[int],
-    travel: Any,
-    visit: Callable[[Any, Any, Any], tuple[Any, Any]],
+    travel: tuple[Sequence[Any], Sequence[int]],
+    visit: Visiting,
     stay: Any,
+    home: tuple[Sequence[Any], Sequence[int]],
     join: Callable[[Any, Any], Any],
-) -> tuple[Any, Any]:
+) -> tuple[Any, list[Any]]:
     """(what stays after all visits, what came home of those that travelled).
 
     Args:
       shifts: which devices' things a device is visited by: that of its own, 0, first, and those so
         many before it, ascending.
-      travel: a tree of what visits.
-      visit: (shift, stay, visiting) -> (stay, part). The shift is 0 or an index above it.
+      travel: the arrays that visit, and the axis of keys of each, from the end.
+      visit: (visit, stay, visiting) -> (stay, part), a list of arrays. The shift is 0 or an index
+        above it.
       stay: what there is before.
+      home: what there is of parts before, of which nothing is left, and the axis of keys of each.
       join: (part, part) -> part of both.
     """
+    arrays, axes = travel
+    parts, of_parts = home
+
+    def step(i: Any, state: tuple[Any, Any]) -> tuple[Any, Any]:
+        stay, parts = state
+        moving = [layout.piece(x, axis, i) for x, axis in zip(arrays, axes, strict=True)]
+        of_piece = lambda shift, stay, visiting: visit(Visit(shift, i), stay, visiting)
+        stay, made = _go_round(layout.axis, shifts, moving, of_piece, stay, join)
+        every = zip(parts, made, of_parts, strict=True)
+        return stay, [layout.put_piece(x, part, axis, i) for x, part, axis in every]
+
+    if layout.pieces == 1:
+        return step(0, (stay, parts))
+    return jax.lax.fori_loop(0, layout.pieces, step, (stay, [*parts]))
+
+
+def _go_round(
+    axis: str, shifts: Sequence[int], travel: Any, visit: Any, stay: Any, join: Any
+) -> tuple[Any, Any]:
+    """`go_round` of one piece, for a visit of it: (shift, stay, visiting) -> (stay, part)."""
     own, *rest = shifts
     hops = [b - a for a, b in zip(shifts, rest, strict=False)]
     moving = send(travel, axis, hops[0]) if rest else None

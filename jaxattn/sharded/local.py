@@ -64,7 +64,8 @@ def solve(
         backend.choose(Call(here, watch))
         out, lse, states, live = keep(watch, run(backend, here, watch))
     else:
-        ring = Round(axes.ring, axes.order, backend)
+        axes.check_pieces(here.sizes.s)
+        ring = Round(axes.ring, axes.order, axes.pieces, backend)
         ring.choose(Call(here, watch))
         out, lse, _, live = run(ring, here, ())
         states = keep(watch, observe_again(ring, here, watch, lse))

@@ -4,7 +4,7 @@ Keys go round once more, without values, when the lse of every query is known. W
 has of each query or head stays; what it has of each key goes round with it.
 """
 
-import functools
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from jaxattn._observation import HEAD, KEY, BoundObservation, Watch, states_of_n
 from jaxattn._problem import Problem
 from jaxattn._varying import vary
 from jaxattn.sharded.go_round import go_round
-from jaxattn.sharded.parts import Pair
+from jaxattn.sharded.parts import Pair, Visit
 from jaxattn.sharded.ring_sum import ring_sum
 from jaxattn.sharded.visits import Split, Visits
 
@@ -29,11 +29,13 @@ class Observing:
         self.visits, self.watched, self.make = visits, watched, make
         self.sizes, self.lead = sizes._replace(varying=visits.axes), len(sizes.batch)
 
-    def start(self, dtype: Any) -> tuple[Any, ...]:
-        return vary(states_of_no_pairs(self.sizes, self.watched, dtype), self.visits.axes)
+    def start(self, dtype: Any, s: int) -> tuple[Any, ...]:
+        """The states of so many keys before any visit."""
+        sizes = self.sizes._replace(s=s)
+        return vary(states_of_no_pairs(sizes, self.watched, dtype), self.visits.axes)
 
-    def pair(self, pair: Pair, mask: Any, operands: Any, split: Split) -> tuple[Any, ...]:
-        """The states of a pair of chunks."""
+    def pair(self, split: Split, pair: Pair, mask: Any, operands: Any) -> tuple[Any, ...]:
+        """The states of a pair."""
         (here, lse), there = operands
         problem, watched = self.visits.part(split.together(here, there), pair, mask)
         return self.make(problem, watched, self.visits.rows(lse, pair, self.lead))
@@ -51,12 +53,15 @@ class Observing:
         put = self.visits.put_columns if each.per is KEY else self.visits.put_rows
         return put(state, part, pair, self.lead)
 
-    def merged(self, states: tuple[Any, ...], made: tuple[Any, ...], pair: Pair) -> tuple[Any, ...]:
-        every = zip(self.watched, states, made, strict=True)
-        return tuple(
-            self.put(each, x, each.merge(self.of_pair(each, x, pair), y), pair)
-            for each, x, y in every
-        )
+    def merge(self, each: BoundObservation, state: Any, made: Any, pair: Pair) -> Any:
+        """A device's state with that of a pair."""
+        return self.put(each, state, each.merge(self.of_pair(each, state, pair), made), pair)
+
+    def of_hidden(self, dtype: Any) -> tuple[Any, ...]:
+        """The states of a pair in which there is nothing."""
+        layout = self.visits.layout
+        sizes = self.sizes._replace(t=layout.rows, s=layout.keys)
+        return states_of_no_pairs(sizes, self.watched, dtype)
 
     def travels(self, states: tuple[Any, ...]) -> tuple[list[Any], list[Any]]:
         """(the states that stay, those that go with the keys)."""
@@ -65,44 +70,69 @@ class Observing:
             x for each, x in pairs if each.per is KEY
         ]
 
+    @property
+    def of_keys(self) -> list[BoundObservation]:
+        return [each for each in self.watched if each.per is KEY]
+
+    def keys(self, travel: list[Any], apart: bool = False) -> list[int]:
+        """Of each array of the states that travel its axis of keys, from the end. apart: those that
+        do not add up have an axis of visits before those of the batch."""
+        pairs = zip(self.of_keys, travel, strict=True)
+        lead = lambda each: self.lead + (apart and not each.adds_up)
+        return [lead(each) - x.ndim for each, state in pairs for x in jax.tree.leaves(state)]
+
     def together(self, stay: list[Any], travel: list[Any]) -> tuple[Any, ...]:
         here, there = iter(stay), iter(travel)
         return tuple(next(there if each.per is KEY else here) for each in self.watched)
 
 
 def states_of(
-    axis: str, watching: Observing, given: Any, split: Split, lse: Float[Array, "*b t h"]
+    watching: Observing, given: Any, split: Split, lse: Float[Array, "*b t h"]
 ) -> tuple[Any, ...]:
     """The states, merged on the way. Never differentiated."""
     visits, (stay, travel) = watching.visits, split.apart(given)
-    nothing = watching.start(lse.dtype)
+    layout = visits.layout
 
-    def pair_of(pair: Pair, mask: Any, states: Any, operands: Any) -> Any:
-        return watching.merged(states, watching.pair(pair, mask, operands, split), pair)
+    def add(pair: Pair, states: Any, made: Any) -> Any:
+        every = zip(watching.watched, states, made, strict=True)
+        return tuple(watching.merge(each, x, y, pair) for each, x, y in every)
 
-    def visit(shift: Any, here: Any, visiting: Any) -> tuple[Any, Any]:
-        states = watching.together(here, watching.travels(nothing)[1])
-        return watching.travels(visits.each(shift, states, pair_of, ((stay, lse), visiting)))
+    here, nothing = watching.travels(watching.start(lse.dtype, layout.s))
+    structure = jax.tree.structure(nothing)
+
+    def visit(at: Visit, here: Any, visiting: Any) -> tuple[Any, Any]:
+        _, of_piece = watching.travels(watching.start(lse.dtype, layout.s // layout.pieces))
+        states = watching.together(here, of_piece)
+        pair_of, hidden = partial(watching.pair, split), lambda _: watching.of_hidden(lse.dtype)
+        made = visits.each(at, states, pair_of, add, ((stay, lse), visiting), hidden)
+        here, of_keys = watching.travels(made)
+        return here, jax.tree.leaves(of_keys)
 
     def join(a: list[Any], b: list[Any]) -> list[Any]:
-        of_keys = [each for each in watching.watched if each.per is KEY]
-        return [each.merge(x, y) for each, x, y in zip(of_keys, a, b, strict=True)]
+        every = zip(
+            watching.of_keys, *(jax.tree.unflatten(structure, x) for x in (a, b)), strict=True
+        )
+        return jax.tree.leaves([each.merge(x, y) for each, x, y in every])
 
-    here, _ = watching.travels(nothing)
-    return watching.together(*go_round(axis, visits.shifts, travel, visit, here, join))
+    home = jax.tree.leaves(nothing), watching.keys(nothing)
+    moving = travel, split.keys
+    here, home = go_round(layout, visits.shifts, moving, visit, here, home, join)
+    return watching.together(here, jax.tree.unflatten(structure, home))
 
 
 def states_to_differentiate(
-    axis: str, watching: Observing, given: Any, split: Split, lse: Float[Array, "*b t h"]
+    watching: Observing, given: Any, split: Split, lse: Float[Array, "*b t h"]
 ) -> tuple[Any, ...]:
     """The same, as sums: of those that do not add up, each visit's has a place of its own, and they
     are merged in the end."""
     visits, (stay, travel) = watching.visits, split.apart(given)
-    shifts, parts = visits.shifts, visits.layout.parts
-    nothing = watching.start(lse.dtype)
+    layout, shifts = visits.layout, visits.shifts
+    parts, pieces, rows = layout.parts, layout.pieces, layout.parts * layout.blocks
 
     def slots(each: BoundObservation) -> int:
-        return len(shifts) * (parts**2 if each.per is HEAD else parts)
+        """Of a state of keys, each piece has places of its own."""
+        of_visit = {HEAD: rows * parts * pieces, KEY: rows}.get(each.per, parts * pieces)
+        return len(shifts) * of_visit
 
     def empty(each: BoundObservation, state: Any) -> Any:
         if each.adds_up:
@@ -112,51 +142,48 @@ def states_to_differentiate(
     def slot(each: BoundObservation, shift: Any, pair: Pair) -> Any:
         order = sum((shift > s) for s in shifts) if not isinstance(shift, int) else 0
         order = jnp.asarray(order, jnp.int32)
-        if each.per is HEAD:
-            return order * parts**2 + pair.row * parts + pair.column
-        return order * parts + (pair.row if each.per is KEY else pair.column)
+        if each.per is KEY:
+            return order * rows + pair.row
+        order = (order * pieces + pair.piece) * parts + pair.column
+        return order * rows + pair.row if each.per is HEAD else order
 
     def added(each: BoundObservation, state: Any, made: Any, pair: Pair, shift: Any) -> Any:
         if each.adds_up:
-            return watching.put(
-                each, state, each.merge(watching.of_pair(each, state, pair), made), pair
-            )
+            return watching.merge(each, state, made, pair)
         at = slot(each, shift, pair)
         place = lambda x: jax.lax.dynamic_index_in_dim(x, at, 0, keepdims=False)
         one = watching.put(each, jax.tree.map(place, state), made, pair)
         return jax.tree.map(lambda x, y: put_axis(x, y[None], at), state, one)
 
-    def visit(shift: Any, here: Any, visiting: Any) -> tuple[Any, Any]:
+    def start() -> tuple[list[Any], list[Any]]:
+        states = watching.start(lse.dtype, layout.s // pieces)
+        states = vary(tuple(map(empty, watching.watched, states)), visits.axes)
+        return watching.travels(states)
+
+    def visit(at: Visit, sums: Any, here: Any, visiting: Any) -> tuple[Any, Any]:
         stay, lse = here
-        states = tuple(map(empty, watching.watched, watching.start(lse.dtype)))
+        states = watching.together(sums, start()[1])
 
-        def pair_of(pair: Pair, mask: Any, states: Any, operands: Any) -> Any:
-            made = watching.pair(pair, mask, operands, split)
+        def add(pair: Pair, states: Any, made: Any) -> Any:
             every = zip(watching.watched, states, made, strict=True)
-            return tuple(added(each, x, y, pair, shift) for each, x, y in every)
-
-        def hidden(pair: Pair, states: Any) -> Any:
-            sizes = watching.sizes._replace(t=visits.layout.rows, s=visits.layout.keys)
-            made = states_of_no_pairs(sizes, watching.watched, lse.dtype)
-            every = zip(watching.watched, states, made, strict=True)
-            return tuple(
-                x if each.adds_up else added(each, x, y, pair, shift) for each, x, y in every
-            )
+            return tuple(added(each, x, y, pair, at.shift) for each, x, y in every)
 
         operands = (stay, lse), visiting
-        made = visits.each(shift, states, pair_of, operands, hidden, again=True)
+        pair_of, hidden = partial(watching.pair, split), lambda _: watching.of_hidden(lse.dtype)
+        made = visits.each(at, states, pair_of, add, operands, hidden, again=True)
         return watching.travels(made)
 
-    made = watching.together(*ring_sum(axis, shifts, visit, (stay, lse), travel))
+    here, of_keys = start()
+    moving, home = (travel, split.keys), watching.keys(of_keys, apart=True)
+    made = ring_sum(layout, shifts, visit, here, (stay, lse), moving, home)
 
     def whole(each: BoundObservation, state: Any) -> Any:
         if each.adds_up:
             return state
         every = [jax.tree.map(lambda x, i=i: x[i], state) for i in range(slots(each))]
-        return functools.reduce(each.merge, every)
+        return reduce(each.merge, every)
 
-    del nothing
-    return tuple(map(whole, watching.watched, made))
+    return tuple(map(whole, watching.watched, watching.together(*made)))
 
 
 def over_devices(axis: str, each: BoundObservation, state: Any) -> Any:
@@ -166,6 +193,4 @@ def over_devices(axis: str, each: BoundObservation, state: Any) -> Any:
     n, me = jax.lax.axis_size(axis), jax.lax.axis_index(axis)
     place = lambda x: put_axis(jnp.zeros((n, *x.shape), x.dtype), x[None], me)
     every = jax.lax.psum(jax.tree.map(place, state), axis)
-    return functools.reduce(
-        each.merge, [jax.tree.map(lambda x, i=i: x[i], every) for i in range(n)]
-    )
+    return reduce(each.merge, [jax.tree.map(lambda x, i=i: x[i], every) for i in range(n)])

@@ -6,9 +6,9 @@ what visits goes anew, and its tangents or cotangents with it: no device ever ke
 is its own and what visits, whatever the order of the derivative.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,98 +21,120 @@ from jaxattn._axes import INDEX
 from jaxattn._lowering import replaced
 from jaxattn._varying import vary
 from jaxattn.sharded.go_round import go_round
+from jaxattn.sharded.parts import Layout, Visit
 
 _ring = Primitive("ring_sum")
 _ring.multiple_results = True
 
 
 def ring_sum(
-    axis: str,
+    layout: Layout,
     shifts: Sequence[int],
-    visit: Callable[[Any, Any, Any], tuple[Any, Any]],
+    visit: Callable[[Visit, Any, Any, Any], tuple[Any, Any]],
+    start: Any,
     stay: Any,
-    travel: Any,
+    travel: tuple[Any, Sequence[int]],
+    home: Sequence[int],
 ) -> tuple[Any, Any]:
     """(Σ of what stays, Σ of what belongs to the travellers), over the visits.
 
-    visit: (shift, stay, visiting) -> (added to what stays, added to the visiting), trees of arrays.
-      The shift is 0 for a device's own, else an index. It closes over no traced array.
+    visit: (visit, sums, stay, visiting) -> (sums of what stays, with what this visit adds to them;
+      what it adds to the visiting), trees of arrays. The shift is 0 for a device's own, else an
+      index. It closes over no traced array.
+    start: zeros, as the sums of what stays.
+    travel: the arrays that visit, and the axis of keys of each, from the end. home: that of each
+      array that is added to the visiting.
     """
+    visiting, keys = travel
+    sums, sum_tree = jax.tree.flatten(start)
     stays, stay_tree = jax.tree.flatten(stay)
-    travels, travel_tree = jax.tree.flatten(travel)
+    travels, travel_tree = jax.tree.flatten(visiting)
+    form = Form(layout, tuple(shifts), len(stays), len(sums), tuple(keys), tuple(home))
     shapes: list[Any] = []
 
-    def flat(own: bool, shift: Any, *args: Any) -> list[Any]:
-        here, there = args[: len(stays)], args[len(stays) :]
+    def flat(own: bool, *args: Any) -> list[Any]:
+        (shift, piece), sums, here, there = form.apart(args)
         made = visit(
-            0 if own else shift,
-            jax.tree.unflatten(stay_tree, here),
-            jax.tree.unflatten(travel_tree, there),
+            Visit(0 if own else shift, piece),
+            sum_tree.unflatten(sums),
+            stay_tree.unflatten(here),
+            travel_tree.unflatten(there),
         )
         shapes[:] = [jax.tree.structure(x) for x in made]
         return jax.tree.leaves(made)
 
-    def program(own: bool) -> Any:
-        return jax.make_jaxpr(partial(flat, own))(_SHIFT, *stays, *travels)
-
+    inputs = form.inputs(map(jax.typeof, sums), (*stays, *travels))
+    program = lambda own: jax.make_jaxpr(partial(flat, own))(*inputs)
     programs = program(True), program(False) if len(shifts) > 1 else None
-    ends = shapes[0].num_leaves
-    made = _bind((*stays, *travels), programs, axis, tuple(shifts), len(stays), ends, 0)
-    return shapes[0].unflatten(made[:ends]), shapes[1].unflatten(made[ends:])
+    made = _ring.bind(*stays, *travels, programs=programs, form=form)
+    return sum_tree.unflatten(made[: form.ends]), shapes[1].unflatten(made[form.ends :])
 
 
-_SHIFT = jax.ShapeDtypeStruct((), INDEX)
+class Form(NamedTuple):
+    """What of a sum is where. stays: how many of the arguments stay, and are first. ends: how many
+    of the results. keys, home: the axis of keys, from the end, of each argument that travels, and
+    of each result that comes home."""
+
+    layout: Layout
+    shifts: tuple[int, ...]
+    stays: int
+    ends: int
+    keys: tuple[int, ...]
+    home: tuple[int, ...]
+
+    def inputs(self, sums: Iterable[Any], args: Sequence[Any]) -> list[Any]:
+        """Types of what a program of a visit takes: the shift, the piece, the sums of what stays,
+        what stays, and what visits."""
+        stay, travel = args[: self.stays], args[self.stays :]
+        piece = lambda x, axis: jax.eval_shape(lambda x: self.layout.piece(x, axis, 0), x)
+        visiting = map(piece, travel, self.keys)
+        return [_INDEX, _INDEX, *sums, *stay, *visiting]
+
+    def apart(self, args: Sequence[Any]) -> tuple[Any, Any, Any, Any]:
+        """(shift and piece, sums, what stays, what visits) of the same."""
+        visit, rest = _split(args, 2)
+        sums, rest = _split(rest, self.ends)
+        return visit, sums, *_split(rest, self.stays)
+
+
+_INDEX = jax.ShapeDtypeStruct((), INDEX)
 Programs = tuple[Any, Any]
+"""Of what is a device's own, and of others: each takes `Form.inputs`, and gives the sums of what
+stays and what belongs to the visiting."""
 
 
-def _bind(
-    args: Any,
-    programs: Programs,
-    axis: str,
-    shifts: tuple[int, ...],
-    stays: int,
-    ends: int,
-    linear: int,
-) -> list[Any]:
-    """
-    programs: of a device's own, and of others: of (shift, *stay, *travel). stays: how many of the
-    arguments stay. ends: how many of the results do. linear: in how many arguments it is linear,
-    the last of those that stay, and the last that travel, as `_linear` has them.
-    """
-    return _ring.bind(
-        *args,
-        programs=programs,
-        axis=axis,
-        shifts=shifts,
-        stays=stays,
-        ends=ends,
-        linear=linear,
-    )
-
-
-def _run(
-    *args: Any, programs: Programs, axis: str, shifts: Any, stays: int, ends: int, linear: int
-) -> list[Any]:
-    del linear
+def _run(*args: Any, programs: Programs, form: Form) -> list[Any]:
     # Else XLA takes what visited in the forward pass for the same, and keeps all of it until then.
     args = jax.lax.optimization_barrier(args)
-    here, there = args[:stays], args[stays:]
+    here, there = args[: form.stays], args[form.stays :]
 
-    def visit(shift: Any, sums: Any, visiting: Any) -> tuple[Any, Any]:
-        own = isinstance(shift, int) and shift == 0
+    def visit(at: Visit, sums: Any, visiting: Any) -> tuple[Any, Any]:
+        own = isinstance(at.shift, int) and at.shift == 0
         compute: Any = jaxpr_as_fun(programs[0 if own else 1])
-        made = compute(jnp.asarray(shift, INDEX), *here, *visiting)
-        added = made[:ends]
-        sums = added if sums is None else [a + b for a, b in zip(sums, added, strict=True)]
-        return sums, made[ends:]
+        made = compute(*(jnp.asarray(x, INDEX) for x in at), *sums, *here, *visiting)
+        return _split(made, form.ends)
 
     join = lambda a, b: [x + y for x, y in zip(a, b, strict=True)]
-    sums, home = go_round(axis, shifts, list(there), visit, None, join)
-    return [*sums, *home]
+    start, home = _split(_zeros(_results(programs, form)), form.ends)
+    travel = list(there), form.keys
+    sums, parts = go_round(form.layout, form.shifts, travel, visit, start, (home, form.home), join)
+    return [*sums, *parts]
 
 
-def _abstract(*avals: Any, programs: Programs, **_: Any) -> tuple[Any, Any]:
-    return programs[0].out_avals, programs[0].effects
+def _zeros(types: Sequence[Any]) -> list[Any]:
+    return [vary(jnp.zeros(x.shape, x.dtype), x.mat.varying) for x in types]
+
+
+def _results(programs: Programs, form: Form) -> list[Any]:
+    """Types of the results: a program has those that come home of a piece."""
+    made = programs[0].out_avals
+    home = zip(made[form.ends :], form.home, strict=True)
+    whole = lambda x, axis: x.update(shape=form.layout.whole_shape(x.shape, axis))
+    return [*made[: form.ends], *(whole(x, axis) for x, axis in home)]
+
+
+def _abstract(*avals: Any, programs: Programs, form: Form) -> tuple[Any, Any]:
+    return _results(programs, form), programs[0].effects
 
 
 def _both(make: Callable[[Any], Any], programs: Programs) -> Programs:
@@ -126,7 +148,8 @@ def _split(xs: Sequence[Any], count: int) -> tuple[list[Any], list[Any]]:
 def _jvp(primals: Any, tangents: Any, **params: Any) -> tuple[Any, Any]:
     """The tangents by a ring of their own, in which the primals go round again."""
     results = _ring.bind(*primals, **params)
-    programs, stays = params["programs"], params["stays"]
+    programs, form = params["programs"], params["form"]
+    stays = form.stays
     moved = [not isinstance(dx, ad.Zero) for dx in tangents]
     which = [i for i, moves in enumerate(moved) if moves]
     real = [i for i, x in enumerate(results) if jnp.issubdtype(x.dtype, jnp.inexact)]
@@ -135,80 +158,86 @@ def _jvp(primals: Any, tangents: Any, **params: Any) -> tuple[Any, Any]:
         return results, [still(x) for x in results]
     of_stay = [i for i in which if i < stays]
     of_travel = [i for i in which if i >= stays]
-    n, more = len(primals), len(of_stay)
+    n = len(primals)
 
     def make(program: Any) -> Any:
-        def moves(shift: Any, *args: Any) -> list[Any]:
-            here, there = _split(args, stays + more)
+        def moves(*args: Any) -> list[Any]:
+            visit, dsums, here, there = along_too.apart(args)
             (xs, dxs), (ys, dys) = _split(here, stays), _split(there, n - stays)
             every = [*xs, *ys]
 
-            def along(*some: Any) -> list[Any]:
-                made: Any = jaxpr_as_fun(program)(shift, *replaced(every, which, some))
+            def along(sums: Any, *some: Any) -> list[Any]:
+                sums = replaced(nothing, of_sums, sums)
+                made: Any = jaxpr_as_fun(program)(*visit, *sums, *replaced(every, which, some))
                 return [made[i] for i in real]
 
-            return jax.jvp(along, [every[i] for i in which], [*dxs, *dys])[1]
+            nothing = _zeros(sums)
+            given = [nothing[i] for i in of_sums], *(every[i] for i in which)
+            return jax.jvp(along, given, (dsums, *dxs, *dys))[1]
 
-        here = [*primals[:stays], *(tangents[i] for i in of_stay)]
-        there = [*primals[stays:], *(tangents[i] for i in of_travel)]
-        return jax.make_jaxpr(moves)(_SHIFT, *here, *there)
+        return jax.make_jaxpr(moves)(*along_too.inputs(dsums, args))
+
+    sums = programs[0].out_avals[: form.ends]
+    of_sums = [i for i in real if i < form.ends]
+    dsums = [sums[i] for i in of_sums]
 
     here = [*primals[:stays], *(tangents[i] for i in of_stay)]
     there = [*primals[stays:], *(tangents[i] for i in of_travel)]
-    ends = sum(i < params["ends"] for i in real)
-    made = iter(
-        _bind(
-            (*here, *there),
-            _both(make, programs),
-            params["axis"],
-            params["shifts"],
-            len(here),
-            ends,
-            len(which),
-        )
+    args = *here, *there
+    along_too = form._replace(
+        stays=len(here),
+        ends=len(of_sums),
+        keys=(*form.keys, *(form.keys[i - stays] for i in of_travel)),
+        home=tuple(form.home[i - form.ends] for i in real if i >= form.ends),
     )
+    made = iter(_ring.bind(*args, programs=_both(make, programs), form=along_too))
     return results, [next(made) if i in real else still(x) for i, x in enumerate(results)]
 
 
 def _transpose(cotangents: Any, *args: Any, **params: Any) -> list[Any]:
     """Cotangents of what travels go round with it; those of what stays are summed where it is."""
-    stays, ends = params["stays"], params["ends"]
+    form: Form = params["form"]
+    stays, ends = form.stays, form.ends
     asked = [i for i, x in enumerate(args) if ad.is_undefined_primal(x)]
     known = [i for i in range(len(args)) if i not in asked]
     given = [i for i, ct in enumerate(cotangents) if not isinstance(ct, ad.Zero)]
     if not given:
         return [None] * len(args)
-    shapes = [args[i].aval for i in asked]
     known_here = [args[i] for i in known if i < stays]
     known_there = [args[i] for i in known if i >= stays]
     cts_here = [cotangents[i] for i in given if i < ends]
     cts_there = [cotangents[i] for i in given if i >= ends]
 
     def make(program: Any) -> Any:
-        def pull(shift: Any, *every: Any) -> list[Any]:
-            here, there = _split(every, len(known_here) + len(cts_here))
+        def pull(*every: Any) -> list[Any]:
+            visit, sums, here, there = back.apart(every)
             xs, cts = _split(here, len(known_here))
             ys, more = _split(there, len(known_there))
             fixed = replaced([None] * len(args), known, [*xs, *ys])
+            nothing = _zeros(program.out_avals[:ends])
 
             def along(*some: Any) -> list[Any]:
-                made: Any = jaxpr_as_fun(program)(shift, *replaced(fixed, asked, some))
+                made: Any = jaxpr_as_fun(program)(*visit, *nothing, *replaced(fixed, asked, some))
                 return [made[i] for i in given]
 
-            return list(_pull(along, shapes, [*cts, *more]))
+            pulled = list(_pull(along, [types[i] for i in asked], [*cts, *more]))
+            added = [x + y for x, y in zip(sums, pulled, strict=False)]
+            return [*added, *pulled[len(sums) :]]
 
-        every = *known_here, *cts_here, *known_there, *cts_there
-        return jax.make_jaxpr(pull)(_SHIFT, *every)
+        types = program.in_avals[2 + ends :]
+        return jax.make_jaxpr(pull)(*back.inputs([types[i] for i in asked if i < stays], every))
 
-    made = _bind(
-        (*known_here, *cts_here, *known_there, *cts_there),
-        _both(make, params["programs"]),
-        params["axis"],
-        params["shifts"],
-        len(known_here) + len(cts_here),
-        sum(i < stays for i in asked),
-        len(cts_here) + len(cts_there),
+    every = *known_here, *cts_here, *known_there, *cts_there
+    back = form._replace(
+        stays=len(known_here) + len(cts_here),
+        ends=sum(i < stays for i in asked),
+        keys=(
+            *(form.keys[i - stays] for i in known if i >= stays),
+            *(form.home[i - ends] for i in given if i >= ends),
+        ),
+        home=tuple(form.keys[i - stays] for i in asked if i >= stays),
     )
+    made = _ring.bind(*every, programs=_both(make, params["programs"]), form=back)
     return replaced([None] * len(args), asked, made)
 
 
@@ -222,11 +251,15 @@ def _pull(along: Callable[..., Any], shapes: Sequence[Any], cotangents: list[Any
 
 
 def _batch(args: Any, dims: Any, **params: Any) -> tuple[list[Array], list[int]]:
-    axes = None, *dims
+    args = [x if at is None else jnp.moveaxis(x, at, 0) for x, at in zip(args, dims, strict=True)]
+    form: Form = params["form"]
+    (size,) = {x.shape[0] for x, at in zip(args, dims, strict=True) if at is not None}
+    sums = [x.update(shape=(size, *x.shape)) for x in params["programs"][0].out_avals[: form.ends]]
+    axes = None, None, *(0 for _ in sums), *(None if at is None else 0 for at in dims)
 
     def make(program: Any) -> Any:
         whole: Callable[..., Any] = jaxpr_as_fun(program)
-        return jax.make_jaxpr(jax.vmap(whole, axes))(_SHIFT, *args)
+        return jax.make_jaxpr(jax.vmap(whole, axes))(*form.inputs(sums, args))
 
     made = _ring.bind(*args, **params | {"programs": _both(make, params["programs"])})
     return made, [0] * len(made)

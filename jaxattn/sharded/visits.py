@@ -2,18 +2,21 @@
 left out."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from jaxattn._axes import Index, cut_axis
 from jaxattn._axes import put_axis as put
 from jaxattn._value import Shift
 from jaxattn._varying import vary
-from jaxattn.sharded.parts import HIDDEN, Cases, Given, Layout, Pair, Tag, moved
+from jaxattn.sharded.parts import HIDDEN, Cases, Given, Layout, Pair, Tag, Visit, moved
 
+Compute = Callable[..., Any]
 NOTHING = jax.checkpoint_policies.nothing_saveable
 
 
@@ -26,6 +29,11 @@ class Split(NamedTuple):
     @staticmethod
     def of(layout: Layout, given: Given) -> "Split":
         return Split(jax.tree.structure(given), tuple(layout.tags(given)))
+
+    @property
+    def keys(self) -> tuple[int, ...]:
+        """The axis of keys of each array that travels, from the end."""
+        return tuple(tag.s for tag in self.tags if tag.travels and tag.s is not None)
 
     def apart(self, given: Given) -> tuple[list[Array], list[Array]]:
         leaves = jax.tree.leaves(given)
@@ -56,12 +64,16 @@ class Visits(NamedTuple):
     def shifts(self) -> tuple[int, ...]:
         return self.cases.shifts(self.layout)
 
+    def zeros(self, like: Any) -> Any:
+        return vary(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like), self.axes)
+
     def part(self, given: Given, pair: Pair, mask: Any) -> Given:
         """The problem of a pair of chunks. mask: in place of the problem's; None for that."""
         layout = self.layout
         problem, watched = self.problem.cut(layout, given, pair)
         one = lambda x: jnp.reshape(x, (1,) * len(problem.sizes.batch))
-        by = Shift(one(pair.q_chunk * layout.rows), one(pair.k_chunk * layout.keys))
+        start = layout.start_of(pair)
+        by = Shift(one(start.q), one(start.k))
         if mask is not None:
             problem = problem._replace(rule=problem.rule._replace(mask=mask))
             problem, watched = moved((problem, watched), by)
@@ -85,49 +97,55 @@ class Visits(NamedTuple):
         start = pair.column * self.layout.keys
         return jax.tree.map(lambda a, b: put(a, b.astype(a.dtype), start, lead), whole, part)
 
+    def met(self, shift: Any) -> list[int]:
+        """The kinds of pairs that there are in a visit."""
+        shifts = (shift,) if isinstance(shift, int) else self.shifts[1:]
+        return sorted(
+            {int(i) for at in shifts for i in np.unique(self.cases.of_shift(self.layout, at))}
+        )
+
     def each(
         self,
-        shift: Any,
-        state: Any,
-        compute: Callable[[Pair, Any, Any, Any], Any],
+        visit: Visit,
+        sums: Any,
+        compute: Compute,
+        add: Callable[[Pair, Any, Any], Any],
         operands: Any,
-        hidden: Callable[[Pair, Any], Any] | None = None,
+        hidden: Callable[[Pair], Any] | None = None,
         again: bool = False,
     ) -> Any:
-        """`state` after all pairs of a visit.
+        """`sums` with what each pair of a visit has.
 
-        compute: (pair, mask, state, operands) -> state, for a mask as `part` takes it. hidden: of
-        pairs in which there is nothing; the state as it is, if not given. again: computed again
-        for a derivative, with nothing saved.
+        compute: (pair, mask, operands) -> part, for a mask as `part` takes it: what a branch gives
+        is copied, so it gives no sums. add: (pair, sums, part) -> sums. hidden: the part of pairs
+        in which there is nothing; zeros, if not given. again: computed again for a derivative,
+        with nothing saved.
         """
-        layout, cases = self.layout, self.cases
-        shifts = (shift,) if isinstance(shift, int) else self.shifts[1:]
-        met = sorted({int(i) for at in shifts for i in cases.of_shift(layout, at).ravel()})
+        met = self.met(visit.shift)
 
-        def one(state: Any, operands: Any, index: Index) -> Any:
-            pair = layout.pair(shift, index)
+        def one(sums: Any, operands: Any, index: Index) -> Any:
+            pair = self.layout.pair(visit, index)
+            shapes = lambda *args: jax.eval_shape(partial(compute, pair, None), *args)
 
-            def branch(kind: Any) -> Any:
-                def run(state: Any, operands: Any) -> Any:
-                    if kind is HIDDEN:
-                        made = state if hidden is None else hidden(pair, state)
-                    else:
-                        made = compute(pair, kind, state, operands)
-                    return vary(made, self.axes)
+            def branch(kind: Any, operands: Any) -> Any:
+                if kind is not HIDDEN:
+                    made = compute(pair, kind, operands)
+                elif hidden is not None:
+                    made = hidden(pair)
+                else:
+                    made = self.zeros(shapes(operands))
+                return vary(made, self.axes)
 
-                return run
-
-            branches = [branch(cases.kinds[i]) for i in met]
+            branches = [partial(branch, self.cases.kinds[i]) for i in met]
             if len(branches) == 1:
-                return branches[0](state, operands)
-            which = cases.at(pair.q_chunk, pair.k_chunk)
-            which = jnp.searchsorted(jnp.asarray(met), which).astype(jnp.int32)
-            return jax.lax.switch(which, branches, state, operands)
+                return add(pair, sums, branches[0](operands))
+            which = jnp.searchsorted(jnp.asarray(met), self.cases.at(pair)).astype(jnp.int32)
+            return add(pair, sums, jax.lax.switch(which, branches, operands))
 
         if again:
             one = jax.checkpoint(one, policy=NOTHING, prevent_cse=False)
-        state = vary(state, self.axes)
-        if layout.parts == 1:
-            return one(state, operands, jnp.int32(0) if again else 0)
-        step = lambda state, index: (one(state, operands, index), None)
-        return jax.lax.scan(step, state, jnp.arange(layout.parts**2, dtype=jnp.int32))[0]
+        sums = vary(sums, self.axes)
+        if self.layout.pairs == 1:
+            return one(sums, operands, jnp.int32(0) if again else 0)
+        step = lambda sums, index: (one(sums, operands, index), None)
+        return jax.lax.scan(step, sums, jnp.arange(self.layout.pairs, dtype=jnp.int32))[0]

@@ -128,14 +128,23 @@ class Ring:
 
     order: which tokens each device has: `CONTIGUOUS`, `ZIGZAG` or `Striped(...)`. Under a causal
       mask the first leaves half of the devices waiting. `order.put` brings a sequence into it.
+    pieces: how many the keys of a device go round in, one after another: the more, the less memory
+      what visits takes, and the more transfers there are, each smaller. None: up to 8, of as many
+      keys as keep a device busy.
     Source: Liu et al. 2023, "Ring attention".
     """
 
     axis: str
     order: Order = CONTIGUOUS
+    pieces: int | None = None
 
     def __post_init__(self) -> None:
         _check_axis("Ring", self.axis)
+        if self.pieces is not None and (not is_whole(self.pieces) or self.pieces < 1):
+            raise ValueError(
+                f"keys go round in a whole number of pieces, at least 1, or None for the ring's "
+                f"choice; got pieces={self.pieces!r}"
+            )
         if not isinstance(self.order, Order):
             raise TypeError(
                 f"a Ring's order is CONTIGUOUS, ZIGZAG or Striped(parts), got {self.order!r}"
@@ -161,17 +170,18 @@ class Product:
     """Heads for sequence over the axis `heads`, and a ring over `ring`. The sequence is shared out
     over both, `ring` first: jax.P((ring, heads)).
 
-    order: as in `Ring`, of what the devices of `heads` have together.
+    order, pieces: as in `Ring`, of what the devices of `heads` have together.
     Source: Fang and Zhao 2024, "USP".
     """
 
     heads: str
     ring: str
     order: Order = CONTIGUOUS
+    pieces: int | None = None
 
     def __post_init__(self) -> None:
         _check_axis("Product", self.heads)
-        Ring(self.ring, self.order)
+        Ring(self.ring, self.order, self.pieces)
         if self.heads == self.ring:
             raise ValueError(f"a Product is over two axes of the mesh, got {self.heads!r} twice")
 
@@ -192,6 +202,7 @@ class Axes:
         self.ring = way.axis if isinstance(way, Ring) else getattr(way, "ring", None)
         self.heads = way.axis if isinstance(way, AllToAll) else getattr(way, "heads", None)
         self.order: Order = getattr(way, "order", CONTIGUOUS)
+        self.pieces: int | None = getattr(way, "pieces", None)
         self.rings = 1 if self.ring is None else size_of(self.ring)
         self.groups = 1 if self.heads is None else size_of(self.heads)
 
@@ -222,6 +233,18 @@ class Axes:
             raise ValueError(
                 f"{self.order!r} gives each device {parts} chunks of the {what}, all of one size, "
                 f"got {length * self.groups} tokens on a device; pad the sequence"
+            )
+
+    def check_pieces(self, s: int) -> None:
+        """
+        Raises:
+          ValueError: the s keys of a device of the ring cannot be cut into equal pieces.
+        """
+        chunk = s // self.order.parts
+        if chunk % (self.pieces or 1):
+            raise ValueError(
+                f"keys go round in pieces of one size, got pieces={self.pieces} of the {chunk} "
+                f"keys of a chunk; take a number that divides them, or None"
             )
 
 

@@ -42,6 +42,8 @@ class Budget:
 
 
 CPU = Budget(tile=2**20, q_block=512, small=2**19, whole=2**21, keys=2**13, widths=16)
+PART_OF_CPU = Budget(tile=2**17, q_block=256, small=2**16, whole=2**17, keys=2**13, widths=16)
+"""For medium problems where several devices are one CPU: they share its cores and its cache."""
 ACCELERATOR = Budget(tile=TILE, q_block=512, small=2**16, whole=TILE, keys=2**22, widths=1)
 """Where tiles are not listed (schedule.py): in tangents, and for observations."""
 
@@ -130,6 +132,11 @@ def _power_of_2(n: int) -> int:
     return 1 << max(n, 1).bit_length() - 1
 
 
+def _of_cpu(sizes: Sizes) -> Budget:
+    medium = PART_OF_CPU.small <= sizes.t * sizes.s <= CPU.small
+    return PART_OF_CPU if sizes.varying and medium else CPU
+
+
 def even_block(length: int, most: int, multiple: int) -> int:
     """The block that cuts `length` into equal parts of at most `most`, rounded up to `multiple`."""
     block = ceil_div(length, ceil_div(length, most))
@@ -151,7 +158,7 @@ def make_plan(
     k_block: int | None = None,
 ) -> Plan:
     """The plan for a mask and sizes on a platform; q_block and k_block override it."""
-    budget = CPU if platform == "cpu" else ACCELERATOR
+    budget = _of_cpu(sizes) if platform == "cpu" else ACCELERATOR
     t, s, h = sizes.t, sizes.s, sizes.h
     small = t * s <= budget.small
     if q_block is None:
@@ -196,8 +203,9 @@ def whole_rows(plan: Plan, mask: BoundMask, sizes: Sizes, kv_heads: int) -> Plan
     not for the few queries of a decoding step, whose mask tells how many of the keys are held.
     """
     span = plan.k_tiles * plan.k_block
-    few = sizes.t * sizes.s <= CPU.small or (plan.q_blocks == 1 and jax.tree.leaves(mask))
+    budget = _of_cpu(sizes)
+    few = sizes.t * sizes.s <= budget.small or (plan.q_blocks == 1 and jax.tree.leaves(mask))
     if plan.k_tiles == 1 or few or span > ROW or not mask.exact:
         return plan
-    q_block = min(max(CPU.whole // span // 8 * 8, 8), CPU.q_block)
+    q_block = min(max(budget.whole // span // 8 * 8, 8), budget.q_block)
     return make_plan(mask, sizes, kv_heads, "cpu", q_block, min(span, sizes.s))
