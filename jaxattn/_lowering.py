@@ -20,7 +20,7 @@ from jax.interpreters import ad, batching, mlir
 from jax.interpreters import partial_eval as pe
 from jaxtyping import Array
 
-from jaxattn._varying import NOWHERE, vary, varying
+from jaxattn._varying import NOWHERE, anywhere, vary, varying
 
 PLATFORMS = "cpu", "cuda", "rocm", "tpu"
 OTHER = "other"
@@ -40,7 +40,7 @@ class Target(NamedTuple):
 
 
 _platform: ContextVar[str | None] = ContextVar("platform", default=None)
-_divided: ContextVar[bool] = ContextVar("divided", default=False)
+_devices: ContextVar["Devices"] = ContextVar("devices")
 
 
 def platform() -> str | None:
@@ -48,20 +48,33 @@ def platform() -> str | None:
     return _platform.get()
 
 
-def is_divided() -> bool:
-    """Whether the compiler divides the program that is being made over devices."""
-    return _divided.get()
+class Devices(NamedTuple):
+    """How a program is to devices.
+
+    divided: whether the compiler divides it over several. part: whether it is that of each of
+    several, as inside `jax.shard_map`. typed: whether JAX asks there of each array over which axes
+    of the mesh it varies.
+    """
+
+    divided: bool = False
+    part: bool = False
+    typed: bool = False
+
+
+def devices() -> Devices:
+    """Those of the program that is being made."""
+    return _devices.get(Devices())
 
 
 @contextmanager
-def lowered_for(platform: str, divided: bool = False) -> Iterator[None]:
-    """What is traced inside is made for this platform. divided: what `is_divided` says there."""
-    before, undivided = _platform.set(platform), _divided.set(divided)
+def lowered_for(platform: str, devices: Devices = Devices()) -> Iterator[None]:  # noqa: B008
+    """What is traced inside is made for this platform and these devices."""
+    before, others = _platform.set(platform), _devices.set(devices)
     try:
         yield
     finally:
         _platform.reset(before)
-        _divided.reset(undivided)
+        _devices.reset(others)
 
 
 def host_platform() -> str:
@@ -79,7 +92,8 @@ def lowered(compute: Any, *trees: Any, like: Any, linear: bool = False) -> Any:
       compute: takes a `Target` and trees of arrays; has equality and a hash. It may have a method
         `transpose(target, *trees, cotangents)`, which gets shapes in place of the arrays of the
         last tree, and gives their cotangents, in a tree like it; NotImplemented if JAX shall
-        transpose it. The cotangents of the results are None where they are zeros.
+        transpose it. The cotangents of the results are None where they are zeros. If it has
+        `over_devices`, which is true, its devices send each other arrays.
       like: what has the shapes and dtypes of the result.
       linear: whether it is linear in the last tree.
     """
@@ -101,6 +115,11 @@ class Equation:
 
     shapes: Shapes
     linear: int
+
+    @property
+    def over_devices(self) -> bool:
+        """Whether its devices send each other arrays."""
+        return False
 
     def run(self, target: Target, *args: Array) -> Sequence[Array]:
         """The results."""
@@ -139,6 +158,10 @@ class Given(Equation):
     def __repr__(self) -> str:
         return repr(self.compute)
 
+    @property
+    def over_devices(self) -> bool:
+        return getattr(self.compute, "over_devices", False)
+
     def run(self, target: Target, *args: Array) -> Sequence[Array]:
         trees = jax.tree.unflatten(self.structure, args)
         results = jax.tree.leaves(self.compute(target, *trees))
@@ -161,13 +184,23 @@ class Given(Equation):
 
 
 @dataclass(frozen=True, repr=False)
-class Moved(Equation):
+class Of(Equation):
+    """Base of what is made of another equation."""
+
+    equation: Equation
+
+    @property
+    def over_devices(self) -> bool:
+        return self.equation.over_devices
+
+
+@dataclass(frozen=True, repr=False)
+class Moved(Of):
     """The tangents of the results that have any, as some arguments of `equation` move.
 
     Of its arguments, and then the tangents of those in the places `which`.
     """
 
-    equation: Equation
     which: tuple[int, ...]
 
     def __repr__(self) -> str:
@@ -184,13 +217,12 @@ class Moved(Equation):
 
 
 @dataclass(frozen=True, repr=False)
-class Pulled(Equation):
+class Pulled(Of):
     """The cotangents of some arguments of `equation`, those in the places `which`.
 
     Of its other arguments, and then the cotangents of its results that have any: `moving`.
     """
 
-    equation: Equation
     which: tuple[int, ...]
     moving: tuple[bool, ...]
 
@@ -213,10 +245,9 @@ class Pulled(Equation):
 
 
 @dataclass(frozen=True, repr=False)
-class Mapped(Equation):
+class Mapped(Of):
     """`equation`, mapped over the first axis of its results and of the arguments with an axis 0."""
 
-    equation: Equation
     axes: tuple[int | None, ...]
 
     def __repr__(self) -> str:
@@ -268,10 +299,14 @@ _compiled = jax.jit(_bind, static_argnames=("equation", "x64"))
 
 
 def _run(
-    target: str, *args: Any, equation: Equation, x64: bool, divided: bool = False
+    target: str,
+    *args: Any,
+    equation: Equation,
+    x64: bool,
+    devices: Devices = Devices(),  # noqa: B008
 ) -> Sequence[Array]:
     same = jax.config.jax_enable_x64 == x64  # pyright: ignore[reportAttributeAccessIssue]
-    with lowered_for(target, divided), nullcontext() if same else jax.enable_x64(x64):
+    with lowered_for(target, devices), nullcontext() if same else jax.enable_x64(x64):
         return equation.run(Target(target), *args)
 
 
@@ -335,17 +370,22 @@ batching.primitive_batchers[_lowered] = _batch
 
 
 def _lower(target: str, context: Any, *args: Any, **params: Any) -> Any:
-    divided = _is_divided(context.module_context.axis_context)
-    return mlir.lower_fun(partial(_run, target, divided=divided))(context, *args, **params)
+    typed = any(x.mat.varying for x in context.avals_in)
+    devices = _devices_of(context.module_context.axis_context)._replace(typed=typed)
+    if typed and not params["equation"].over_devices:
+        # It is all of one device: then kernels, which tell nothing of axes of a mesh, can be in it.
+        context = context.replace(avals_in=[*map(anywhere, context.avals_in)])
+    return mlir.lower_fun(partial(_run, target, devices=devices))(context, *args, **params)
 
 
-def _is_divided(devices: Any) -> bool:
-    """devices: how a module is put on them: by their number, or by a mesh, of whose axes some are
+def _devices_of(axes: Any) -> Devices:
+    """axes: how a module is put on devices: by their number, or by a mesh, of whose axes some are
     manual, as in `jax.shard_map`."""
-    if not hasattr(devices, "mesh"):
-        return getattr(devices, "num_devices", 1) > 1
-    manual = devices.manual_axes | {*devices.mesh.manual_axes}
-    return manual != {*devices.mesh.axis_names} if manual else devices.mesh.size > 1
+    if not hasattr(axes, "mesh"):
+        return Devices(divided=getattr(axes, "num_devices", 1) > 1)
+    manual = axes.manual_axes | {*axes.mesh.manual_axes}
+    divided = manual != {*axes.mesh.axis_names} if manual else axes.mesh.size > 1
+    return Devices(divided, part=bool(manual) and axes.mesh.size > 1)
 
 
 for name in PLATFORMS:

@@ -20,7 +20,7 @@ from jaxattn._axes import INDEX, accumulator
 from jaxattn._function import Source
 from jaxattn._jaxpr import JIT, bind, opened, run
 from jaxattn._value import Fixed, Place, Shift, Value
-from jaxattn._varying import Axes, evaluate, hoist, vary, varying
+from jaxattn._varying import evaluate, hoist, vary, varying
 from jaxattn.positions import BoundPositions, Frame
 
 POSITION: Any = jax.ShapeDtypeStruct((), INDEX)
@@ -64,10 +64,8 @@ class Program(Fixed):
     """What was traced, of the arrays that it captures and then of its arguments. Equal to another
     that came from the same function and reads the same."""
 
-    def __init__(
-        self, source: Callable[..., Any], jaxpr: Any, dtypes: tuple[Any, ...], axes: Axes
-    ) -> None:
-        self.source, self.jaxpr, self.dtypes, self.axes = Source(source), jaxpr, dtypes, axes
+    def __init__(self, source: Callable[..., Any], jaxpr: Any, dtypes: tuple[Any, ...]) -> None:
+        self.source, self.jaxpr, self.dtypes = Source(source), jaxpr, dtypes
         self._text = str(jaxpr)
 
     def __repr__(self) -> str:
@@ -81,7 +79,7 @@ class Program(Fixed):
 
     @property
     def _what(self) -> tuple[Any, ...]:
-        return self._text, self.dtypes, self.axes, self.source
+        return self._text, self.dtypes, self.source
 
     @property
     def reads_head(self) -> bool:
@@ -126,10 +124,9 @@ class Traced(Value):
         pairs = zip(self.captured, program.dtypes, strict=True)
         captured = [x.astype(dtype) for x, dtype in pairs]
         whole: Callable[..., Any] = jaxpr_as_fun(ClosedJaxpr(program.jaxpr, ()))
-        # Where it was traced outside `jax.shard_map`, its arrays may vary now, and the mesh is
-        # another one.
+        # Inside and outside `jax.shard_map` arrays vary otherwise, and the mesh is another one.
         where = self.positions, self.head, self.batch, place
-        axes = program.axes | varying(captured, tiles, where)
+        axes = varying(captured, tiles, where)
         if axes or not jax.sharding.get_abstract_mesh().empty:
             whole = lambda *args: evaluate(program.jaxpr, (), args, axes)
         as_position = lambda x: vary(jnp.asarray(x, INDEX), axes)
@@ -200,7 +197,7 @@ def trace(
     jaxpr, captured = opened(used), [*map(jnp.asarray, closed.consts)]
     if sizes.varying:
         jaxpr, captured = hoist(jaxpr, captured)
-    program = Program(function, jaxpr, tuple(x.dtype for x in captured), sizes.varying)
+    program = Program(function, jaxpr, tuple(x.dtype for x in captured))
     positions = frame.where(what) if program.reads_positions else None
     return Traced(program, tuple(map(_wide, captured)), positions)
 

@@ -2,8 +2,8 @@
 
 JAX types values by those axes, and a loop or a branch wants the same type of all that goes round or
 may come out. So all that a call is given is made to vary over the same axes at the door, and what
-loops and branches begin with, or have nothing to show for, as well. Outside `shard_map` all of this
-does nothing.
+the loops and branches of a ring begin with, or have nothing to show for, as well. What one device
+computes alone is lowered without these types. Outside `shard_map` all of this does nothing.
 """
 
 from typing import Any, TypeAlias
@@ -39,6 +39,11 @@ def _axes_of(x: Any) -> Axes:
     return jax.typeof(x).mat.varying
 
 
+def anywhere(aval: Any) -> Any:
+    """The type of an array that does not vary."""
+    return aval.update(manual_axis_type=aval.mat.update(varying=NOWHERE))
+
+
 def hoist(jaxpr: Any, captured: list[Any]) -> tuple[Any, list[Any]]:
     """(jaxpr, captured) without the equations that depend on nothing but captured arrays, which are
     the first arguments."""
@@ -56,7 +61,8 @@ def hoist(jaxpr: Any, captured: list[Any]) -> tuple[Any, list[Any]]:
 
 
 def evaluate(jaxpr: Any, consts: Any, args: Any, axes: Axes) -> list[Any]:
-    """The jaxpr of arguments that vary over `axes`, where some did not when it was traced."""
+    """The jaxpr of arguments that vary over `axes`, where some varied otherwise when it was
+    traced."""
 
     mesh = jax.sharding.get_abstract_mesh()
 
@@ -65,7 +71,7 @@ def evaluate(jaxpr: Any, consts: Any, args: Any, axes: Axes) -> list[Any]:
         if eqn.primitive.name == "pvary":
             return operands
         closed = eqn.params.get("jaxpr") if eqn.primitive.name == "jit" else None
-        if not all(axes <= x.aval.mat.varying for x in eqn.invars):  # traced for another type
+        if any(x.aval.mat.varying != axes for x in eqn.invars):  # traced for another type
             closed = closed or eqn.params.get("call_jaxpr")
         if closed is not None:
             return evaluate(closed.jaxpr, closed.consts, operands, axes)

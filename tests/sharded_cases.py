@@ -55,6 +55,7 @@ NAMES += [
     "inside:heads,Reference,Blockwise",
     "mapped:pieces",
     "mapped:heads",
+    "kernels:ring,zigzag",
     "memory",
     "sixth",
     "blocks:zigzag_pieces,segments",

@@ -3,14 +3,31 @@
 # pyright: reportArgumentType=false
 
 from functools import partial
+from typing import ClassVar
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from sharded_setup import BIAS, EVERY, REST, SINKS, SLOPES, Case, E, K, Q, V, close, loss_of, whole
+from sharded_setup import (
+    BIAS,
+    EVERY,
+    REST,
+    RNG,
+    SINKS,
+    SLOPES,
+    Case,
+    E,
+    K,
+    Q,
+    V,
+    close,
+    loss_of,
+    whole,
+)
 
 import jaxattn as ja
+from jaxattn import sharded
 from jaxattn.sharded import parts
 
 
@@ -77,6 +94,44 @@ def inside(way, *names):
         rest = {"observe": wanted, "backend": backend}
         got = jax.jit(partial(Case(way).attend, "sinks", **rest))(Q, K, V, REST)
         close(got, whole("sinks", Q, K, V, REST, observe=wanted))
+
+
+class Interpreted(ja.Splash):
+    """A kernel of Pallas, run by its interpreter. runs: how many were made."""
+
+    runs: ClassVar[int] = 0
+
+    def refuses(self, call):
+        return super().refuses(call._replace(platform="tpu"))
+
+    def run(self, problem, watched):
+        Interpreted.runs += 1
+        return super().run(problem, watched, interpret=True)
+
+
+def kernels(*names):
+    """Kernels make the parts: results and gradients."""
+    shape = lambda heads: (1, 2048, heads, 16)
+    q, k, v = (RNG.standard_normal(shape(heads)).astype(np.float32) for heads in (2, 1, 1))
+    for name in names:
+        case, Interpreted.runs = Case(name), 0
+
+        def both(f, q, k, v):
+            return f(q, k, v), jax.grad(lambda *x: jnp.sin(f(*x)).sum(), (0, 1, 2))(q, k, v)
+
+        def shared(*qkv, case=case):
+            local = partial(
+                sharded.attention, way=case.way, mask=ja.Causal(), backend=Interpreted()
+            )
+            spec = case.along(4, 1)
+            run = jax.shard_map(
+                local, mesh=case.mesh, in_specs=spec, out_specs=spec, check_vma=False
+            )
+            return case.back(run(*(case.put(x, 1) for x in qkv)))
+
+        one = partial(ja.attention, mask=ja.Causal())
+        close(jax.jit(partial(both, shared))(q, k, v), jax.jit(partial(both, one))(q, k, v))
+        assert Interpreted.runs
 
 
 def second(way, rule):

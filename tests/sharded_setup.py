@@ -88,6 +88,9 @@ class Case:
     def put(self, x, axis):
         return self.order.put(x, self.rings, axis)
 
+    def back(self, x, axis=1):
+        return self.order.back(x, self.rings, axis)
+
     def attend(self, rule, q, k, v, rest, observe=None, backend=ja.AUTO):
         rest = {n: self.put(x, ALONG[n]) if n in ALONG else x for n, x in rest.items()}
         if "bias" in rest:
@@ -108,7 +111,7 @@ class Case:
             out_specs=ja.Attended(four, three, seen),
         )
         got = run(q, k, v, rest)
-        back = lambda x, axis=1: self.order.back(x, self.rings, axis)
+        back = self.back
         shown = {}
         for name, x in got.observed.items():
             if name == "rows":

@@ -13,7 +13,7 @@ import pytest
 from rules import Shape
 
 import jaxattn as ja
-from jaxattn._lowering import lowered_for
+from jaxattn._lowering import Devices, lowered_for
 from jaxattn._problem import check
 from jaxattn.backends.hopper import backend
 from jaxattn.backends.protocol import Call
@@ -92,7 +92,7 @@ def test_another_device_or_an_older_jax_is_told(monkeypatch):
 
 
 def test_a_program_for_several_devices_is_refused(h100):
-    with lowered_for("cuda", divided=True):
+    with lowered_for("cuda", Devices(divided=True)):
         assert "does not divide its kernels" in (ja.Hopper().refuses(call()) or "")
 
 

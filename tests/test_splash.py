@@ -18,7 +18,7 @@ from rules import Shape, both, causal, everything, inverse, lengths, packed, pre
 from tolerance import assert_close, eps, peak
 
 import jaxattn as ja
-from jaxattn._lowering import lowered_for
+from jaxattn._lowering import Devices, lowered_for
 from jaxattn._problem import check
 from jaxattn._value import Zero
 from jaxattn.backends.protocol import Call, Moves
@@ -82,7 +82,7 @@ def test_what_it_does_not_take_it_says(options, reason):
 
 
 def test_a_program_for_several_devices_is_refused():
-    with lowered_for("tpu", divided=True):
+    with lowered_for("tpu", Devices(divided=True)):
         assert "over devices" in (ja.Splash().refuses(call()) or "")
 
 

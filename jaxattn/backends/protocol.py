@@ -100,6 +100,8 @@ class Backend:
     FROM_LSE: ClassVar[bool] = True
     """Whether `tangent` and `observe` go by the lse that they are given, which may be that of more
     keys than the problem has: so the keys may be shared out over devices."""
+    OVER_DEVICES: ClassVar[bool] = False
+    """Whether it sends arrays from device to device."""
 
     def refuses(self, call: Call) -> str | None:
         """Why this backend cannot do what is asked; None where it can."""

@@ -28,6 +28,13 @@ def answer(backend: Backend, problem: Problem, watched: Watch) -> Results:
     return lowered(_Results(backend), problem, watched, like=_like(problem, watched))
 
 
+def tangents_of(backend: Backend, given: tuple[Problem, Watch, Results], moving: Moving) -> Any:
+    """The tangents of results that there are already: `Moves`, with None of integers alone."""
+    results = given[2]
+    like = Moves(results.out, results.log_total, _real(results.states))
+    return lowered(_Tangent(backend), given, moving, like=like, linear=True)
+
+
 def observed(
     backend: Backend,
     problem: Problem,
@@ -44,9 +51,7 @@ def _answer_jvp(backend: Backend, primals: Any, tangents: Any) -> tuple[Results,
     problem, watched = primals
     results = _named(answer(backend, problem, watched))
     moving = jax.tree.map(_zero_if_still, tangents, is_leaf=_is_symbolic)
-    like = Moves(results.out, results.log_total, _real(results.states))
-    given = problem, watched, results
-    moves = lowered(_Tangent(backend), given, moving, like=like, linear=True)
+    moves = tangents_of(backend, (problem, watched, results), moving)
     still: Any = lambda x: SymbolicZero(jax.typeof(x).to_tangent_aval())
     fill = lambda x, dx: still(x) if dx is None else dx
     dstates = jax.tree.map(fill, results.states, moves.states)
@@ -85,28 +90,33 @@ def _like(problem: Problem, watched: Watch) -> Results:
 
 
 @dataclass(frozen=True)
-class _Results:
+class _By:
+    """What a backend makes."""
+
     backend: Backend
 
+    @property
+    def over_devices(self) -> bool:
+        return self.backend.OVER_DEVICES
+
+
+@dataclass(frozen=True)
+class _Results(_By):
     def __call__(self, target: Target, problem: Problem, watched: Any) -> Results:
         call = Call(problem, watched, platform=target.platform, order=target.order)
         return self.backend.choose(call).run(problem, watched)
 
 
 @dataclass(frozen=True)
-class _Observed:
-    backend: Backend
-
+class _Observed(_By):
     def __call__(self, target: Target, problem: Problem, watched: Any, lse: Array) -> Any:
         call = Call(problem, watched, True, target.platform, target.order)
         return self.backend.choose(call).observe(problem, watched, lse, target.order)
 
 
 @dataclass(frozen=True)
-class _Tangent:
+class _Tangent(_By):
     """Linear in the last argument."""
-
-    backend: Backend
 
     def __call__(self, target: Target, given: Any, moving: Moving) -> Moves:
         problem, watched, results = given

@@ -1,7 +1,6 @@
 """The ring as a backend: another backend's results of pairs of chunks, put together by lse."""
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ from jaxattn._softmax import Partial
 from jaxattn._varying import vary, varying
 from jaxattn.backends.blockwise.backend import Blockwise
 from jaxattn.backends.protocol import Backend, Call, Cost, Moves, Moving, Results
+from jaxattn.backends.rule import answer, observed, tangents_of
 from jaxattn.sharded.go_round import go_round
 from jaxattn.sharded.observing import Observing, states_of, states_to_differentiate
 from jaxattn.sharded.parts import Cases, Layout, Pair, Visit, align, layout_of
@@ -33,6 +33,8 @@ class Round(Backend):
     pieces: how many the keys of a device go round in, as a `Ring` has it. inside: makes the results
       of each pair of chunks.
     """
+
+    OVER_DEVICES = True
 
     axis: str
     order: Order
@@ -58,7 +60,7 @@ class Round(Backend):
 
         def pair_of(pair: Pair, mask: Any, operands: Any) -> Results:
             part, _ = visits.part(split.together(*operands), pair, mask)
-            return self._chosen(part).run(part, ())
+            return answer(self._chosen(part), part, ())
 
         def hidden(_: Pair) -> Results:
             rows = nothing(visits.layout.rows)
@@ -95,9 +97,8 @@ class Round(Backend):
             part = visits.part(split.together(here[0], there[0]), pair, mask)
             of = moves.cut(layout, moves.together(here[1], there[1]), pair)
             at = visits.rows(here[2], pair, lead)
-            made = self._by_lse(part[0]).tangent(*part, at, align(part, of))
-            some = lambda dx, like: jnp.zeros(like.shape, like.dtype) if dx is None else dx
-            return some(made.out, at.out), some(made.log_total, at.log_total)
+            made = tangents_of(self._by_lse(part[0]), (*part, at), align(part, of))
+            return made.out, made.log_total
 
         def add(pair: Pair, sums: Any, part: Any) -> Any:
             after = jax.tree.map(jnp.add, visits.rows(sums, pair, lead), part)
@@ -140,12 +141,16 @@ class Round(Backend):
             (here, at, cts), there = operands
             part: Any = visits.part(split.together(here, there), pair, mask)
             at, cts = visits.rows((at, cts), pair, lead)
-            every = iter(cts)
-            of_results = [next(every) if it else None for it in known]
-            of_results = Moves(of_results[0], of_results[1], ())
             cutting = lambda some: moves.cut(layout, moves.together(*some), pair)
-            like = jax.eval_shape(cutting, (sums_here, sums_there))
-            return jax.tree.leaves(self._pull(visits, part, at, of_results, like))
+            like = visits.zeros(jax.eval_shape(cutting, (sums_here, sums_there)))
+
+            def along(some: Moving) -> list[Any]:
+                made = tangents_of(self._by_lse(part[0]), (*part, at), align(part, some))
+                pairs = zip((made.out, made.log_total), known, strict=True)
+                return [dx for dx, is_known in pairs if is_known]
+
+            (pulled,) = jax.vjp(along, like)[1](cts)
+            return jax.tree.leaves(pulled)
 
         def add(pair: Pair, sums: Any, part: Any) -> Any:
             whole = jax.tree.leaves(moves.together(*sums))
@@ -166,26 +171,6 @@ class Round(Backend):
         of_problem = of_problem._replace(rule=of_problem.rule._replace(sinks=sinks))
         return of_problem, of_watched
 
-    def _pull(
-        self, visits: Visits, part: Any, at: Results, cotangents: Moves, like: Moving
-    ) -> Moving:
-        """Gradients of a pair. like: of what."""
-        aligned = partial(align, part)
-        asked = jax.eval_shape(aligned, like)
-        rule = self._by_lse(part[0])
-        pulled = rule.transpose(part[0], part[1], at, asked, cotangents)
-        if pulled is NotImplemented:
-
-            def along(some: Any) -> list[Any]:
-                made = rule.tangent(part[0], part[1], at, some)
-                pairs = (made.out, cotangents.out), (made.log_total, cotangents.log_total)
-                return [dx for dx, ct in pairs if ct is not None]
-
-            kept = [ct for ct in (cotangents.out, cotangents.log_total) if ct is not None]
-            (pulled,) = jax.vjp(along, visits.zeros(asked))[1](kept)
-        pulled = jax.tree.map(lambda x, like: x.astype(like.dtype), pulled, asked)
-        return jax.vjp(aligned, visits.zeros(like))[1](pulled)[0]
-
     def observe(
         self, problem: Problem, watched: Watch, lse: Float[Array, "*b t h"], order: int = 0
     ) -> tuple[Any, ...]:
@@ -197,8 +182,7 @@ class Round(Backend):
         def make(part: Problem, watched: Watch, lse: Array) -> tuple[Any, ...]:
             call = Call(part, watched, True, platform(), order)
             chosen = self._by_lse(part)
-            chosen = Blockwise() if chosen.refuses(call) else chosen
-            return chosen.observe(part, watched, lse, order)
+            return observed(Blockwise() if chosen.refuses(call) else chosen, part, watched, lse)
 
         watching = Observing(visits, problem, watched, make)
         states = states_to_differentiate if order else states_of

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxattn._axes import accumulator
-from jaxattn._lowering import host_platform, lowered_for
+from jaxattn._lowering import Devices, host_platform, lowered_for
 from jaxattn._mask import EVERYTHING, BoundMask, Mask, check_mask
 from jaxattn._problem import Problem, check
 from jaxattn._value import Shift
@@ -117,7 +117,7 @@ def explain(
     bound = check_mask(mask).resolve(frame)
     t, s, order = sizes.t // axes.rings, sizes.s // axes.rings, axes.order
     axes.check_pieces(s)
-    with lowered_for(host_platform()):
+    with lowered_for(host_platform(), Devices(part=True)):
         layout = layout_of("", axes.rings, order, t, s, axes.pieces)
     cases = Cases(bound, layout)
     visits = len(cases.shifts(layout))
@@ -174,7 +174,7 @@ def _work(
         """Of the pair whose first query and key these are."""
         here = EVERYTHING if cases.kinds[kind] is EVERYTHING else mask.moved(Shift(q, k))
         chosen = backend.choose(Call(part, (), platform=host_platform()))
-        with lowered_for(host_platform()):
+        with lowered_for(host_platform(), Devices(part=True)):
             return chosen.cost(part, here, ())
 
     work = []

@@ -122,10 +122,10 @@ class Visits(NamedTuple):
         with nothing saved.
         """
         met = self.met(visit.shift)
+        kinds = [self.cases.kinds[i] for i in met]
 
         def one(sums: Any, operands: Any, index: Index) -> Any:
             pair = self.layout.pair(visit, index)
-            shapes = lambda *args: jax.eval_shape(partial(compute, pair, None), *args)
 
             def branch(kind: Any, operands: Any) -> Any:
                 if kind is not HIDDEN:
@@ -133,10 +133,12 @@ class Visits(NamedTuple):
                 elif hidden is not None:
                     made = hidden(pair)
                 else:
-                    made = self.zeros(shapes(operands))
+                    like = next((other for other in kinds if other is not HIDDEN), None)
+                    shapes = partial(compute, pair, like)
+                    made = self.zeros(jax.eval_shape(shapes, operands))
                 return vary(made, self.axes)
 
-            branches = [partial(branch, self.cases.kinds[i]) for i in met]
+            branches = [partial(branch, kind) for kind in kinds]
             if len(branches) == 1:
                 return add(pair, sums, branches[0](operands))
             which = jnp.searchsorted(jnp.asarray(met), self.cases.at(pair)).astype(jnp.int32)

@@ -191,9 +191,8 @@ def pulled_back(
 def as_asked(problem: Problem, moving: Moving, made: Any, scale: Any, score: Any) -> Moving:
     """Gradients in the places of what moves. made: of q, k and v, with one batch axis."""
     asked, lead = moving[0], problem.sizes.batch
-    scale = scale.astype(problem.rule.scale.dtype)
     pairs = zip((*asked[:3], asked.rule.scale), (*unflat(made, lead), scale), strict=True)
-    dq, dk, dv, dscale = (x if isinstance(x, Zero) else dx for x, dx in pairs)
+    dq, dk, dv, dscale = (x if isinstance(x, Zero) else dx.astype(x.dtype) for x, dx in pairs)
     # Sinks move, perhaps, but none of these results with them.
     still = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), asked.rule.sinks)
     rule = asked.rule._replace(scale=dscale, score=score, sinks=still)

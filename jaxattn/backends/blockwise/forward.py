@@ -17,7 +17,6 @@ from jaxattn._observation import Watch
 from jaxattn._problem import Rule
 from jaxattn._softmax import LogSumExp, Partial, nothing
 from jaxattn._value import Place, Sizes, Span
-from jaxattn._varying import vary
 from jaxattn.backends.blockwise import stairs, tile, watch
 from jaxattn.backends.blockwise.loops import after, by_width, loop, repeat
 from jaxattn.backends.blockwise.walk import (
@@ -200,7 +199,7 @@ class QueryBlock(NamedTuple):
         """Where no tile is needed."""
         none = nothing(self.rows.size, self.keys.v.shape[-1], self.q.dtype)
         grow = lambda x: jnp.broadcast_to(x, (*self.q.shape[:3], *x.shape))
-        return vary(jax.tree.map(grow, none), self.walk.sizes.varying), self.unseen
+        return jax.tree.map(grow, none), self.unseen
 
     def visit_full(self, needed: bool, j: Index, state: Partial) -> Partial:
         """`state` after the j-th tile; `needed` if it is known to be."""
@@ -302,8 +301,7 @@ def _poison(
 
         old = read_rows(out, run, rows)
         tiles = ceil_div(sizes.s, plan.k_block)
-        none = vary(jnp.zeros(old.shape, bool), sizes.varying)
-        seen = loop(0, tiles, each_tile, none)
+        seen = loop(0, tiles, each_tile, jnp.zeros(old.shape, bool))
         new = to_rows(jnp.where(seen, jnp.nan, old))
         return put(out, new, (run.batch, rows.start, run.q_head, 0))
 

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxattn._axes import INDEX, Index, count_to
-from jaxattn._varying import vary, varying
 
 NOTHING = jax.checkpoint_policies.nothing_saveable
 
@@ -69,4 +68,4 @@ def sum_over(step: Callable[[Index, Any], Any], xs: Any) -> Any:
     add = lambda total, x: (jax.tree.map(jnp.add, total, step(*x)), None)
     shapes = jax.eval_shape(lambda: step(0, jax.tree.map(lambda x: x[0], xs)))
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    return jax.lax.scan(add, vary(zero, varying(xs)), (count_to(n), xs))[0]
+    return jax.lax.scan(add, zero, (count_to(n), xs))[0]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import jax
 
 from jaxattn._axes import ceil_div
+from jaxattn._lowering import devices
 from jaxattn._mask import BoundMask
 from jaxattn._value import Sizes, Span
 
@@ -134,7 +135,7 @@ def _power_of_2(n: int) -> int:
 
 def _of_cpu(sizes: Sizes) -> Budget:
     medium = PART_OF_CPU.small <= sizes.t * sizes.s <= CPU.small
-    return PART_OF_CPU if sizes.varying and medium else CPU
+    return PART_OF_CPU if devices().part and medium else CPU
 
 
 def even_block(length: int, most: int, multiple: int) -> int:

@@ -16,7 +16,6 @@ from jaxtyping import Array, Bool, Int
 from jaxattn._axes import Index, ceil_div, count_to
 from jaxattn._mask import BoundMask
 from jaxattn._value import Span, unflatten_index
-from jaxattn._varying import vary
 from jaxattn.backends.blockwise.walk import Walk
 
 PAIRS = 2**24  # that a mask is asked for at a time
@@ -130,4 +129,4 @@ def needed(walk: Walk, mask: BoundMask) -> Bool[Array, "b runs q_blocks k_blocks
     at_once = max(PAIRS // (plan.q_block * s), 1)
     every = count_to(walk.batches * runs * plan.q_blocks)
     mapped = jax.lax.map(row_of_tiles, every, batch_size=at_once)
-    return vary(mapped, walk.sizes.varying).reshape(*shape, -1)
+    return mapped.reshape(*shape, -1)

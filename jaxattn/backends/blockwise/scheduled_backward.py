@@ -24,7 +24,6 @@ from jaxattn._mask import EVERYTHING
 from jaxattn._problem import Rule
 from jaxattn._softmax import LogSumExp
 from jaxattn._value import Place, Span, Zero
-from jaxattn._varying import vary
 from jaxattn.backends.blockwise import tile
 from jaxattn.backends.blockwise.loops import repeat
 from jaxattn.backends.blockwise.schedule import Tiles, schedule
@@ -68,9 +67,9 @@ def backward(
     `Rows`, of every query.
     """
     every, tiles_of, acc = Rows(q, g.astype(v.dtype), lse, dlse), schedule(walk, rule.mask), g.dtype
-    zeros = lambda *shape: vary(jnp.zeros(shape, acc), walk.sizes.varying)
+    zeros = lambda *shape: jnp.zeros(shape, acc)
     none: Any = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (q, k, v, dscore))
-    dq, dk, dv, dscore = vary(none, walk.sizes.varying)
+    dq, dk, dv, dscore = none
 
     def each_run(index: Index, results: Sums) -> Sums:
         run = walk.run(index)

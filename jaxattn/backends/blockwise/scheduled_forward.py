@@ -18,7 +18,6 @@ from jaxattn._mask import EVERYTHING
 from jaxattn._problem import Rule
 from jaxattn._softmax import Partial
 from jaxattn._value import Place
-from jaxattn._varying import vary
 from jaxattn.backends.blockwise import tile
 from jaxattn.backends.blockwise.loops import repeat
 from jaxattn.backends.blockwise.schedule import Tiles, schedule
@@ -38,7 +37,7 @@ def forward(walk: Walk, q: Array, k: Array, v: Array, rule: Rule) -> tuple[Array
     zeros = partial(jnp.zeros, dtype=acc)
     unseen = jnp.full(q.shape[:3], -jnp.inf, acc)
     none = Partial(unseen, zeros(q.shape[:3]), zeros((*q.shape[:3], v.shape[3])))
-    out, lse = repeat(walk.runs, each_run, vary(none, walk.sizes.varying)).finish()
+    out, lse = repeat(walk.runs, each_run, none).finish()
     return out, *lse
 
 

@@ -24,7 +24,6 @@ from jaxattn._problem import Rule
 from jaxattn._score import BoundScore
 from jaxattn._softmax import LogSumExp
 from jaxattn._value import Span
-from jaxattn._varying import vary
 from jaxattn.backends.blockwise import tile
 from jaxattn.backends.blockwise.loops import NOTHING, by_width, stack, sum_over
 from jaxattn.backends.blockwise.walk import Reach, Run, Walk, read_keys, read_rows
@@ -188,8 +187,7 @@ class Tiles(NamedTuple):
 
     def _nothing(self) -> tuple[Array, Array]:
         zeros = jnp.zeros_like(self.of_rows[1].peak)
-        none = jnp.zeros((*zeros.shape, self.features), zeros.dtype), zeros
-        return vary(none, self.walk.sizes.varying)
+        return jnp.zeros((*zeros.shape, self.features), zeros.dtype), zeros
 
     def _narrow(self, begin: Index, start: Index, tiles: Any, width: int) -> tuple[Array, Array]:
         """The first `width` keys of a tile. begin: the first that is in no tile before it."""

@@ -17,7 +17,6 @@ from jaxattn._problem import Rule
 from jaxattn._score import BoundScore
 from jaxattn._softmax import LogSumExp, Partial, base
 from jaxattn._value import Place, Zero
-from jaxattn._varying import vary, varying
 
 
 class Products(NamedTuple):
@@ -133,8 +132,7 @@ def tangent(
     p_cr = jnp.exp((logits_cr - peak[None, :]) - finite(lse.log_total)[None, :])
     w_cr = p_cr if rule.dropout is None else rule.dropout.apply(p_cr, place)
 
-    nothing = jnp.zeros((q.shape[0], v.shape[1]), q.dtype), jnp.zeros_like(peak)
-    mixed, dlse = vary(nothing, varying(peak))
+    mixed, dlse = jnp.zeros((q.shape[0], v.shape[1]), q.dtype), jnp.zeros_like(peak)
     if dlogits_cr is not None:
         # A hidden pair's tangent may have overflowed, and what flows back to it from its value too.
         pdl_cr = jnp.where(p_cr == 0, 0, p_cr * dlogits_cr)

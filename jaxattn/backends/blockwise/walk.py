@@ -20,7 +20,6 @@ from jaxattn._finite import finite, nan_unless_finite
 from jaxattn._lowering import platform
 from jaxattn._mask import BoundMask
 from jaxattn._value import Block, Place, Sizes, Span, Value, unflatten_index
-from jaxattn._varying import vary
 from jaxattn.backends.blockwise.plan import Plan
 
 
@@ -156,9 +155,7 @@ class Walk(NamedTuple):
             keys, begin = reach.span(j)
 
             look = lambda: self.any_allowed(mask, run, rows, keys, begin)
-            varied = lambda x: vary(x, self.sizes.varying)
-            nothing = lambda: varied(jnp.zeros((), bool))
-            return jax.lax.cond(reach.width(j) > 0, lambda: varied(look()), nothing)
+            return jax.lax.cond(reach.width(j) > 0, look, lambda: jnp.zeros((), bool))
 
         return jax.lax.map(one, count_to(math.prod(shape))).reshape(shape)
 

@@ -15,7 +15,6 @@ from jaxattn._observation import KEY, QUERY, BoundObservation, Seen, Watch, stat
 from jaxattn._problem import Rule
 from jaxattn._softmax import LogSumExp
 from jaxattn._value import Place, Span
-from jaxattn._varying import vary, varying
 from jaxattn.backends.blockwise import tile
 from jaxattn.backends.blockwise.walk import Run, Walk, to_rows
 
@@ -24,8 +23,7 @@ def start(walk: Walk, watch: Watch, dtype: Any) -> tuple[Any, ...]:
     """The states of no pairs."""
     states = states_of_no_pairs(walk.sizes, watch, dtype)
     lead = len(walk.sizes.batch)
-    flat = jax.tree.map(lambda x: x.reshape(walk.batches, *x.shape[lead:]), states)
-    return vary(flat, walk.sizes.varying)
+    return jax.tree.map(lambda x: x.reshape(walk.batches, *x.shape[lead:]), states)
 
 
 def nothing(walk: Walk, watch: Watch, run: Run, rows: int, keys: int, dtype: Any) -> Any:
@@ -37,7 +35,7 @@ def nothing(walk: Walk, watch: Watch, run: Run, rows: int, keys: int, dtype: Any
         grow = lambda x: jnp.broadcast_to(x, (*shape, *jnp.shape(x)))
         return jax.tree.map(grow, observation.start(walk.sizes, dtype))
 
-    return vary(tuple(map(one, watch)), walk.sizes.varying)
+    return tuple(map(one, watch))
 
 
 def look(
@@ -75,8 +73,7 @@ def look(
     rest = lse.value, live, place, rule.positions, bool(rule.score)
     seen = Seen(p, norm, logits, scaled, allowed, queries, peak, *rest)
     once = seen if counts_rows is None else _new_rows(seen, counts_rows)
-    added = tuple(each.absorb(seen if each.per is QUERY else once) for each in watch)
-    return vary(added, varying(logits))
+    return tuple(each.absorb(seen if each.per is QUERY else once) for each in watch)
 
 
 def _new_rows(seen: Seen, new: Array) -> Seen:

@@ -15,7 +15,7 @@ from jaxattn._axes import accumulator
 from jaxattn._band import Band, Near
 from jaxattn._content import as_int, is_whole
 from jaxattn._jaxpr import equations
-from jaxattn._lowering import is_divided
+from jaxattn._lowering import devices
 from jaxattn._mask import BoundAnd, BoundMask, BoundNot, BoundOr, Everything
 from jaxattn._observation import Watch
 from jaxattn._problem import Problem
@@ -110,10 +110,8 @@ class Hopper(Forward):
             return f"its tiles take {needed:,} bytes of shared memory, of {SHARED_BYTES:,}"
         if not all(isinstance(n, int) for n in (*problem.q.shape, *problem.k.shape)):
             return "its programs are counted for known sizes"
-        if is_divided():
+        if devices().divided:
             return "the compiler does not divide its kernels over devices"
-        if problem.sizes.varying:
-            return "its kernel does not say over which axes of jax.shard_map its results vary"
         if reason := _unknown(problem):
             return reason
         if call.platform == "cuda" and (found := capability()) != CAPABILITY:

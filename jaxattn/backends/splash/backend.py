@@ -11,7 +11,7 @@ from jaxtyping import Array, Int
 from jaxattn._axes import INDEX, ceil_div, count_to
 from jaxattn._band import Band
 from jaxattn._finite import all_usual
-from jaxattn._lowering import is_divided
+from jaxattn._lowering import devices
 from jaxattn._mask import EVERYTHING, BoundAnd, BoundMask, BoundNot, BoundOr, Everything
 from jaxattn._observation import Watch
 from jaxattn._problem import Problem
@@ -55,9 +55,14 @@ class Splash(Forward):
             return "of scores it takes one SoftCap of a Python integer, such as SoftCap(50)"
         if (reason := _refused(rule.mask)) is not None:
             return reason
-        if sizes.varying:
-            return "its kernel does not say over which axes of jax.shard_map its results vary"
-        return "the compiler does not divide its kernel over devices" if is_divided() else None
+        if devices().divided:
+            return "the compiler does not divide its kernel over devices"
+        if sizes.varying or devices().typed:
+            return (
+                "its kernel does not say over which axes of jax.shard_map its results vary; inside "
+                "one with check_vma=False it is not asked"
+            )
+        return None
 
     def run(self, problem: Problem, watched: Watch, interpret: bool = False) -> Results:
         scaled = problem.q.astype(jnp.float32) * problem.rule.scale
