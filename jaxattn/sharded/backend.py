@@ -17,9 +17,10 @@ from jaxattn._varying import vary, varying
 from jaxattn.backends.blockwise.backend import Blockwise
 from jaxattn.backends.protocol import Backend, Call, Cost, Moves, Moving, Results
 from jaxattn.backends.rule import answer, observed, tangents_of
+from jaxattn.sharded.cases import Cases
 from jaxattn.sharded.go_round import go_round
 from jaxattn.sharded.observing import Observing, states_of, states_to_differentiate
-from jaxattn.sharded.parts import Cases, Layout, Pair, Visit, align, layout_of
+from jaxattn.sharded.parts import Layout, Pair, Visit, align, layout_of
 from jaxattn.sharded.ring_sum import ring_sum
 from jaxattn.sharded.visits import Split, Visits
 from jaxattn.sharded.ways import Order

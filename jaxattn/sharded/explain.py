@@ -18,8 +18,9 @@ from jaxattn._value import Shift
 from jaxattn.backends.protocol import Backend, Call, Cost
 from jaxattn.backends.select import AUTO
 from jaxattn.positions import Given, frame_of
+from jaxattn.sharded.cases import Cases
 from jaxattn.sharded.heads import check_heads
-from jaxattn.sharded.parts import Cases, Layout, layout_of
+from jaxattn.sharded.parts import Layout, layout_of
 from jaxattn.sharded.ways import Axes, Way
 
 

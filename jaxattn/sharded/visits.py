@@ -14,7 +14,8 @@ from jaxattn._axes import Index, cut_axis
 from jaxattn._axes import put_axis as put
 from jaxattn._value import Shift
 from jaxattn._varying import vary
-from jaxattn.sharded.parts import HIDDEN, Cases, Given, Layout, Pair, Tag, Visit, moved
+from jaxattn.sharded.cases import HIDDEN, Cases
+from jaxattn.sharded.parts import Given, Layout, Pair, Tag, Visit, moved
 
 Compute = Callable[..., Any]
 NOTHING = jax.checkpoint_policies.nothing_saveable
