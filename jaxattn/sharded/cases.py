@@ -1,6 +1,7 @@
 """What a mask leaves of the pairs of a ring, as far as it is known while tracing."""
 
 import functools
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -70,18 +71,23 @@ class Cases:
             self.kinds.append(kind)
         return self.kinds.index(kind)
 
+    @functools.cached_property
+    def _bits(self) -> np.ndarray:
+        """The kinds of all pairs of two chunks, each as a bit."""
+        return np.bitwise_or.reduce(1 << self.table, axis=(-2, -1))
+
     def at(self, pair: Pair) -> Any:
         """Which kind a pair is, of traced indices."""
         table = jnp.asarray(self.table)
         return table[*self._chunks(pair.q_chunk, pair.k_chunk), pair.block, pair.piece]
 
-    def of_shift(self, layout: Layout, shift: int) -> np.ndarray:
-        """The kinds of all devices' pairs, when they are visited from so far before:
-        [device part part block piece]."""
-        chunks = layout.order.table(layout.devices)
-        return self.table[
-            self._chunks(chunks[:, :, None], np.roll(chunks, shift, axis=0)[:, None, :])
-        ]
+    def met(self, layout: Layout, shifts: Iterable[int]) -> list[int]:
+        """The kinds of all devices' pairs, when they are visited from so far before."""
+        chunks, found = layout.order.table(layout.devices), 0
+        for shift in shifts:
+            pairs = chunks[:, :, None], np.roll(chunks, shift, axis=0)[:, None, :]
+            found |= int(np.bitwise_or.reduce(self._bits[self._chunks(*pairs)], axis=None))
+        return [i for i in range(len(self.kinds)) if found >> i & 1]
 
     def _chunks(self, q_chunks: Any, k_chunks: Any) -> tuple[Any, ...]:
         """The table's first indices of chunks."""
@@ -103,7 +109,7 @@ class Cases:
 
     def shifts(self, layout: Layout) -> tuple[int, ...]:
         """From how far before anything is needed; and 0."""
-        need = (i for i in range(1, layout.devices) if self.of_shift(layout, i).any())
+        need = (i for i in range(1, layout.devices) if self.met(layout, [i]) != [0])
         return (0, *need)
 
 

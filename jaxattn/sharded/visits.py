@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
 from jaxattn._axes import Index, cut_axis
@@ -98,13 +97,6 @@ class Visits(NamedTuple):
         start = pair.column * self.layout.keys
         return jax.tree.map(lambda a, b: put(a, b.astype(a.dtype), start, lead), whole, part)
 
-    def met(self, shift: Any) -> list[int]:
-        """The kinds of pairs that there are in a visit."""
-        shifts = (shift,) if isinstance(shift, int) else self.shifts[1:]
-        return sorted(
-            {int(i) for at in shifts for i in np.unique(self.cases.of_shift(self.layout, at))}
-        )
-
     def each(
         self,
         visit: Visit,
@@ -122,7 +114,8 @@ class Visits(NamedTuple):
         in which there is nothing; zeros, if not given. again: computed again for a derivative,
         with nothing saved.
         """
-        met = self.met(visit.shift)
+        shifts = [visit.shift] if isinstance(visit.shift, int) else self.shifts[1:]
+        met = self.cases.met(self.layout, shifts)
         kinds = [self.cases.kinds[i] for i in met]
 
         def one(sums: Any, operands: Any, index: Index) -> Any:
