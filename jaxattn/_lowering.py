@@ -40,7 +40,6 @@ class Target(NamedTuple):
 
 
 _platform: ContextVar[str | None] = ContextVar("platform", default=None)
-_devices: ContextVar["Devices"] = ContextVar("devices")
 
 
 def platform() -> str | None:
@@ -61,13 +60,17 @@ class Devices(NamedTuple):
     typed: bool = False
 
 
+ALONE = Devices()
+_devices: ContextVar[Devices] = ContextVar("devices", default=ALONE)
+
+
 def devices() -> Devices:
     """Those of the program that is being made."""
-    return _devices.get(Devices())
+    return _devices.get()
 
 
 @contextmanager
-def lowered_for(platform: str, devices: Devices = Devices()) -> Iterator[None]:  # noqa: B008
+def lowered_for(platform: str, devices: Devices = ALONE) -> Iterator[None]:
     """What is traced inside is made for this platform and these devices."""
     before, others = _platform.set(platform), _devices.set(devices)
     try:
@@ -299,11 +302,7 @@ _compiled = jax.jit(_bind, static_argnames=("equation", "x64"))
 
 
 def _run(
-    target: str,
-    *args: Any,
-    equation: Equation,
-    x64: bool,
-    devices: Devices = Devices(),  # noqa: B008
+    target: str, *args: Any, equation: Equation, x64: bool, devices: Devices = ALONE
 ) -> Sequence[Array]:
     same = jax.config.jax_enable_x64 == x64  # pyright: ignore[reportAttributeAccessIssue]
     with lowered_for(target, devices), nullcontext() if same else jax.enable_x64(x64):

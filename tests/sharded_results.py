@@ -110,7 +110,7 @@ class Interpreted(ja.Splash):
 
 
 def kernels(*names):
-    """Kernels make the parts: results and gradients."""
+    """Kernels make the parts, of what a device has and of whole arrays: results and gradients."""
     shape = lambda heads: (1, 2048, heads, 16)
     q, k, v = (RNG.standard_normal(shape(heads)).astype(np.float32) for heads in (2, 1, 1))
     for name in names:
@@ -130,7 +130,17 @@ def kernels(*names):
             return case.back(run(*(case.put(x, 1) for x in qkv)))
 
         one = partial(ja.attention, mask=ja.Causal())
-        close(jax.jit(partial(both, shared))(q, k, v), jax.jit(partial(both, one))(q, k, v))
+        want = jax.jit(partial(both, one))(q, k, v)
+        close(jax.jit(partial(both, shared))(q, k, v), want)
+        assert Interpreted.runs
+        Interpreted.runs = 0
+
+        def of_whole(*qkv, case=case):
+            rule = {"way": case.way, "mask": ja.Causal(), "backend": Interpreted()}
+            return case.back(sharded.attention(*(case.put(x, 1) for x in qkv), **rule))
+
+        with jax.set_mesh(case.mesh):
+            close(jax.jit(partial(both, of_whole))(q, k, v), want)
         assert Interpreted.runs
 
 

@@ -25,9 +25,8 @@ class Observing:
     """The states of a problem's observations. make: (problem, watched, lse) -> those of a part."""
 
     def __init__(self, visits: Visits, problem: Problem, watched: Watch, make: Any) -> None:
-        sizes = problem.sizes
         self.visits, self.watched, self.make = visits, watched, make
-        self.sizes, self.lead = sizes._replace(varying=visits.axes), len(sizes.batch)
+        self.sizes, self.lead = problem.sizes, len(problem.sizes.batch)
 
     def start(self, dtype: Any, s: int) -> tuple[Any, ...]:
         """The states of so many keys before any visit."""
